@@ -1,0 +1,1 @@
+"""Demonstration models and the script that trains them."""
