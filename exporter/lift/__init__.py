@@ -1,0 +1,163 @@
+"""Find every nonlinearity of a model by its mathematics, whatever it is called and however it was written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from actx.exporter.lift.function import ScalarFunction, is_affine
+from actx.exporter.lift.gating import find_gate
+from actx.exporter.lift.naming import site_names
+from actx.exporter.lift.recognise import recognise
+from actx.exporter.lift.regions import Region, grow
+from actx.exporter.lift.rule import ENDS, NORMALISATIONS, objection
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Gate", "Lifted", "Rejection", "ScalarFunction", "Site", "lift"]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The product f(g) * u that a site is part of.
+
+    Attributes:
+        multiplier: name of the value u, of the shape of the site's output.
+        product: name of the value f(g) * u.
+    """
+
+    multiplier: str
+    product: str
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place in the graph where a nonlinearity acts. Values are named as in the graph.
+
+    Attributes:
+        name: the scope name of the region, unique in the model and stable across runs.
+        kind: the catalogue's name of the function, or ``scalar``.
+        parameters: the function's parameters by name; float64, shape ``()`` or, where they differ per channel, ``(C,)``.
+        function: f, evaluated by the region's own graph.
+        input: the value f is applied to.
+        output: the value f gives.
+        values: every value that the region's nodes compute, in topological order; the last one is `output`.
+        dtype: the type of input and output.
+        shape: of input and output as far as it is known: sizes, names, or None per dimension; None without a rank.
+        axis: the channel axis, counted from the end, where f differs per channel.
+        gate: the product that the output enters, if it is gated.
+    """
+
+    name: str
+    kind: str
+    parameters: dict[str, NDArray[np.float64]]
+    function: ScalarFunction
+    input: str
+    output: str
+    values: tuple[str, ...]
+    dtype: ir.DataType
+    shape: tuple[int | str | None, ...] | None
+    axis: int | None
+    gate: Gate | None
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A nonlinear node, or region, that is no site, and why."""
+
+    name: str
+    ops: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """What was found: the sites in graph order, and what is nonlinear but no site."""
+
+    sites: tuple[Site, ...]
+    rejections: tuple[Rejection, ...]
+
+
+def lift(model: ir.Model) -> Lifted:
+    """Find the sites of a model whose types and shapes have been inferred. The model is not changed."""
+    regions = grow(model.graph)
+    memo: dict[str, tuple[bool, str, dict[str, NDArray[np.float64]]]] = {}
+    verdicts = [(region, objection(region, _identify(region, memo)[0])) for region in regions]
+    accepted = [region for region, reason in verdicts if reason is None]
+    names = site_names([region.nodes for region in accepted])
+    taken: set[ir.Value] = set()
+    sites = tuple(_site(region, name, memo, taken) for region, name in zip(accepted, names, strict=True))
+    return Lifted(sites, _rejections(model.graph, verdicts, memo))
+
+
+def _identify(
+    region: Region, memo: dict[str, tuple[bool, str, dict[str, NDArray[np.float64]]]]
+) -> tuple[bool, str, dict[str, NDArray[np.float64]]]:
+    """Return whether the function is affine, its kind and its parameters, worked out once per distinct program."""
+    key = region.function.key
+    if key not in memo:
+        affine = is_affine(region.function)
+        half = any(v.dtype in {ir.DataType.FLOAT16, ir.DataType.BFLOAT16} for n in region.nodes for v in n.outputs)
+        memo[key] = (affine, *(("", {}) if affine else recognise(region.function, 2.0**-11 if half else 2.0**-24)))
+    return memo[key]
+
+
+def _site(
+    region: Region,
+    name: str,
+    memo: dict[str, tuple[bool, str, dict[str, NDArray[np.float64]]]],
+    taken: set[ir.Value],
+) -> Site:
+    _, kind, parameters = _identify(region, memo)
+    dtype = region.output.dtype or region.root.dtype
+    assert dtype is not None
+    gate = find_gate(region)
+    if gate is not None and gate[1] in taken:  # the product has one gate: the site that came first
+        gate = None
+    if gate is not None:
+        taken.add(gate[1])
+    return Site(
+        name=name,
+        kind="prelu" if kind == "leaky_relu" and region.axis is not None else kind,
+        parameters=parameters,
+        function=region.function,
+        input=_name(region.root),
+        output=_name(region.output),
+        values=tuple(_name(node.outputs[0]) for node in region.nodes),
+        dtype=dtype,
+        shape=_dims(region.output if region.output.shape is not None else region.root),
+        axis=region.axis,
+        gate=None if gate is None else Gate(_name(gate[0]), _name(gate[1])),
+    )
+
+
+def _name(value: ir.Value) -> str:
+    assert value.name
+    return value.name
+
+
+def _dims(value: ir.Value) -> tuple[int | str | None, ...] | None:
+    return None if value.shape is None else tuple(d if isinstance(d, int) else d.value for d in value.shape)
+
+
+def _rejections(
+    graph: ir.Graph,
+    verdicts: Sequence[tuple[Region, str | None]],
+    memo: dict[str, tuple[bool, str, dict[str, NDArray[np.float64]]]],
+) -> tuple[Rejection, ...]:
+    """Describe what is nonlinear and no site. Affine regions are not nonlinear, and not worth a line."""
+    refused = [(r, reason) for r, reason in verdicts if reason is not None and not memo[r.function.key][0]]
+    names = site_names([region.nodes for region, _ in refused])
+    rows = [
+        Rejection(name, "+".join(dict.fromkeys(node.op_type for node in region.nodes)), reason)
+        for name, (region, reason) in zip(names, refused, strict=True)
+    ]
+    whole = Counter(node.op_type for node in graph if node.op_type in NORMALISATIONS | (ENDS - {"Shape", "Size"}))
+    rows += [Rejection(f"{count} nodes", op, "acts on whole rows, not elementwise") for op, count in sorted(whole.items())]
+    return tuple(rows)

@@ -1,0 +1,130 @@
+"""The elementwise ops of ONNX (opsets 13 to 25) as float64 mathematics.
+
+An op of this table maps each element of its inputs to the element at the same place in its output, so that a connected
+region of such ops with one non-constant input is a scalar function. Formulas follow the ONNX operator specification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import reduce
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import erf, expit
+
+from actx.custom_ops.activations import ACTIVATIONS
+from actx.custom_ops.spline import Spline
+
+Array: TypeAlias = NDArray[Any]
+Attributes: TypeAlias = Mapping[str, Any]
+Evaluate: TypeAlias = Callable[..., Array]
+
+
+def _gelu(a: Attributes, x: Array) -> Array:
+    return ACTIVATIONS["gelu_tanh" if a.get("approximate") == "tanh" else "gelu"].formula(x)
+
+
+def _hard_sigmoid(a: Attributes, x: Array) -> Array:
+    return np.clip(a.get("alpha", 0.2) * x + a.get("beta", 0.5), 0, 1)
+
+
+def _elu(a: Attributes, x: Array) -> Array:
+    return np.where(x > 0, x, a.get("alpha", 1.0) * np.expm1(np.minimum(x, 0)))
+
+
+def _celu(a: Attributes, x: Array) -> Array:
+    return ACTIVATIONS["celu"].formula(x, a.get("alpha", 1.0))
+
+
+def _selu(a: Attributes, x: Array) -> Array:
+    alpha, gamma = a.get("alpha", 1.67326319217681884765625), a.get("gamma", 1.05070102214813232421875)
+    return gamma * np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
+
+
+def _leaky_relu(a: Attributes, x: Array) -> Array:
+    return np.where(x < 0, a.get("alpha", 0.01) * x, x)
+
+
+def _thresholded_relu(a: Attributes, x: Array) -> Array:
+    return np.where(x > a.get("alpha", 1.0), x, 0.0)
+
+
+def _shrink(a: Attributes, x: Array) -> Array:
+    limit, bias = a.get("lambd", 0.5), a.get("bias", 0.0)
+    return np.where(x < -limit, x + bias, np.where(x > limit, x - bias, 0.0))
+
+
+def _clip(_: Attributes, x: Array, low: Array | None = None, high: Array | None = None) -> Array:
+    floor = x if low is None else np.maximum(x, low)
+    return floor if high is None else np.minimum(floor, high)
+
+
+def _prelu(_: Attributes, x: Array, slope: Array) -> Array:
+    return np.where(x < 0, slope * x, x)
+
+
+def _swish(a: Attributes, x: Array) -> Array:
+    return x * expit(a.get("alpha", 1.0) * x)
+
+
+def _spline(a: Attributes, x: Array, *u: Array) -> Array:
+    return Spline.from_attributes(a)(x) if not u else Spline.from_attributes(a)(x) * u[0]
+
+
+def _mod(a: Attributes, x: Array, y: Array) -> Array:
+    return np.fmod(x, y) if a.get("fmod") else np.mod(x, y)
+
+
+def _mean(_: Attributes, *xs: Array) -> Array:
+    return reduce(np.add, xs) / len(xs)
+
+
+def _plain(function: Callable[..., Array]) -> Evaluate:
+    """A formula without attributes."""
+    return lambda _, *xs: function(*xs)
+
+
+def _fold(function: Callable[..., Array]) -> Evaluate:
+    """A formula over any number of inputs."""
+    return lambda _, *xs: reduce(function, xs)
+
+
+def _catalogue(name: str) -> Evaluate:
+    return lambda _, x: ACTIVATIONS[name].formula(x)
+
+
+ELEMENTWISE: Mapping[tuple[str, str], Evaluate] = {
+    **{("", name): evaluate for name, evaluate in {
+        "Abs": _plain(np.abs), "Neg": _plain(np.negative), "Sign": _plain(np.sign), "Reciprocal": _plain(np.reciprocal),
+        "Floor": _plain(np.floor), "Ceil": _plain(np.ceil), "Round": _plain(np.round),
+        "Exp": _plain(np.exp), "Log": _plain(np.log), "Sqrt": _plain(np.sqrt), "Erf": _plain(erf),
+        "Sin": _plain(np.sin), "Cos": _plain(np.cos), "Tan": _plain(np.tan),
+        "Sinh": _plain(np.sinh), "Cosh": _plain(np.cosh), "Tanh": _plain(np.tanh),
+        "Asin": _plain(np.arcsin), "Acos": _plain(np.arccos), "Atan": _plain(np.arctan),
+        "Asinh": _plain(np.arcsinh), "Acosh": _plain(np.arccosh), "Atanh": _plain(np.arctanh),
+        "Relu": _catalogue("relu"), "Sigmoid": _catalogue("sigmoid"), "Softplus": _catalogue("softplus"),
+        "Softsign": _catalogue("softsign"), "Mish": _catalogue("mish"), "HardSwish": _catalogue("hardswish"),
+        "Gelu": _gelu, "Swish": _swish, "HardSigmoid": _hard_sigmoid, "Elu": _elu, "Celu": _celu, "Selu": _selu,
+        "LeakyRelu": _leaky_relu, "PRelu": _prelu, "ThresholdedRelu": _thresholded_relu, "Shrink": _shrink, "Clip": _clip,
+        "Add": _plain(np.add), "Sub": _plain(np.subtract), "Mul": _plain(np.multiply), "Div": _plain(np.divide),
+        "Pow": _plain(np.power), "Mod": _mod,
+        "Max": _fold(np.maximum), "Min": _fold(np.minimum), "Sum": _fold(np.add), "Mean": _mean,
+        "Greater": _plain(np.greater), "GreaterOrEqual": _plain(np.greater_equal), "Less": _plain(np.less),
+        "LessOrEqual": _plain(np.less_equal), "Equal": _plain(np.equal), "And": _plain(np.logical_and),
+        "Or": _plain(np.logical_or), "Xor": _plain(np.logical_xor), "Not": _plain(np.logical_not), "IsNaN": _plain(np.isnan),
+        "IsInf": _plain(np.isinf), "Where": _plain(np.where),
+        "Identity": _plain(np.asarray), "Cast": _plain(np.asarray), "CastLike": lambda _, x, *like: np.asarray(x),
+        "Dropout": lambda _, x, *rest: np.asarray(x),
+    }.items()},
+    ("com.microsoft", "Gelu"): _catalogue("gelu"),
+    ("com.microsoft", "FastGelu"): _catalogue("gelu_tanh"),
+    ("com.microsoft", "QuickGelu"): lambda a, x: x * expit(a.get("alpha", 1.702) * x),
+    ("actx", "Spline"): _spline,
+}  # fmt: skip
+
+# Linear in their one non-constant operand: a layer's bias or a normalisation's scale where the constant is per channel.
+AFFINE_WITH_CONSTANT = frozenset({"Add", "Sub", "Mul", "Div"})
+# Change the type or nothing at all.
+IDENTITIES = frozenset({"Identity", "Cast", "CastLike", "Dropout"})

@@ -1,0 +1,111 @@
+"""A scalar function as the straight-line program of the graph region it came from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from actx.exporter.lift.elementwise import ELEMENTWISE
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A constant operand: one number, or one per channel.
+
+    Attributes:
+        values: float64 (or bool), shape ``()`` or ``(C,)``.
+    """
+
+    values: NDArray[Any]
+
+    @property
+    def per_channel(self) -> bool:
+        """Whether there is one number per channel."""
+        return self.values.ndim > 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One op: its operands are indices of earlier values (0 is x, i + 1 the result of step i), constants or absent."""
+
+    op: tuple[str, str]
+    attributes: Mapping[str, Any]
+    operands: tuple[int | Constant | None, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ScalarFunction:
+    """f(x), evaluated in float64 by the ops of the region itself.
+
+    Attributes:
+        steps: the ops in topological order; the last one gives f(x).
+        channels: C where the function differs per channel, else None.
+    """
+
+    steps: tuple[Step, ...]
+    channels: int | None = None
+
+    def __call__(self, x: ArrayLike) -> NDArray[np.float64]:
+        """Evaluate f.
+
+        Args:
+            x: any shape; for a per-channel function the first dimension must be C or 1.
+
+        Returns:
+            float64 of the shape of x (broadcast to C in the first dimension where f is per channel).
+        """
+        values: list[Any] = [np.asarray(x, dtype=np.float64)]
+        rank = values[0].ndim
+
+        def operand(of: int | Constant | None) -> Any:  # noqa: ANN401 - float64 or bool arrays
+            if isinstance(of, Constant):
+                return of.values.reshape(-1, *[1] * (rank - 1)) if of.per_channel else of.values
+            return None if of is None else values[of]
+
+        with np.errstate(all="ignore"):
+            for step in self.steps:
+                values.append(ELEMENTWISE[step.op](step.attributes, *map(operand, step.operands)))
+        result = np.asarray(values[-1], dtype=np.float64)
+        return result if result.ndim else result[()]
+
+    @cached_property
+    def key(self) -> str:
+        """A digest of the program: equal for equal functions, whatever their place in the graph."""
+        digest = hashlib.sha256()
+        for step in self.steps:
+            digest.update(repr((step.op, sorted(step.attributes.items()))).encode())
+            for operand in step.operands:
+                is_constant = isinstance(operand, Constant)
+                digest.update(operand.values.tobytes() if is_constant else repr(operand).encode())
+                digest.update(b"|")
+        return digest.hexdigest()
+
+    def channel(self, index: int) -> ScalarFunction:
+        """Return the function of one channel."""
+
+        def pick(operand: int | Constant | None) -> int | Constant | None:
+            return Constant(operand.values[index]) if isinstance(operand, Constant) and operand.per_channel else operand
+
+        steps = tuple(Step(s.op, s.attributes, tuple(map(pick, s.operands))) for s in self.steps)
+        return ScalarFunction(steps)
+
+
+AFFINE_TOLERANCE = 1e-6
+_PROBE = np.concatenate([-np.geomspace(6e4, 1e-3, 90), [0.0], np.geomspace(1e-3, 6e4, 90)])
+
+
+def is_affine(function: ScalarFunction) -> bool:
+    """Tell whether f is a x + b over the finite fp16 range (a clamp at its very ends does not count)."""
+    values = np.atleast_2d(function(np.broadcast_to(_PROBE, (function.channels or 1, _PROBE.size))))
+    if not np.isfinite(values).all():
+        return False
+    slope = (values[:, -1:] - values[:, :1]) / (_PROBE[-1] - _PROBE[0])
+    line = values[:, 90:91] + slope * _PROBE
+    scale = np.maximum(np.abs(line), np.abs(slope) * np.abs(_PROBE)) + np.abs(values[:, 90:91])
+    return bool((np.abs(values - line) <= AFFINE_TOLERANCE * scale + 1e-12).all())

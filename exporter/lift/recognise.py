@@ -1,0 +1,73 @@
+"""Name a scalar function from the catalogue of activations by its values, whatever way it was written."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from actx.custom_ops.activations import ACTIVATIONS, Activation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from actx.exporter.lift.function import ScalarFunction
+
+UNNAMED = "scalar"
+# The constants of a graph are rounded to its type; half a dozen such roundings may add up in a region.
+ROUNDINGS = 8
+_GRID = np.linspace(-12.0, 12.0, 241)
+
+
+def recognise(function: ScalarFunction, unit: float) -> tuple[str, dict[str, NDArray[np.float64]]]:
+    """Return the catalogue's name of f and its parameters, or ``("scalar", {})``.
+
+    Where several entries fit (swish with beta 1 is silu), the first one of the catalogue whose error is nearly the
+    smallest wins.
+
+    Args:
+        function: f, per channel or not.
+        unit: the rounding unit of the graph's float type (2**-24 for float32, 2**-11 for float16).
+
+    Returns:
+        The name, and per parameter its value: shape ``()``, or ``(C,)`` where it differs per channel.
+    """
+    values = np.atleast_2d(function(np.broadcast_to(_GRID, (function.channels or 1, _GRID.size))))
+    if not np.isfinite(values).all():
+        return UNNAMED, {}
+    found = [(*_mismatch(entry, function, values), entry) for entry in ACTIVATIONS.values()]
+    tolerance = ROUNDINGS * unit
+    fitting = [row for row in found if row[0] <= tolerance]
+    if not fitting:
+        return UNNAMED, {}
+    best = min(row[0] for row in fitting)
+    _, parameters, entry = next(row for row in fitting if row[0] <= max(4 * best, unit / 4))
+    return entry.name, dict(zip(entry.parameters, parameters, strict=True))
+
+
+def _mismatch(
+    entry: Activation, function: ScalarFunction, values: NDArray[np.float64]
+) -> tuple[float, list[NDArray[np.float64]]]:
+    """Return the largest error relative to 1 + |x| + |f(x)|, and the parameters (float64, shape () or (C,))."""
+    parameters = _parameters(entry, function)
+    if not all(np.isfinite(p).all() for p in parameters):
+        return np.inf, []
+    with np.errstate(all="ignore"):
+        expected = entry.formula(_GRID[None, :], *(np.reshape(p, (-1, 1)) for p in parameters))
+        error = np.abs(values - expected) / (1 + np.abs(_GRID) + np.abs(values))
+    return (float(error.max()) if np.isfinite(error).all() else np.inf), parameters
+
+
+def _parameters(entry: Activation, function: ScalarFunction) -> list[NDArray[np.float64]]:
+    if entry.infer is None:
+        return []
+    infer = entry.infer
+    members = [function] if function.channels is None else [function.channel(i) for i in range(function.channels)]
+    rows = np.array([infer(_pointwise(member)) for member in members], dtype=np.float64)
+    return [column if function.channels is not None else column[0] for column in rows.T]
+
+
+def _pointwise(function: ScalarFunction) -> Callable[[float], float]:
+    return lambda x: float(function(x))

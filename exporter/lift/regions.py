@@ -1,0 +1,256 @@
+"""Grow the connected regions of elementwise ops that have one non-constant input.
+
+1. Every value knows its *dominators*: the values it is a function of, nearest first. An elementwise node adds itself to
+   what its non-constant operands have in common; any other node starts anew.
+2. A *barrier* ends a region: a per-channel constant on the only way from the input (a bias, or the scale of a
+   normalisation: it belongs to the layer before). A per-channel constant beside that way (a PReLU's slope, a Swish's
+   beta) stays inside.
+3. A value inside a region that is also read outside it, or by two regions, is a *cut*: regions end and begin there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from actx.exporter.lift.elementwise import AFFINE_WITH_CONSTANT, ELEMENTWISE
+from actx.exporter.lift.function import Constant, ScalarFunction, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+# A chain of elementwise ops longer than this is cut, so that growing stays linear in the size of the graph.
+MAX_DOMINATORS = 128
+# A constant with more elements is a weight, not a parameter of an activation.
+MAX_CONSTANT = 1 << 16
+
+
+@dataclass(frozen=True)
+class Region:
+    """A region of elementwise nodes: `output` is a scalar function of `root`.
+
+    Attributes:
+        root: the one non-constant input.
+        output: the one value that leaves the region.
+        nodes: in topological order.
+        function: f, the region's own mathematics.
+        axis: the channel axis, counted from the end, where f differs per channel.
+    """
+
+    root: ir.Value
+    output: ir.Value
+    nodes: tuple[ir.Node, ...]
+    function: ScalarFunction
+    axis: int | None
+
+
+@dataclass
+class _Growth:
+    """Working state of one graph."""
+
+    constants: dict[ir.Value, NDArray[Any] | None] = field(default_factory=dict)
+    dominators: dict[ir.Value, tuple[ir.Value, ...]] = field(default_factory=dict)
+    barriers: set[ir.Value] = field(default_factory=set)
+    cuts: set[ir.Value] = field(default_factory=set)
+
+
+def grow(graph: ir.Graph) -> list[Region]:
+    """Return every maximal region, in graph order. Affine ones are among them."""
+    nodes = list(graph)
+    growth = _Growth()
+    while True:
+        _dominate(nodes, growth)
+        cuts = _find_cuts(nodes, growth)
+        if cuts <= growth.cuts:
+            break
+        growth.cuts |= cuts
+        growth.dominators.clear()
+    found = [region for value in _outputs(nodes, growth) for region in _split(value, growth)]
+    place = {node: i for i, node in enumerate(nodes)}
+    return sorted(found, key=lambda region: place[region.nodes[-1]])
+
+
+def constant_of(value: ir.Value, known: dict[ir.Value, NDArray[Any] | None]) -> NDArray[Any] | None:
+    """Return the value's constant array, following elementwise ops on constants; None where it is not constant."""
+    if value in known:
+        return known[value]
+    known[value] = None  # also ends a cycle of an invalid graph
+    tensor = None if value.is_graph_input() else ir.convenience.get_const_tensor(value)
+    if tensor is not None:
+        known[value] = tensor.numpy() if tensor.size <= MAX_CONSTANT else None
+    elif (node := value.producer()) is not None and _evaluator(node) is not None:
+        operands = [None if v is None else constant_of(v, known) for v in node.inputs]
+        if operands and all(o is not None for o, v in zip(operands, node.inputs, strict=True) if v is not None):
+            with np.errstate(all="ignore"):
+                known[value] = np.asarray(ELEMENTWISE[_op(node)](attributes_of(node), *operands))
+    return known[value]
+
+
+def attributes_of(node: ir.Node) -> dict[str, Any]:
+    """Return the node's attributes as plain Python values."""
+    return {
+        name: attribute.as_string() if attribute.type == ir.AttributeType.STRING else attribute.value
+        for name, attribute in node.attributes.items()
+        if not attribute.is_ref()
+    }
+
+
+def _op(node: ir.Node) -> tuple[str, str]:
+    return ("" if node.domain == "ai.onnx" else node.domain), node.op_type
+
+
+def _evaluator(node: ir.Node) -> Any:  # noqa: ANN401 - a formula over arrays
+    return ELEMENTWISE.get(_op(node)) if node.inputs and node.outputs else None
+
+
+def _operands(node: ir.Node, growth: _Growth) -> list[ir.Value]:
+    """Return the distinct non-constant inputs."""
+    return list(dict.fromkeys(v for v in node.inputs if v is not None and constant_of(v, growth.constants) is None))
+
+
+def _dominate(nodes: Sequence[ir.Node], growth: _Growth) -> None:
+    for node in nodes:
+        operands = _operands(node, growth)
+        if _evaluator(node) is None or not operands or channels_of(node, growth.constants) is None:
+            continue
+        common = _common([(v, *_beyond(v, growth)) for v in operands])
+        output = node.outputs[0]
+        growth.dominators[output] = common[:MAX_DOMINATORS]
+        if len(operands) == 1 and node.op_type in AFFINE_WITH_CONSTANT and channels_of(node, growth.constants):
+            growth.barriers.add(output)
+
+
+def _beyond(value: ir.Value, growth: _Growth) -> tuple[ir.Value, ...]:
+    return () if value in growth.cuts else growth.dominators.get(value, ())
+
+
+def _common(chains: Sequence[tuple[ir.Value, ...]]) -> tuple[ir.Value, ...]:
+    first, *rest = chains
+    shared = [set(chain) for chain in rest]
+    return tuple(v for v in first if all(v in chain for chain in shared))
+
+
+def channels_of(node: ir.Node, known: dict[ir.Value, NDArray[Any] | None]) -> tuple[int, ...] | None:
+    """Return () where all constants are scalar, (axis, C) where they run along one axis, None where neither."""
+    found: set[tuple[int, ...]] = set()
+    for value in node.inputs:
+        array = None if value is None else constant_of(value, known)
+        if array is None or array.size == 1:
+            continue
+        wide = [(axis - array.ndim, size) for axis, size in enumerate(array.shape) if size != 1]
+        if len(wide) != 1:
+            return None
+        found.add(wide[0])
+    if len(found) > 1:
+        return None
+    return found.pop() if found else ()
+
+
+def _root(value: ir.Value, growth: _Growth) -> ir.Value:
+    """Return the furthest dominator; the value itself where it starts anew."""
+    dominators = growth.dominators.get(value)
+    return dominators[-1] if dominators else value
+
+
+def _continues(value: ir.Value, consumer: ir.Node, growth: _Growth) -> bool:
+    """Tell whether the consumer goes on with the value's region."""
+    output = consumer.outputs[0] if consumer.outputs else None
+    if output is None or output not in growth.dominators or value in growth.cuts:
+        return False
+    return _root(output, growth) is _root(value, growth)
+
+
+def _find_cuts(nodes: Sequence[ir.Node], growth: _Growth) -> set[ir.Value]:
+    """Return the values inside a region that leave it, or that two regions would share."""
+    sink: dict[ir.Value, ir.Value] = {}
+    cuts: set[ir.Value] = set()
+    for node in reversed(nodes):
+        value = node.outputs[0] if node.outputs else None
+        if value is None or value not in growth.dominators:
+            continue
+        inside = [consumer for consumer in value.consumers() if _continues(value, consumer, growth)]
+        leaves = value.is_graph_output() or len(inside) < len(value.consumers())
+        sinks = {sink[consumer.outputs[0]] for consumer in inside if consumer.outputs[0] in sink}
+        sink[value] = value if leaves or len(sinks) != 1 else next(iter(sinks))
+        if inside and sink[value] is value and _root(value, growth) is not value:
+            cuts.add(value)
+    return cuts
+
+
+def _outputs(nodes: Sequence[ir.Node], growth: _Growth) -> Iterator[ir.Value]:
+    for node in nodes:
+        for value in node.outputs[:1]:
+            consumers = value.consumers()
+            ends = value.is_graph_output() or not all(_continues(value, c, growth) for c in consumers)
+            if value in growth.dominators and (value.is_graph_output() or consumers) and ends:
+                yield value
+
+
+def _split(output: ir.Value, growth: _Growth) -> Iterator[Region]:
+    """Yield the regions on the way from `output` back to its root, which barriers divide."""
+    run = [output]
+    for dominator in growth.dominators[output]:
+        if run[-1] in growth.barriers:
+            yield from _largest(run, growth)
+            run = []
+        run.append(dominator)
+    yield from _largest(run, growth)
+
+
+def _largest(run: Sequence[ir.Value], growth: _Growth) -> Iterator[Region]:
+    """Yield the largest region of the run, nearest value first, that begins with the type it ends with."""
+    for end, last in enumerate(run[:-1]):
+        for first in reversed(run[end + 1 :]):
+            if first.dtype == last.dtype or first.dtype is None or last.dtype is None:
+                yield from _between(first, last, growth)
+                return
+
+
+def _between(root: ir.Value, output: ir.Value, growth: _Growth) -> Iterator[Region]:
+    order: dict[ir.Node, None] = {}
+
+    def visit(start: ir.Value) -> None:
+        stack = [(start, False)]
+        while stack:
+            value, done = stack.pop()
+            node = value.producer()
+            if value is root or node is None or node in order or constant_of(value, growth.constants) is not None:
+                continue
+            if done:
+                order[node] = None
+                continue
+            stack.append((value, True))
+            stack.extend((v, False) for v in reversed(node.inputs) if v is not None)
+
+    visit(output)
+    nodes = tuple(order)
+    wide = {c for node in nodes if (c := channels_of(node, growth.constants))}
+    if len(wide) > 1:  # parameters along two axes: no function of one channel
+        return
+    axis, channels = wide.pop() if wide else (None, None)
+    yield Region(root, output, nodes, _program(root, nodes, channels, growth), axis)
+
+
+def _program(root: ir.Value, nodes: Sequence[ir.Node], channels: int | None, growth: _Growth) -> ScalarFunction:
+    index = {root: 0}
+    steps: list[Step] = []
+
+    def operand(value: ir.Value | None) -> int | Constant | None:
+        if value is None:
+            return None
+        if value in index:
+            return index[value]
+        array = constant_of(value, growth.constants)
+        assert array is not None, value.name
+        values = array.astype(np.float64) if array.dtype != bool else array
+        return Constant(values.reshape(()) if values.size == 1 else values.reshape(-1))
+
+    for node in nodes:
+        steps.append(Step(_op(node), attributes_of(node), tuple(map(operand, node.inputs))))
+        index[node.outputs[0]] = len(steps)
+    return ScalarFunction(tuple(steps), channels)
