@@ -1,0 +1,320 @@
+"""Compare an artifact with its original: the drift of the outputs, and the noise that each site adds.
+
+1. End to end: both models run untouched on every batch, and the outputs are compared by name (`metrics`).
+2. Per site: both run once more with the values around every site as further outputs. `added` compares the site's output
+   with its function at the artifact's own input, so it is the noise that this site adds; `accumulated` compares it with
+   the original's output, so it holds the noise of everything before as well. Values that are outputs are not fused
+   away: the last bits can differ from the untouched models, and only step 1 enters the drift.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actx.exporter import runtime
+from actx.exporter.data import Arrays, Batch, Data, cast_feeds
+from actx.exporter.errors import ActxError, UsageError
+from actx.exporter.metrics import (
+    METRICS,
+    Accuracy,
+    AccuracyMeter,
+    OutputDrift,
+    OutputMeter,
+    PowerRatio,
+    UserMetric,
+    check_metric,
+    json_values,
+    worst,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from actx.exporter.runtime import RuntimeOptions, Session
+
+Progress: TypeAlias = Callable[[int, int], None]
+Function: TypeAlias = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class SiteTap:
+    """Where to look at one site in both graphs.
+
+    Attributes:
+        name: the site's name.
+        function: the site's function in float64, or None where it is no function of the one input.
+        original_output: name of the value that the site gives in the original.
+        artifact_input: name of the value that the site takes in the artifact.
+        artifact_output: name of the value that it gives there.
+        input_scale: the artifact's input is so many times the original's.
+        output_scale: likewise the output.
+    """
+
+    name: str
+    function: Function | None
+    original_output: str
+    artifact_input: str
+    artifact_output: str
+    input_scale: float = 1.0
+    output_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class SiteDrift:
+    """The noise at one site, as signal-to-noise ratios in dB: more is better, infinite is none.
+
+    Attributes:
+        name: the site's name.
+        added_db: of what the site itself adds; None, not measured, where its function is not known.
+        accumulated_db: of everything up to the site's output.
+    """
+
+    name: str
+    added_db: float | None
+    accumulated_db: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values, as `OutputDrift.to_dict`."""
+        return json_values(asdict(self))
+
+
+@dataclass(frozen=True)
+class DriftReport:
+    """What was measured. True when the drift is finite and within the budget, where one was stated.
+
+    Attributes:
+        metric: name of the metric.
+        drift: a number >= 0, the worst output's; infinite where an output is NaN or infinite and the original's is not.
+        worst_output: name of that output; None for a metric of the user's, which sees all outputs.
+        samples: number of samples compared.
+        synthetic: whether the data was random.
+        source: where the data came from.
+        outputs: every output with every metric that applies to it.
+        sites: every site that was looked at.
+        worst_site: the site that adds the most noise, or where none is known the one with the most accumulated; None
+            where there is no noise.
+        max_drift: the budget, or None.
+        accuracy: of both models, where the data has labels that fit an output.
+        notes: what was done to the data.
+        runtime: versions, machine and options of the measurement.
+    """
+
+    metric: str
+    drift: float
+    worst_output: str | None
+    samples: int
+    synthetic: bool
+    source: str
+    outputs: tuple[OutputDrift, ...]
+    sites: tuple[SiteDrift, ...]
+    worst_site: str | None
+    max_drift: float | None
+    accuracy: Accuracy | None
+    notes: tuple[str, ...]
+    runtime: dict[str, Any]
+
+    def __bool__(self) -> bool:
+        return math.isfinite(self.drift) and (self.max_drift is None or self.drift <= self.max_drift)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values: null for what does not apply or was not measured, "inf" and "-inf" for infinities."""
+        return {**json_values(asdict(self)), "within_budget": bool(self)}
+
+
+def check(
+    original: Path,
+    artifact: Path,
+    data: Data,
+    *,
+    taps: Sequence[SiteTap] = (),
+    metric: str = "l2",
+    max_drift: float | None = None,
+    logits: Sequence[str] = (),
+    options: RuntimeOptions = runtime.DEFAULT,
+    progress: Progress | None = None,
+) -> DriftReport:
+    """Measure the drift of an artifact on data.
+
+    Neither model is modified and nothing is written. No more than one batch of outputs is held.
+
+    Args:
+        original: the model before, float32.
+        artifact: the model after, with the same outputs in the same order, and inputs of the same names.
+        data: made for the original's inputs; cast to the artifact's where these differ (float16).
+        taps: sites to look at, in the order to report them.
+        metric: one of `METRICS`, or ``pkg.mod:callable`` (see `UserMetric`).
+        max_drift: the budget.
+        logits: names of the outputs that are logits; without any, the rule in `metrics` tells.
+        options: how to run both.
+        progress: called as ``progress(samples done, samples to do)``.
+
+    Raises:
+        UsageError: the metric is unknown or applies to no output, the budget is negative, a logits name is no output.
+        ActxError: a model cannot be opened or run, the outputs differ in name or shape, a tapped value does not exist.
+    """
+    check_metric(metric)
+    if max_drift is not None and not (math.isfinite(max_drift) and max_drift >= 0):
+        msg = "the drift budget must be a finite number >= 0"
+        raise UsageError(msg, note=f"got {max_drift}")
+    steps = _Steps(progress, data.samples * (2 if taps else 1))
+    pair = _Pair.open(original, artifact, options)
+    names = pair.common_outputs()
+    if unknown := [name for name in logits if name not in names]:
+        msg = f"'{unknown[0]}' is no output of the models"
+        raise UsageError(msg, note=f"outputs: {', '.join(names)}")
+    comparison = _Comparison(names, metric, tuple(logits))
+    for batch in data.batches():
+        comparison.update(*pair.run(batch), batch)
+        steps.add(batch.samples)
+    worst_output, drift = comparison.drift()
+    del pair  # models may be large: the tapped ones take their place
+    sites = _measure_sites((original, artifact), names, data, taps, options=options, steps=steps) if taps else ()
+    return DriftReport(
+        metric=metric,
+        drift=drift,
+        worst_output=worst_output,
+        samples=data.samples,
+        synthetic=data.synthetic,
+        source=data.source,
+        outputs=comparison.outputs(),
+        sites=sites,
+        worst_site=_worst_site(sites),
+        max_drift=max_drift,
+        accuracy=comparison.accuracy.result(),
+        notes=data.notes,
+        runtime=runtime.describe_runtime(options),
+    )
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Both models, opened, with the names of the values to return."""
+
+    original: Session
+    artifact: Session
+    original_values: tuple[str, ...] | None = None
+    artifact_values: tuple[str, ...] | None = None
+
+    @classmethod
+    def open(cls, original: Path, artifact: Path, options: RuntimeOptions) -> _Pair:
+        pair = cls(runtime.open_session(original, options), runtime.open_session(artifact, options))
+        ours, theirs = (sorted(node.name for node in s.get_inputs()) for s in (pair.original, pair.artifact))
+        if ours != theirs:
+            msg = "the artifact takes other inputs than the original"
+            raise ActxError(msg, note=f"original {', '.join(ours)}; artifact {', '.join(theirs)}")
+        return pair
+
+    def common_outputs(self) -> list[str]:
+        ours, theirs = ([node.name for node in s.get_outputs()] for s in (self.original, self.artifact))
+        if ours != theirs:
+            msg = "the artifact has other outputs than the original, or in another order"
+            raise ActxError(msg, note=f"original {', '.join(ours)}; artifact {', '.join(theirs)}")
+        return ours
+
+    def run(self, batch: Batch) -> tuple[Arrays, Arrays]:
+        first = cast_feeds(batch.feeds, runtime.input_specs(self.original))
+        second = cast_feeds(batch.feeds, runtime.input_specs(self.artifact))
+        return (
+            runtime.run(self.original, first, self.original_values),
+            runtime.run(self.artifact, second, self.artifact_values),
+        )
+
+
+class _Comparison:
+    """Accumulates every metric over the batches."""
+
+    def __init__(self, names: Sequence[str], metric: str, logits: tuple[str, ...]) -> None:
+        self._metric = metric
+        self._user = None if metric in METRICS else UserMetric(metric)
+        self._meters = {name: OutputMeter(name, logits=(name in logits) if logits else None) for name in names}
+        self.accuracy = AccuracyMeter(logits)
+
+    def update(self, original: Arrays, artifact: Arrays, batch: Batch) -> None:
+        if self._user is not None:
+            self._user.update(original, artifact, {**batch.extras, **batch.feeds}, batch.samples)
+        for name, meter in list(self._meters.items()):
+            if self._user is not None and original[name].shape != artifact[name].shape:
+                del self._meters[name]  # the user's metric compares what we cannot, such as detections
+                continue
+            meter.update(original[name], artifact[name])
+        self.accuracy.update(original, artifact, batch.extras)
+
+    def outputs(self) -> tuple[OutputDrift, ...]:
+        return tuple(meter.result() for meter in self._meters.values())
+
+    def drift(self) -> tuple[str | None, float]:
+        outputs = self.outputs()
+        if self._user is None:
+            return worst(outputs, self._metric)
+        broken = [drift.name for drift in outputs if drift.non_finite]
+        return (broken[0], math.inf) if broken else (None, self._user.result())
+
+
+@dataclass
+class _Steps:
+    """Counts samples for the progress callback."""
+
+    report: Progress | None
+    total: int
+    done: int = 0
+
+    def add(self, samples: int) -> None:
+        self.done += samples
+        if self.report is not None:
+            self.report(self.done, self.total)
+
+
+def _measure_sites(
+    models: tuple[Path, Path],
+    outputs: Sequence[str],
+    data: Data,
+    taps: Sequence[SiteTap],
+    *,
+    options: RuntimeOptions,
+    steps: _Steps,
+) -> tuple[SiteDrift, ...]:
+    """Step 2: run both models with the tapped values as outputs."""
+    ours = tuple(dict.fromkeys(tap.original_output for tap in taps))
+    theirs = tuple(dict.fromkeys(name for tap in taps for name in (tap.artifact_input, tap.artifact_output)))
+    before, after = (  # what is an output already must not be listed twice
+        runtime.open_session(model, options, outputs=[name for name in values if name not in outputs])
+        for model, values in zip(models, (ours, theirs), strict=True)
+    )
+    pair = _Pair(before, after, ours, theirs)
+    meters = [(PowerRatio(), PowerRatio()) for _ in taps]
+    for batch in data.batches():
+        values = pair.run(batch)
+        for tap, meter in zip(taps, meters, strict=True):
+            _add_site(tap, values, *meter)
+        steps.add(batch.samples)
+    return tuple(
+        SiteDrift(tap.name, added.db() if tap.function else None, accumulated.db())
+        for tap, (added, accumulated) in zip(taps, meters, strict=True)
+    )
+
+
+def _add_site(tap: SiteTap, values: tuple[Arrays, Arrays], added: PowerRatio, accumulated: PowerRatio) -> None:
+    before, after = values
+    expected, given, got = before[tap.original_output], after[tap.artifact_input], after[tap.artifact_output]
+    if any(array.dtype.kind != "f" for array in (expected, given, got)) or expected.shape != got.shape:
+        listed = ", ".join(f"{array.dtype}{list(array.shape)}" for array in (expected, given, got))
+        msg = f"site '{tap.name}' cannot be compared"
+        raise ActxError(msg, note=f"original output, artifact input and output: {listed}")
+    accumulated.add(expected.astype(np.float64) * tap.output_scale, got)
+    if tap.function is None:
+        return
+    with np.errstate(all="ignore"):
+        ideal = tap.function(given.astype(np.float64) / tap.input_scale) * tap.output_scale
+    added.add(ideal, got)
+
+
+def _worst_site(sites: Sequence[SiteDrift]) -> str | None:
+    known = [(site.added_db, site.name) for site in sites if site.added_db is not None]
+    ratio, name = min(known or [(site.accumulated_db, site.name) for site in sites], default=(math.inf, None))
+    return name if ratio < math.inf else None

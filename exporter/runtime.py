@@ -1,0 +1,255 @@
+"""ONNX Runtime, and nothing else of it than the measuring steps need: open a model, run it, say what it ran on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from actx.exporter.data import DTYPES, Arrays, InputSpec
+from actx.exporter.errors import ActxError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+Session: TypeAlias = Any  # onnxruntime.InferenceSession, which is not typed
+
+OPTIMIZATIONS = {
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+OPTIMIZED_MODEL = "optimized.onnx"
+_SILENT = 4  # only fatal messages: everything else reaches the user as an error of ours
+_ELEMENT_TYPES = {"float": "float32", "double": "float64", "bool": "bool"} | {name: name for name in DTYPES}
+_OP_LACKING = re.compile(
+    r"No Op registered for (?P<op>\w+)|error: (?P<function>[\w.]+:\w+)\(-?\d+\) is not a registered|"
+    r"implementation for (?P<kernel>[\w.:]+)\(\d+\)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """How a session is opened; recorded beside everything that is measured with it.
+
+    Attributes:
+        threads: threads of one operator, 0 for as many as the machine has cores.
+        optimization: graph optimizations, "none", "basic", "extended" or "all".
+        disabled_optimizers: names of single optimizers to leave out, such as "SkipLayerNormFusion".
+        libraries: shared libraries with custom ops to register.
+        spin_between_runs: whether idle threads keep spinning after a run. Off where several sessions take turns,
+            because one's spinning threads take the cores from the next.
+
+    Raises:
+        UsageError: a negative number of threads or an unknown optimization.
+    """
+
+    threads: int = 0
+    optimization: str = "all"
+    disabled_optimizers: tuple[str, ...] = ()
+    libraries: tuple[Path, ...] = ()
+    spin_between_runs: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.threads < 0:
+            msg = "the number of threads must not be negative"
+            raise UsageError(msg, note=f"got {self.threads}")
+        if self.optimization not in OPTIMIZATIONS:
+            note = f"got '{self.optimization}', available: {', '.join(OPTIMIZATIONS)}"
+            msg = "unknown graph optimization"
+            raise UsageError(msg, note=note)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as JSON values."""
+        return {
+            "threads": self.threads,
+            "optimization": self.optimization,
+            "disabled_optimizers": list(self.disabled_optimizers),
+            "libraries": [str(library) for library in self.libraries],
+            "spin_between_runs": self.spin_between_runs,
+        }
+
+
+DEFAULT = RuntimeOptions()
+
+
+def open_session(
+    model: Path, options: RuntimeOptions = DEFAULT, outputs: Sequence[str] = (), trace: Path | None = None
+) -> Session:
+    """Open a model on the CPU.
+
+    Args:
+        model: the ``.onnx`` file; its external data is looked for beside it. Nothing is written there.
+        options: how to run it.
+        outputs: names of further values of the graph to return, after the graph's own outputs. They are not fused away,
+            so such a session can be slower and its last bits can differ.
+        trace: an empty folder for ONNX Runtime's profile and for the optimized graph (without weights), or None.
+
+    Raises:
+        ActxError: the file is missing, no ONNX model, lacks its external data, or uses what this runtime does not have.
+    """
+    path = Path(model)
+    if not path.is_file():
+        raise ActxError(f"model '{model}' does not exist" if not path.exists() else f"model '{model}' is no file")
+    session_options = _session_options(options, trace)
+    try:
+        for library in options.libraries:
+            session_options.register_custom_ops_library(str(library))
+    except Exception as error:
+        msg = f"custom-op library '{library}' cannot be loaded"
+        raise ActxError(msg, note=str(error)) from error
+    try:
+        content = _with_outputs(path, outputs, session_options) if outputs else str(path)
+        disabled = list(options.disabled_optimizers) or None
+        session = ort.InferenceSession(
+            content, session_options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+        )
+    except Exception as error:
+        raise _open_error(path, outputs, str(error)) from error
+    return session
+
+
+def run(session: Session, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None) -> Arrays:
+    """Run a session once.
+
+    Args:
+        session: what `open_session` returned.
+        feeds: one array per input.
+        outputs: names of the outputs to return; None for all.
+
+    Returns:
+        The outputs by name, in the order asked for.
+
+    Raises:
+        ActxError: the feeds do not fit, a node fails, or an output is no numeric tensor.
+    """
+    names = [output.name for output in session.get_outputs()] if outputs is None else list(outputs)
+    try:
+        values = session.run(names, dict(feeds))
+    except Exception as error:
+        got = ", ".join(f"{name}:{array.dtype}{list(array.shape)}" for name, array in feeds.items())
+        expected = ", ".join(f"{node.name}:{node.type}{node.shape}" for node in session.get_inputs())
+        note = f"{_reason(str(error))} (fed {got}; the model's inputs are {expected})"
+        msg = "the model failed to run on the data"
+        raise ActxError(msg, note=note) from error
+    for name, value in zip(names, values, strict=True):
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
+            kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+            msg = f"output '{name}' is no numeric tensor"
+            raise ActxError(msg, note=f"got {kind}")
+    return dict(zip(names, values, strict=True))
+
+
+def input_specs(session: Session) -> tuple[InputSpec, ...]:
+    """Return the inputs of a session; unnamed dynamic dimensions are called ``INPUT.AXIS``.
+
+    Raises:
+        ActxError: an input is no tensor, or of an element type that numpy does not have.
+    """
+    return tuple(_input_spec(node) for node in session.get_inputs())
+
+
+def describe_runtime(options: RuntimeOptions = DEFAULT) -> dict[str, Any]:
+    """Return what a measurement depends on besides the model: versions, CPU, cores, options."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {
+        "runtime": "onnxruntime",
+        "provider": "CPUExecutionProvider",
+        "onnxruntime": ort.__version__,
+        "onnx": importlib.metadata.version("onnx"),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "cores": cores,
+        "threads_used": options.threads or cores,
+        "options": options.to_dict(),
+    }
+
+
+def _session_options(options: RuntimeOptions, trace: Path | None) -> Any:
+    session_options = ort.SessionOptions()
+    session_options.log_severity_level = _SILENT
+    session_options.intra_op_num_threads = options.threads
+    session_options.graph_optimization_level = OPTIMIZATIONS[options.optimization]
+    if not options.spin_between_runs:
+        session_options.add_session_config_entry("session.force_spinning_stop", "1")
+    if trace is not None:
+        session_options.enable_profiling = True
+        session_options.profile_file_prefix = str(trace / "profile")
+        session_options.optimized_model_filepath = str(trace / OPTIMIZED_MODEL)
+        # The optimized graph is wanted, a second copy of the weights is not.
+        (trace / "weights").symlink_to(os.devnull)
+        session_options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
+    return session_options
+
+
+def _with_outputs(path: Path, outputs: Sequence[str], session_options: Any) -> bytes:
+    """Return the model's bytes with more graph outputs, and tell the session where the external data lies.
+
+    Concatenating serialized messages merges them (Protocol Buffers, Encoding, "Last One Wins"), so the outputs are
+    appended without parsing the model or writing a file.
+    """
+    folder = str(path.resolve().parent)
+    session_options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+    more = onnx.GraphProto(output=[onnx.ValueInfoProto(name=name) for name in dict.fromkeys(outputs)])
+    appendix: bytes = onnx.ModelProto(graph=more).SerializeToString()
+    return path.read_bytes() + appendix
+
+
+def _open_error(path: Path, outputs: Sequence[str], text: str) -> ActxError:
+    """Say in our words why ONNX Runtime refused a model."""
+    version = f"ONNX Runtime {ort.__version__}"
+    if "Protobuf parsing failed" in text or "No graph was found" in text:
+        return ActxError(f"'{path}' is not an ONNX model", note=f"{path.stat().st_size} bytes, which do not parse")
+    if "xternal data" in text or "xternal initializer" in text or "ExtData" in text:
+        remedy = "Keep the model and its data files together in one folder, as files and not as links."
+        return ActxError(f"the external data of '{path}' is missing or incomplete", note=_reason(text), remedy=remedy)
+    if missing := re.search(r"Graph output \((.+?)\) does not exist", text):
+        return ActxError(f"'{path}' has no value named '{missing[1]}'", note=f"asked for {len(outputs)} values")
+    if lacking := _OP_LACKING.search(text):
+        op = lacking["op"] or lacking["function"] or lacking["kernel"]
+        remedy = "Register the library that holds it, or use the portable model.onnx."
+        what = f"'{path}' uses the op '{op}', which {version} does not have here"
+        return ActxError(what, note=_reason(text), remedy=remedy)
+    return ActxError(f"{version} cannot open '{path}'", note=_reason(text))
+
+
+def _reason(text: str) -> str:
+    """Drop the runtime's own code, build paths and C++ signatures from its message."""
+    message = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    return re.sub(r"/onnxruntime_src/\S+ .*? const \S*\) ?(const)? ?", "", message)
+
+
+def _input_spec(node: Any) -> InputSpec:
+    match = re.fullmatch(r"tensor\((\w+)\)", node.type)
+    if match is None or match[1] not in _ELEMENT_TYPES:
+        msg = f"input '{node.name}' has the type {node.type}, which cannot be fed"
+        raise ActxError(msg)
+    dims = tuple(
+        dim if isinstance(dim, int) and dim > 0 else str(dim) if isinstance(dim, str) and dim else f"{node.name}.{axis}"
+        for axis, dim in enumerate(node.shape)
+    )
+    return InputSpec(node.name, _ELEMENT_TYPES[match[1]], dims)
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model")))
+    return next(names, "") or platform.processor() or platform.machine()
