@@ -1,0 +1,178 @@
+"""The fit step: a function and a form in, a table and its error out.
+
+1. The asymptotes are found; without them, or where the form cannot follow them, an interval must be given.
+2. The function is sampled where it bends, which also gives the free-knot law.
+3. A piecewise polynomial is recognised and written down exactly.
+4. Otherwise the form's solver runs.
+5. The error is measured after rounding to float32.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from actx.exporter.errors import ActxError, UsageError
+from actx.exporter.fit.asymptote import asymptote
+from actx.exporter.fit.exact import recognise
+from actx.exporter.fit.family import Solution
+from actx.exporter.fit.measure import largest_error
+from actx.exporter.fit.problem import Function, Problem, require_finite, sample, symmetry_of
+from actx.exporter.fit.sampling import FP16_MAX, Cells, cells, law
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from actx.custom_ops.spline import Spline
+    from actx.exporter.fit.form import Form
+    from actx.exporter.fit.problem import Tail
+
+_LEAST_POINTS = 2048
+_POINTS_PER_SEGMENT = 128
+_EXACT = 1e-6  # error of an exact fit: float32 rounding, relative to the largest |f| where it matters
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A form fitted to a function.
+
+    Attributes:
+        form: what was asked for.
+        spline: the table, float32; it may have fewer segments than the form allows.
+        max_error: sup |f - s| over `interval`, s with its float32 coefficients and float64 arithmetic; sampled at float32
+            numbers, all of fp16 among them; inf where a tail of s leaves that of f.
+        at: where; an infinity where a tail diverges.
+        interval: (-inf, inf) where the error holds for all finite fp16 inputs and the tails are asymptotes; otherwise the
+            interval that was asked for.
+        law: error of the asymptotic free-knot law for this function, degree and number of segments; 0 where the function
+            is a piecewise polynomial of the degree; None where the form has no law.
+        slope: c of hardswish's hs(c x) / c, None for other forms.
+        tails: the asymptotes (left, right) of f, float64 (4,) ascending powers, or None where there is none or an interval
+            was given.
+    """
+
+    form: Form
+    spline: Spline
+    max_error: float
+    at: float
+    interval: tuple[float, float]
+    law: float | None
+    slope: float | None
+    tails: tuple[Tail, Tail]
+
+    @property
+    def ratio(self) -> float | Literal["exact"] | None:
+        """max_error over the law: 1 is the best that free knots can do asymptotically; inf where only the law is 0."""
+        if self.law is None:
+            return None
+        if self.law > 0:
+            return self.max_error / self.law
+        return "exact" if self.max_error <= self.rounding else math.inf
+
+    @property
+    def rounding(self) -> float:
+        """Error that float32 coefficients alone can cause on the interval (for the law-0 case)."""
+        reach = FP16_MAX if math.isinf(self.interval[1]) else max(map(abs, self.interval))
+        rows = np.abs(self.spline.coefficients[[0, -1]].astype(np.float64))
+        return float(1e-6 + np.max(rows @ reach ** np.arange(rows.shape[1])) * 2.0**-23)
+
+
+def fit(function: Function, form: Form, *, interval: tuple[float, float] | None = None, fold: bool = True) -> Fit:
+    """Fit a form to a scalar function.
+
+    Args:
+        function: float64 array to float64 array, elementwise. It may have kinks and jumps.
+        form: anything but ``keep``.
+        interval: where the fit must hold. None: all of R, for which f needs polynomial asymptotes of a degree (at most 3)
+            that the form can follow.
+        fold: hardswish may use a slope; otherwise it is the standard op.
+
+    Raises:
+        UsageError: the form is ``keep`` or the interval is not one.
+        ActxError: f is not finite somewhere in the interval, or has no asymptotes and no interval is given, or the form has
+            too few segments for them.
+    """
+    family = form.family
+    if family.solve is None:
+        raise UsageError(f"{form} cannot be fitted", note="it leaves the site as it is", remedy="Choose another form.")
+    with np.errstate(all="ignore"):
+        problem = _problem(_quiet(function), form, interval, fold=fold)
+        solution = None if family.fixed else _exactly(problem, form)
+        solution = solution or family.solve(problem, form)
+        error, at = largest_error(problem, solution.spline)
+    return Fit(
+        form=form,
+        spline=solution.spline,
+        max_error=error,
+        at=at,
+        interval=(problem.low, problem.high) if problem.bounded else (-math.inf, math.inf),
+        law=law(problem.cells, form.degree, form.segments) if family.has_law else None,
+        slope=solution.slope,
+        tails=(problem.span.left, problem.span.right),
+    )
+
+
+def _quiet(function: Function) -> Function:
+    def evaluate(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        with np.errstate(all="ignore"):
+            return np.asarray(function(x), dtype=np.float64)
+
+    return evaluate
+
+
+def _problem(function: Function, form: Form, interval: tuple[float, float] | None, *, fold: bool) -> Problem:
+    low, high = (-FP16_MAX, FP16_MAX) if interval is None else _checked(interval)
+    left, right = (None, None) if interval is not None else _asymptotes(function, form)
+    degree = min(form.degree, 3)
+    parts = _cells(function, low, high, degree)
+    points = max(_LEAST_POINTS, _POINTS_PER_SEGMENT * form.segments)
+    span = sample(function, parts, points, left, right)
+    symmetry = symmetry_of(function, low, high)
+    return Problem(function, low, high, interval is not None, span, symmetry, parts, fold)
+
+
+def _cells(function: Function, low: float, high: float, degree: int) -> Cells:
+    x = np.linspace(low, high, 257)
+    require_finite(x, function(x))
+    return cells(function, low, high, degree)
+
+
+def _checked(interval: tuple[float, float]) -> tuple[float, float]:
+    low, high = (float(end) for end in interval)
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise UsageError(
+            f"[{low:g}, {high:g}] is not an interval to fit on",
+            note="both ends must be finite and the first below the second",
+            remedy="Leave it out to fit on all of R.",
+        )
+    return low, high
+
+
+def _asymptotes(function: Function, form: Form) -> tuple[Tail, Tail]:
+    ends = function(np.array([-FP16_MAX, FP16_MAX]))
+    tails = [asymptote(function, side) for side in (-1.0, 1.0)]
+    allowed = max(form.family.tail_degree(form), 0)
+    for side, tail, value in zip(("left", "right"), tails, ends, strict=True):
+        degree = -1 if tail is None else int(np.flatnonzero(np.append(1.0, tail))[-1]) - 1
+        if tail is None or (degree > allowed and not _piecewise(form, degree)):
+            what = f"f is {value} at the end of fp16" if not np.isfinite(value) else "it has no polynomial asymptote"
+            note = what if tail is None else f"its asymptote has degree {degree}, {form} follows at most {allowed}"
+            raise ActxError(
+                f"{form} cannot hold on all of R: the function's {side} tail is out of reach",
+                note=note,
+                remedy="Give an interval: calibration data or --range.",
+            )
+    return tails[0], tails[1]
+
+
+def _piecewise(form: Form, degree: int) -> bool:
+    """A polynomial form may still be exact with tails that bend."""
+    return form.name == "poly" and degree <= form.degree
+
+
+def _exactly(problem: Problem, form: Form) -> Solution | None:
+    chain = recognise(problem, form.degree, form.segments, continuous=form.family.continuous)
+    return None if chain is None else Solution(chain.rounded(max(form.degree, 1)))

@@ -1,0 +1,169 @@
+"""Best weighted uniform approximation by a polynomial on a finite set of points (Remez' exchange).
+
+Reference: E. W. Cheney, Introduction to Approximation Theory, chapter 3. A condition p(z) = f(z) is met by approximating
+``(f - line through the conditions) / w`` with weight ``w = |product of (x - z)|``, whose products with polynomials
+still form a Haar system away from the z; so one algorithm serves the free and the pinned fits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.polynomial import chebyshev, polynomial
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+_ITERATIONS = 30
+
+
+@dataclass(frozen=True)
+class Approximation:
+    """A polynomial and its largest error on the points.
+
+    Attributes:
+        error: largest absolute error on the points.
+        free: Chebyshev coefficients of the free factor on [low, high].
+        pins: the conditions met exactly, as pairs (x, value).
+    """
+
+    error: float
+    free: NDArray[np.float64]
+    low: float
+    high: float
+    pins: tuple[tuple[float, float], ...]
+
+    def powers(self, origin: float) -> NDArray[np.float64]:
+        """Coefficients of ascending powers of (x - origin), float64."""
+        # In t = (x - origin) / half: small numbers whatever the scale of the interval.
+        half = (self.high - self.low) / 2
+        middle = ((self.high + self.low) / 2 - origin) / half
+        shifted = _compose(chebyshev.cheb2poly(self.free), np.array([-middle, 1.0]))
+        for x, _ in self.pins:
+            shifted = polynomial.polymul(shifted, np.array([(origin - x) / half, 1.0]))
+        result = polynomial.polyadd(shifted, _line(self.pins, origin, half))
+        powers: NDArray[np.float64] = result / half ** np.arange(len(result))
+        return powers
+
+
+def approximate(
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    degree: int,
+    pins: Sequence[tuple[float, float]] = (),
+    tolerance: float = 1e-3,
+) -> Approximation:
+    """Fit y on the ascending points x by a polynomial of at most the given degree that meets the pins.
+
+    Args:
+        x: float64 (m,), ascending.
+        y: float64 (m,).
+        degree: at least the number of pins.
+        pins: at most two conditions (x, value).
+        tolerance: how far the result may be from the best, relative to its error.
+    """
+    pins = tuple(pins)
+    low, high = float(x[0]), float(x[-1])
+    half = (high - low) / 2
+    weight = np.ones_like(x)
+    for z, _ in pins:
+        weight = weight * ((x - z) / half)
+    away = weight != 0
+    x, y, weight = x[away], y[away], weight[away]
+    offset = polynomial.polyval(x / half, _line(pins, 0.0, half)) if pins else 0.0
+    free, error = _exchange((x - (low + high) / 2) / half, (y - offset) / weight, np.abs(weight), degree - len(pins), tolerance)
+    return Approximation(error, free, low, high, pins)
+
+
+def _exchange(
+    t: NDArray[np.float64], y: NDArray[np.float64], weight: NDArray[np.float64], degree: int, tolerance: float
+) -> tuple[NDArray[np.float64], float]:
+    count = degree + 2
+    if len(t) < count:
+        free = chebyshev.chebfit(t, y, len(t) - 1, w=weight) if len(t) else np.zeros(1)
+        return np.pad(free, (0, degree + 1 - len(free))), 0.0
+    matrix = chebyshev.chebvander(t, degree)
+    signs = (-1.0) ** np.arange(count)
+    reference = _start(t, count)
+    best, least = np.zeros(degree + 1), np.inf
+    for _ in range(_ITERATIONS):
+        system = np.column_stack([matrix[reference], signs / weight[reference]])
+        try:
+            *free, level = np.linalg.solve(system, y[reference])
+        except np.linalg.LinAlgError:
+            break
+        error = weight * (y - matrix @ free)
+        largest = float(np.abs(error).max())
+        if largest < least:
+            best, least = np.array(free), largest
+        if largest <= abs(level) * (1 + tolerance):
+            break
+        reference = _alternation(error, reference, count)
+    return best, least
+
+
+def _start(t: NDArray[np.float64], count: int) -> NDArray[np.intp]:
+    """Distinct indices near the extrema of the Chebyshev polynomial."""
+    wanted = -np.cos(np.pi * np.arange(count) / (count - 1))
+    index = np.searchsorted(t, wanted).clip(0, len(t) - 1)
+    index = np.maximum.accumulate(index - np.arange(count)) + np.arange(count)
+    room = len(t) - count + np.arange(count)
+    result: NDArray[np.intp] = np.minimum(index, room)
+    return result
+
+
+def _alternation(error: NDArray[np.float64], reference: NDArray[np.intp], count: int) -> NDArray[np.intp]:
+    """Indices of `count` errors of alternating sign, the largest among them."""
+    magnitude = np.abs(error)
+    ends = np.flatnonzero(np.diff(np.signbit(error))) + 1
+    bounds = [0, *ends.tolist(), len(error)]
+    peaks = [a + int(magnitude[a:b].argmax()) for a, b in zip(bounds, bounds[1:], strict=False)]
+    if len(peaks) < count:
+        return _single_exchange(error, reference)
+    while len(peaks) > count:
+        if len(peaks) == count + 1:
+            peaks.pop(0 if magnitude[peaks[0]] < magnitude[peaks[-1]] else -1)
+            continue
+        # Two neighbours leave together, so that the signs keep alternating.
+        pair = int(np.argmin(np.maximum(magnitude[peaks[:-1]], magnitude[peaks[1:]])))
+        del peaks[pair : pair + 2]
+    return np.array(peaks)
+
+
+def _single_exchange(error: NDArray[np.float64], reference: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Bring the point of largest error into the reference in place of a neighbour of the same sign."""
+    worst = int(np.abs(error).argmax())
+    if worst in reference:
+        return reference
+    sign = np.signbit(error[worst])
+    place = int(np.searchsorted(reference, worst))
+    neighbours = [k for k in (place - 1, place) if 0 <= k < len(reference)]
+    same = [k for k in neighbours if np.signbit(error[reference[k]]) == sign]
+    result = reference.copy()
+    if same:
+        result[same[0]] = worst
+    elif place == 0:
+        result = np.concatenate([[worst], reference[:-1]])
+    elif place == len(reference):
+        result = np.concatenate([reference[1:], [worst]])
+    return result
+
+
+def _line(pins: Sequence[tuple[float, float]], origin: float, half: float) -> NDArray[np.float64]:
+    """Coefficients in (x - origin) / half of the polynomial of least degree through the pins."""
+    if not pins:
+        return np.zeros(1)
+    (x0, y0), *rest = pins
+    slope = (rest[0][1] - y0) / (rest[0][0] - x0) * half if rest else 0.0
+    return np.array([y0 + slope * (origin - x0) / half, slope])
+
+
+def _compose(outer: NDArray[np.float64], inner: NDArray[np.float64]) -> NDArray[np.float64]:
+    result = np.zeros(1)
+    for c in outer[::-1]:
+        result = polynomial.polyadd(polynomial.polymul(result, inner), np.array([c]))
+    return result

@@ -1,0 +1,11 @@
+"""The forms that exist. To add one, write its file and name it here."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+from actx.exporter.fit import hardswish, keep, poly, pwl, relu, spline
+
+FAMILIES = MappingProxyType(
+    {module.FAMILY.name: module.FAMILY for module in (keep, relu, hardswish, pwl, poly, spline)}
+)

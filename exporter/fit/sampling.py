@@ -1,0 +1,147 @@
+"""Sampling a function where it bends: the grid that every solver works on, and the free-knot law.
+
+1. The line is cut into cells. A cell weighs ``|difference of order d + 1|^(1/(d+1))``, which tends to the integral of
+   ``|f^(d+1)|^(1/(d+1))`` over the cell: the share of a segment that the cell asks for in the free-knot law.
+2. A cell that weighs too much is split, until all weigh about the same. A cell that still does at the smallest width
+   is a break: f, or a derivative of it, jumps there.
+3. The grid has points at equal steps of the summed weight, so that every optimal segment gets about as many.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import comb, factorial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+FP16_MAX = 65504.0
+# A split point away from the middle, and edges away from round numbers: a break at a round number must fall INSIDE a cell.
+_SPLIT = 0.48713
+_OFFSET = 0.0123713
+_SMALLEST = 1e-10  # smallest cell relative to |x|
+_SHARE = 1 / 800  # largest share of a cell in the whole weight
+_LEVELS = 64
+_MAX_ACTIVE = 4000  # cells split per level: bounds the work where f is noise
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A partition of an interval and what f weighs in each cell.
+
+    Attributes:
+        edges: float64 (m + 1,), ascending.
+        weights: float64 (m,), see 1. above; 0 where f is a polynomial of the degree, to rounding.
+        breaks: float64 (k, 2), the ends of the tiny cells that hold a break.
+    """
+
+    edges: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    breaks: NDArray[np.float64]
+
+
+def cells(function: Callable[[NDArray[np.float64]], NDArray[np.float64]], low: float, high: float, degree: int) -> Cells:
+    """Cut [low, high] into cells that weigh about the same for segments of the given degree."""
+    order = degree + 1
+    edges = _first_edges(low, high)
+    left, right = edges[:-1], edges[1:]
+    weights = _weights(function, left, right, order)
+    broken = np.zeros(len(left), dtype=bool)
+    for _ in range(_LEVELS):
+        active = _too_heavy(left, right, weights, broken)
+        if not active.any():
+            break
+        a, b = left[active], right[active]
+        middle = a + _SPLIT * (b - a)
+        children = np.stack([np.concatenate([a, middle]), np.concatenate([middle, b])])
+        found = _weights(function, children[0], children[1], order)
+        # 2. Both halves light where the whole was heavy: the break has sunk below rounding, so this is as near as one gets.
+        sunk = (found[: len(a)] == 0) & (found[len(a) :] == 0)
+        keep = np.concatenate([~sunk, ~sunk])
+        broken[np.flatnonzero(active)[sunk]] = True
+        stay = ~active | broken
+        left = np.concatenate([left[stay], children[0][keep]])
+        right = np.concatenate([right[stay], children[1][keep]])
+        weights = np.concatenate([weights[stay], found[keep]])
+        broken = np.concatenate([broken[stay], np.zeros(int(keep.sum()), dtype=bool)])
+    sort = np.argsort(left)
+    left, right, weights, broken = left[sort], right[sort], weights[sort], broken[sort]
+    broken |= (weights > _SHARE * weights.sum()) & (right - left <= _smallest(left, right))
+    return Cells(np.append(left, right[-1]), np.where(broken, 0.0, weights), _merge(left[broken], right[broken]))
+
+
+def law(cells_: Cells, degree: int, segments: int) -> float:
+    """Asymptotic error of the best free-knot fit with `segments` pieces of `degree` (numerics.md, de Boor 1973).
+
+    ``(integral |f^(d+1)|^(1/(d+1)))^(d+1) / (2^(2d+1) (d+1)! n^(d+1))``
+    """
+    order = degree + 1
+    return float((cells_.weights.sum() / segments) ** order / (2 ** (2 * degree + 1) * factorial(order)))
+
+
+def grid(cells_: Cells, points: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return about `points` ascending points with 0 and the ends among them, and the summed weight at each (0 to 1).
+
+    A quarter of the points follow the cells alone, so that no stretch is left unseen where f seems flat.
+    """
+    count = len(cells_.weights)
+    weight = cells_.weights / (cells_.weights.sum() or 1.0) + 0.02 / count
+    summed = np.concatenate([[0.0], np.cumsum(weight)])
+    summed /= summed[-1]
+    x = np.interp(np.linspace(0, 1, points), summed, cells_.edges)
+    x = np.concatenate([x, cells_.edges, cells_.breaks.ravel(), [0.0]])
+    x = np.unique(x[(x >= cells_.edges[0]) & (x <= cells_.edges[-1])])
+    return x, np.interp(x, cells_.edges, summed)
+
+
+def _first_edges(low: float, high: float) -> NDArray[np.float64]:
+    """Cells at every scale around zero, and cells of equal width over the interval and over [-16, 16]."""
+    octaves = 1.0037 * np.exp2(np.arange(-24, 16.01, 1 / 8))
+    core = np.arange(-16, 16, 1 / 16) + _OFFSET
+    edges = np.concatenate([-octaves, octaves, core, np.linspace(low, high, 257) + _OFFSET * (high - low) / 256])
+    inside = edges[(edges > low) & (edges < high)]
+    return np.unique(np.concatenate([[low], inside, [high]]))
+
+
+def _weights(
+    function: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    left: NDArray[np.float64],
+    right: NDArray[np.float64],
+    order: int,
+) -> NDArray[np.float64]:
+    steps = np.linspace(0, 1, order + 1)
+    y = function(left[:, None] + (right - left)[:, None] * steps)
+    difference = np.abs(y @ [(-1.0) ** k * comb(order, k) for k in range(order + 1)])
+    rounding = 2**order * 8 * np.finfo(np.float64).eps * np.abs(y).max(axis=1)
+    difference[difference <= rounding] = 0
+    result: NDArray[np.float64] = order * difference ** (1 / order)
+    return result
+
+
+def _smallest(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
+    result: NDArray[np.float64] = _SMALLEST * np.maximum(np.maximum(np.abs(left), np.abs(right)), 1e-4)
+    return result
+
+
+def _too_heavy(
+    left: NDArray[np.float64], right: NDArray[np.float64], weights: NDArray[np.float64], broken: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    limit = _SHARE * weights[~broken].sum()
+    heavy = (weights > limit) & (right - left > _smallest(left, right)) & ~broken
+    if heavy.sum() > _MAX_ACTIVE:
+        heavy &= weights >= np.partition(weights[heavy], -_MAX_ACTIVE)[-_MAX_ACTIVE]
+    return heavy
+
+
+def _merge(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Join broken cells that touch."""
+    if len(left) == 0:
+        return np.empty((0, 2))
+    first = np.concatenate([[True], left[1:] > right[:-1]])
+    last = np.concatenate([first[1:], [True]])
+    return np.stack([left[first], right[last]], axis=1)
