@@ -1,7 +1,7 @@
 """Best weighted uniform approximation by a polynomial on a finite set of points (Remez' exchange).
 
 Reference: E. W. Cheney, Introduction to Approximation Theory, chapter 3. A condition p(z) = f(z) is met by approximating
-``(f - line through the conditions) / w`` with weight ``w = |product of (x - z)|``, whose products with polynomials
+``(f - polynomial through the conditions) / w`` with weight ``w = |product of (x - z)|``, whose products with polynomials
 still form a Haar system away from the z; so one algorithm serves the free and the pinned fits.
 """
 
@@ -63,7 +63,7 @@ def approximate(
         x: float64 (m,), ascending.
         y: float64 (m,).
         degree: at least the number of pins.
-        pins: at most two conditions (x, value).
+        pins: conditions (x, value) at different x.
         tolerance: how far the result may be from the best, relative to its error.
     """
     pins = tuple(pins)
@@ -154,12 +154,14 @@ def _single_exchange(error: NDArray[np.float64], reference: NDArray[np.intp]) ->
 
 
 def _line(pins: Sequence[tuple[float, float]], origin: float, half: float) -> NDArray[np.float64]:
-    """Coefficients in (x - origin) / half of the polynomial of least degree through the pins."""
-    if not pins:
-        return np.zeros(1)
-    (x0, y0), *rest = pins
-    slope = (rest[0][1] - y0) / (rest[0][0] - x0) * half if rest else 0.0
-    return np.array([y0 + slope * (origin - x0) / half, slope])
+    """Coefficients in (x - origin) / half of the polynomial of least degree through the pins (Newton's form)."""
+    t = [(x - origin) / half for x, _ in pins]
+    result, basis = np.zeros(1), np.ones(1)
+    for (_, y), z in zip(pins, t, strict=True):
+        lead = (y - polynomial.polyval(z, result)) / polynomial.polyval(z, basis)
+        result = polynomial.polyadd(result, lead * basis)
+        basis = polynomial.polymul(basis, np.array([-z, 1.0]))
+    return result
 
 
 def _compose(outer: NDArray[np.float64], inner: NDArray[np.float64]) -> NDArray[np.float64]:

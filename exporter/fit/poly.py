@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from actx.exporter.fit.problem import Problem, Span
 
 _POINTS = 400  # of a piece
+_BALANCED = 1.0001  # inner error over the tail's: the precision of the minimax fit
 
 
 def solve(problem: Problem, form: Form) -> Solution:
@@ -55,7 +56,8 @@ def _half(span: Span, degree: int) -> Chain:
     while high - low > 1:
         middle = (low + high) // 2
         inside = _piece(span, 0, middle, degree, [start, _on_tail(span, middle)]).error
-        low, high = (middle, high) if inside < error[middle] else (low, middle)
+        # The pin costs the tail's error at the knot itself, so the inner error is never below that.
+        low, high = (middle, high) if inside <= error[middle] * _BALANCED else (low, middle)
     found = _piece(span, 0, high, degree, [start, _on_tail(span, high)])
     return Chain(np.array([span.x[high]]), (Piece(found.powers(0.0)), Piece(span.right, tail=True)))
 
@@ -68,7 +70,7 @@ def _single(span: Span, degree: int) -> Chain:
     for _ in range(40 if span.left is not None or span.right is not None else 0):
         middle = (max(low, 0.0) + high) / 2
         tried = _between(span, left, right, middle, degree)
-        if tried[0].error <= middle:
+        if tried[0].error <= middle * _BALANCED:
             high, (found, first, last) = middle, tried
         else:
             low = middle
@@ -110,7 +112,7 @@ def _on_tail(span: Span, i: int) -> tuple[float, float]:
 
 def _piece(span: Span, first: int, last: int, degree: int, pins: list[tuple[float, float]]) -> Approximation:
     chosen = np.unique(np.linspace(first, last, min(last - first + 1, _POINTS)).round().astype(np.intp))
-    return approximate(span.x[chosen], span.y[chosen], max(degree, len(pins)), pins)
+    return approximate(span.x[chosen], span.y[chosen], max(degree, len(pins)), pins, tolerance=1e-5)
 
 
 def _suffix_error(span: Span) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
