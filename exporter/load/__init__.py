@@ -1,0 +1,96 @@
+"""Read a trained model from whatever it is stored in into one ONNX graph, types and shapes inferred."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from actx.exporter.data import InputSpec
+from actx.exporter.errors import ActxError, UsageError
+from actx.exporter.load.formats import Format, detect
+from actx.exporter.load.inputs import apply_specs, input_specs, name_batch
+from actx.exporter.load.onnx_file import read_onnx
+from actx.exporter.load.prepare import prepare
+from actx.exporter.load.torch_archive import read_archive
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["LoadedModel", "load"]
+
+MIN_OPSET, MAX_OPSET = 13, 25
+
+_REFUSED = {
+    Format.OLD_ARCHIVE: "Load it with the torch that wrote it and save it again with torch.export.save of torch 2.8 or newer.",
+    Format.TORCHSCRIPT: "Export the original module: torch.export.save(torch.export.export(module, args), 'model.pt2').",
+    Format.PICKLE: "Load it in your own code and export it: torch.export.save(torch.export.export(module, args), 'model.pt2').",
+    Format.SAFETENSORS: "Load it into its module and export that: torch.export.save(torch.export.export(module, args), 'model.pt2').",
+    Format.DATA: "Give the model first and the data with --data.",
+}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model as the pipeline takes it.
+
+    Attributes:
+        model: one ONNX graph: local functions inlined, value names unique, types and shapes inferred.
+        inputs: name, type and dimensions of every input.
+        source: the file it came from.
+        format: what that file is, in words.
+        sha256: of the file's bytes (and, for ONNX, of the names of its external data files).
+        opset: of the default domain.
+    """
+
+    model: ir.Model
+    inputs: tuple[InputSpec, ...]
+    source: Path
+    format: str
+    sha256: str
+
+    @property
+    def opset(self) -> int:
+        """Version of the default operator set."""
+        return self.model.opset_imports[""]
+
+
+def load(path: Path, *, inputs: Sequence[InputSpec] = (), trust: bool = False) -> LoadedModel:
+    """Read a model.
+
+    Args:
+        path: an ONNX model (external data beside it) or a torch.export archive, whatever it is called.
+        inputs: types and dimensions that the user states: names for dynamic axes, sizes for static ones.
+        trust: whether an archive may run the code it carries.
+
+    Raises:
+        ActxError: the file is missing, damaged, of a format that holds no graph, or would run code without `trust`.
+        UsageError: a stated input does not fit the model.
+    """
+    found = detect(path)
+    if found in _REFUSED:
+        raise ActxError(f"{path} is {found.value}", note="actx reads ONNX models and torch.export archives", remedy=_REFUSED[found])
+    model = read_archive(path, trust=trust) if found is Format.ARCHIVE else read_onnx(path)
+    _check_opset(path, model)
+    name_batch(model)
+    apply_specs(model, inputs)
+    prepare(model)
+    return LoadedModel(model, input_specs(model), path, found.value, _digest(path))
+
+
+def _check_opset(path: Path, model: ir.Model) -> None:
+    opset = model.opset_imports.get("", 0)
+    if not MIN_OPSET <= opset <= MAX_OPSET:
+        raise UsageError(
+            f"{path} has opset {opset}",
+            note=f"actx reads opsets {MIN_OPSET} to {MAX_OPSET}",
+            remedy="Convert it with onnx.version_converter.convert_version.",
+        )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

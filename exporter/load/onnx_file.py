@@ -1,0 +1,67 @@
+"""Read an ONNX file and the external data beside it."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from actx.exporter.errors import ActxError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def read_onnx(path: Path) -> ir.Model:
+    """Read the graph; external data stays in its files and is mapped when it is used.
+
+    Raises:
+        ActxError: the file is no ONNX model, is truncated, or its external data is missing, too short or elsewhere.
+    """
+    try:
+        model = ir.load(path)
+    except Exception as error:  # noqa: BLE001 - protobuf and onnx_ir raise many kinds
+        raise _not_onnx(path, str(error)) from error
+    if not model.opset_imports or (not list(model.graph) and not model.graph.outputs):
+        raise _not_onnx(path, "it holds no graph")
+    for name, tensor in _external(model):
+        _check_external(path, name, tensor)
+    return model
+
+
+def _not_onnx(path: Path, note: str) -> ActxError:
+    return ActxError(
+        f"{path} is not a model that actx can read",
+        note=f"neither a torch.export archive nor ONNX: {note or 'unreadable'}",
+        remedy="It may be truncated or of another kind: give an .onnx file or a torch.export archive.",
+    )
+
+
+def _external(model: ir.Model) -> Iterator[tuple[str, ir.ExternalTensor]]:
+    for graph in model.graphs():
+        for name, value in graph.initializers.items():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                yield name, value.const_value
+
+
+def _check_external(path: Path, name: str, tensor: ir.ExternalTensor) -> None:
+    location = PurePosixPath(str(tensor.location))
+    if location.is_absolute() or ".." in location.parts:
+        raise ActxError(
+            f"{path} keeps {name} outside its own folder",
+            note=f"external data at {location}",
+            remedy="Move the data beside the model and save the model with relative locations.",
+        )
+    file = path.parent / location
+    if not file.resolve().is_relative_to(path.parent.resolve()):
+        raise ActxError(f"{path} keeps {name} outside its own folder", note=f"{location} is a link", remedy="Copy the data there.")
+    needed = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
+    if not file.is_file() or file.stat().st_size < needed:
+        got = f"{file.stat().st_size} bytes" if file.is_file() else "no such file"
+        raise ActxError(
+            f"the external data of {path} is missing or truncated",
+            note=f"{name} needs {needed} bytes of {location}, got {got}",
+            remedy="Copy the data file again and keep it beside the model.",
+        )

@@ -1,0 +1,104 @@
+"""Turn a torch.export archive into an ONNX graph with torch's own exporter."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+import warnings
+import zipfile
+from typing import TYPE_CHECKING
+
+from actx.exporter.errors import ActxError
+from actx.exporter.load.archive import dangers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import onnx_ir as ir
+
+# Gelu and every newer activation is one op from here on, and all runtimes of note take it.
+OPSET = 20
+# Metadata that quotes the machine the model was written on, and is no use on another.
+PRIVATE_METADATA = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node", "pkg.torch.export.ExportedProgram")
+
+
+def read_archive(path: Path, *, trust: bool) -> ir.Model:
+    """Load and convert the program.
+
+    Raises:
+        ActxError: the archive is damaged, would run code without `trust`, or torch cannot load or convert it.
+    """
+    if not trust:
+        _refuse_code(path)
+    import torch  # noqa: PLC0415 - slow to import, and not needed for ONNX files
+
+    with _quiet():
+        _register_containers(path)
+        try:
+            with path.open("rb") as file:  # by its handle: torch wants a path to end in .pt2
+                program = torch.export.load(file)
+        except Exception as error:  # noqa: BLE001 - torch raises many kinds
+            what = f"torch {torch.__version__} cannot load {path}"
+            raise ActxError(what, note=str(error), remedy="Save it again with torch.export.save of this torch.") from error
+        try:
+            converted = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, optimize=True)
+        except Exception as error:  # noqa: BLE001 - torch raises many kinds
+            what = f"torch cannot convert {path} to ONNX"
+            raise ActxError(what, note=str(error), remedy="The note names the operator: rewrite it, or export to ONNX yourself.") from error
+    assert converted is not None
+    model: ir.Model = converted.model
+    _strip(model)
+    return model
+
+
+def _refuse_code(path: Path) -> None:
+    try:
+        found = dangers(path)
+    except (zipfile.BadZipFile, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        what = f"{path} is a damaged torch.export archive"
+        raise ActxError(what, note=str(error), remedy="Copy or export it again.") from error
+    if found:
+        raise ActxError(
+            f"{path} would run code when loaded, and was not",
+            note="; ".join(found[:3]),
+            remedy="If you made it or trust who did, add --trust.",
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's notes about its own exporter off the user's terminal."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _register_containers(path: Path) -> None:
+    """Make the output classes of transformers known to torch where the program returns one."""
+    with zipfile.ZipFile(path) as archive:
+        descriptions = [n for n in archive.namelist() if n.split("/")[1:2] == ["models"] and n.endswith(".json")]
+        if not any(b"transformers.modeling_outputs." in archive.read(name) for name in descriptions):
+            return
+    try:
+        importlib.import_module("transformers.modeling_outputs")
+    except ImportError as error:
+        what = f"{path} returns an output class of transformers, which is not installed"
+        raise ActxError(what, note=str(error), remedy="Install it: pip install 'actx[hf]'.") from error
+
+
+def _strip(model: ir.Model) -> None:
+    for holder in (model, model.graph, *model.graph.all_nodes(), *model.functions.values()):
+        for key in PRIVATE_METADATA:
+            holder.metadata_props.pop(key, None)
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            for key in PRIVATE_METADATA:
+                value.metadata_props.pop(key, None)

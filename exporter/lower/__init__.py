@@ -1,0 +1,174 @@
+"""Write the chosen forms into the graph: the portable one of standard ops, and the one of bare actx nodes.
+
+1. A slope that a form leaves to the layers around its site is folded into their weights, once for both graphs.
+2. A kept site stays as it is.
+3. A form within `OWN_MATHEMATICS` of its source is, in the portable graph, the source's own mathematics: as one op where the
+   opset has it, otherwise the nodes that were there.
+4. Other forms become the standard ops of `portable`; for targets with our kernels each site is one `actx::Spline` node, the
+   product of a gated site included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from actx.custom_ops import Spline
+from actx.custom_ops.ops import DOMAIN, OPSET
+from actx.exporter.lower.emitter import SITE_METADATA, Emitter, substitute
+from actx.exporter.lower.fold import fold_slope
+from actx.exporter.lower.own import standard_op
+from actx.exporter.lower.portable import emit_spline
+
+if TYPE_CHECKING:
+    from actx.exporter.fit import Fit
+    from actx.exporter.lift import Site
+
+__all__ = ["SITE_METADATA", "Choice", "Lowered", "Placement", "lower"]
+
+# Closer than this, standard ops that imitate the form would cost more and differ no less than the source itself.
+OWN_MATHEMATICS = 1e-4
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The form of one site; no fit where the site is kept."""
+
+    site: Site
+    fit: Fit | None
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a site is found in the lowered graphs.
+
+    Attributes:
+        site: its name.
+        lowering: what stands there in the portable graph: the op types.
+        input: name of the value it reads, which is `scale` times the original's.
+        output: name of the value it gives, which is `scale` times the original's.
+        scale: the slope that was folded into the layers around it, 1 where none was.
+        values: names of all values computed there, for the attribution of latency.
+    """
+
+    site: str
+    lowering: str
+    input: str
+    output: str
+    scale: float
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The two graphs. They share the names of their weights, and so one weights file.
+
+    Attributes:
+        portable: standard ops only.
+        native: bare actx nodes; None where no site was rewritten to one.
+        placements: one per site, of the portable graph.
+    """
+
+    portable: ir.Model
+    native: ir.Model | None
+    placements: tuple[Placement, ...]
+
+
+def lower(model: ir.Model, choices: Sequence[Choice], *, fold: bool = True) -> Lowered:
+    """Lower every site of a model to its chosen form. The model is not changed.
+
+    Args:
+        model: the model that the sites were lifted from.
+        choices: at most one per site; sites without one are kept.
+        fold: whether slopes are folded into the layers around a site.
+    """
+    base = model.clone()
+    scales = _fold_slopes(base, choices) if fold else {}
+    rewritten = [choice for choice in choices if choice.fit is not None]
+    native = _native(base.clone(), rewritten, scales) if rewritten else None
+    values = _values(base.graph)
+    placements = tuple(_place(base.graph, values, choice, scales.get(choice.site.name, 1.0)) for choice in choices)
+    RemoveUnusedNodesPass()(base)
+    return Lowered(base, native, placements)
+
+
+def _values(graph: ir.Graph) -> dict[str, ir.Value]:
+    found = {str(value.name): value for value in (*graph.inputs, *graph.initializers.values())}
+    found.update((str(value.name), value) for node in graph for value in node.outputs)
+    return found
+
+
+def _fold_slopes(model: ir.Model, choices: Sequence[Choice]) -> dict[str, float]:
+    """1. Return the slope of every site where it was folded."""
+    values = _values(model.graph)
+    scales: dict[str, float] = {}
+    for choice in choices:
+        slope = None if choice.fit is None else choice.fit.slope
+        if slope is None or slope == 1:
+            continue
+        site = choice.site
+        if fold_slope(model.graph, values[site.input], values[site.output], site.values, slope):
+            scales[site.name] = slope
+    return scales
+
+
+def _spline(choice: Choice, scale: float) -> Spline:
+    """Return the spline that stands in the graph: g(x) = c s(x / c) where the slope c was folded."""
+    assert choice.fit is not None
+    spline: Spline = choice.fit.spline
+    return spline if scale == 1 else spline.scaled(1 / scale, scale)
+
+
+def _place(graph: ir.Graph, values: dict[str, ir.Value], choice: Choice, scale: float) -> Placement:
+    site, fit = choice.site, choice.fit
+    old = values[site.output]
+    kept = Placement(site.name, "+".join(_op_types(values[name] for name in site.values)), site.input, site.output, 1.0, site.values)
+    if fit is None:
+        return kept  # 2.
+    last = old.producer()
+    assert last is not None
+    emit = Emitter(graph, last, site.name, site.dtype, site.axis)
+    if fit.max_error <= OWN_MATHEMATICS and scale == 1:  # 3.
+        op = standard_op(site, emit.opset)
+        if op is None or len(site.values) == 1:
+            return kept
+        new = emit.op(op[0], values[site.input], **op[1])
+    else:  # 4.
+        new = emit_spline(emit, values[site.input], _spline(choice, scale))
+    substitute(old, new)
+    values[site.output] = new
+    names = tuple(str(value.name) for value in emit.values)
+    return Placement(site.name, "+".join(_op_types(emit.values)), site.input, site.output, scale, names)
+
+
+def _op_types(values: Iterable[ir.Value]) -> list[str]:
+    producers = (value.producer() for value in values)
+    return list(dict.fromkeys(node.op_type for node in producers if node is not None))
+
+
+def _native(model: ir.Model, choices: Sequence[Choice], scales: dict[str, float]) -> ir.Model:
+    """4. One actx node per rewritten site."""
+    graph = model.graph
+    values = _values(graph)
+    for choice in choices:
+        site = choice.site
+        replaced = values[site.output if site.gate is None else site.gate.product]
+        last = replaced.producer()
+        assert last is not None
+        emit = Emitter(graph, last, site.name, site.dtype)
+        inputs = [values[site.input]] if site.gate is None else [values[site.input], values[site.gate.multiplier]]
+        spline = _spline(choice, scales.get(site.name, 1.0))
+        if site.axis is not None and spline.axis is None:
+            channels = site.function.channels
+            assert channels is not None
+            spline = spline.per_channel(channels, site.axis)
+        new = emit.op("Spline", *inputs, domain=DOMAIN, **spline.attributes())
+        substitute(replaced, new)
+        values[str(new.name)] = new
+    graph.opset_imports[DOMAIN] = OPSET
+    RemoveUnusedNodesPass()(model)
+    return model
