@@ -321,15 +321,15 @@ def _as_array(value: Any, name: object, label: str) -> NDArray[Any]:
 
 def _read_npz(path: Path) -> Arrays:
     try:
-        archive = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:  # numpy leaves a file that it opened itself open when the archive is broken
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.lib.npyio.NpzFile):
+                return {name: _read_member(archive, name, path) for name in archive.files}
     except _BROKEN_FILE as error:
         msg = f"'{path}' is not a complete .npz file"
         raise ActxError(msg, note=_reason(error), remedy=_save_hint()) from error
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        msg = f"'{path}' is not an .npz file"
-        raise ActxError(msg, note="it holds one unnamed array", remedy=_save_hint())
-    with archive:
-        return {name: _read_member(archive, name, path) for name in archive.files}
+    msg = f"'{path}' is not an .npz file"
+    raise ActxError(msg, note="it holds one unnamed array", remedy=_save_hint())
 
 
 def _read_member(archive: Any, name: str, path: Path) -> NDArray[Any]:
