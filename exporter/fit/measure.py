@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from actx.exporter.fit.problem import require_finite
+from actx.exporter.fit.sampling import FP16_MAX
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,13 +50,13 @@ def largest_error(problem: Problem, spline: Spline) -> tuple[float, float]:
 
 
 def _diverges(tail: NDArray[np.float64], row: NDArray[np.float32]) -> bool:
+    """Whether the tails part by more than a rounding of the asymptote's coefficients does on all finite fp16 numbers."""
     powers = np.zeros(max(len(tail), len(row)))
-    powers[: len(tail)] = tail
-    powers[: len(row)] -= row
-    # A slope that float32 cannot hold is not a divergence: on all finite fp16 numbers its error is a rounding.
-    allowed = np.zeros_like(powers)
-    allowed[: len(tail)] = 1e-6 * np.abs(tail)
-    return bool((np.abs(powers) > allowed)[1:].any())
+    powers[: len(row)] = row
+    powers[: len(tail)] -= tail
+    size = FP16_MAX ** np.arange(1, len(powers))
+    largest = float(np.max(np.abs(tail[1:]) * FP16_MAX ** np.arange(1, len(tail))))
+    return bool((np.abs(powers[1:]) * size > 1e-6 * largest).any())
 
 
 def _points(problem: Problem, spline: Spline) -> NDArray[np.float64]:

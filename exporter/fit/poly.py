@@ -1,7 +1,7 @@
 """`poly:N`: linear tails and one or two polynomials of degree N between them, continuous everywhere.
 
 1. With a piece [a, b] between two tails, the error inside grows with the piece and the error of the tails falls: the
-   best piece balances them. The polynomial meets the tails at its knots (pins of `minimax`).
+   best piece about balances them. The polynomial meets the tails at its knots (pins of `minimax`).
 2. Candidates: two pieces joined at x = 0, each balanced by itself; one piece over both. Where f has a symmetry, the
    two pieces mirror each other: for f(x) - f(-x) = x this is x/2 + E(|x|).
 3. Coefficients about zero are large and cancel, so they are rounded from the highest power down, and what each
@@ -17,7 +17,7 @@ import numpy as np
 from actx.exporter.fit.chain import Chain, Piece
 from actx.exporter.fit.family import Family, Parameter, Solution
 from actx.exporter.fit.minimax import Approximation, approximate
-from actx.exporter.fit.tails import tail_value
+from actx.exporter.fit.tails import tail_error, tail_value
 
 if TYPE_CHECKING:
     from actx.custom_ops.spline import Spline
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from actx.exporter.fit.problem import Problem, Span
 
 _POINTS = 400  # of a piece
-_BALANCED = 1.0001  # inner error over the tail's: the precision of the minimax fit
+_BALANCED = 1.001  # inner error over the tail's: the precision of the minimax fit
+_NEIGHBOURHOOD = 0.2  # of the balanced knot, relative
+_SCANS = 3
 
 
 def solve(problem: Problem, form: Form) -> Solution:
@@ -52,14 +54,27 @@ def _half(span: Span, degree: int) -> Chain:
         found = _piece(span, 0, len(span.x) - 1, degree, [start])
         return Chain(np.empty(0), (Piece(found.powers(0.0)),))
     error = _suffix_error(span)
-    low, high = min(2, len(span.x) - 1), len(span.x) - 1
+
+    def attempt(knot: float) -> tuple[float, float, Approximation]:
+        knot = float(np.float32(knot))
+        last = max(int(np.searchsorted(span.x, knot)), 3)
+        end = (knot, float(tail_value(span.right, np.array([knot]))[0])) if span.right is not None else start
+        found = _piece(span, 0, last - 1, degree, [start, end])
+        return max(found.error, float(error[min(last, len(error) - 1)])), knot, found
+
+    low, high = 1, len(span.x) - 1
     while high - low > 1:
         middle = (low + high) // 2
-        inside = _piece(span, 0, middle, degree, [start, _on_tail(span, middle)]).error
-        # The pin costs the tail's error at the knot itself, so the inner error is never below that.
+        inside = attempt(float(span.x[middle]))[2].error
+        # The pin costs the tail's error at the knot itself, so the inner error is hardly below that.
         low, high = (middle, high) if inside <= error[middle] * _BALANCED else (low, middle)
-    found = _piece(span, 0, high, degree, [start, _on_tail(span, high)])
-    return Chain(np.array([span.x[high]]), (Piece(found.powers(0.0)), Piece(span.right, tail=True)))
+    # The pin makes the inner error fall a little beyond the balance for some degrees, so the neighbourhood is scanned.
+    best, width = attempt(float(span.x[high])), _NEIGHBOURHOOD
+    for _ in range(_SCANS):
+        tried = [attempt(best[1] * (1 + step)) for step in np.linspace(-width, width, 17)]
+        best, width = min([best, *tried], key=lambda result: result[0]), width / 6
+    _, knot, found = best
+    return Chain(np.array([knot]), (Piece(found.powers(0.0)), Piece(span.right, tail=True)))
 
 
 def _single(span: Span, degree: int) -> Chain:
@@ -112,14 +127,14 @@ def _on_tail(span: Span, i: int) -> tuple[float, float]:
 
 def _piece(span: Span, first: int, last: int, degree: int, pins: list[tuple[float, float]]) -> Approximation:
     chosen = np.unique(np.linspace(first, last, min(last - first + 1, _POINTS)).round().astype(np.intp))
-    return approximate(span.x[chosen], span.y[chosen], max(degree, len(pins)), pins, tolerance=1e-5)
+    return approximate(span.x[chosen], span.y[chosen], max(degree, len(pins)), pins, tolerance=1e-4)
 
 
 def _suffix_error(span: Span) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """Largest error of the right tail from each point on."""
     if span.right is None:
         return np.zeros(len(span.x))
-    error = np.abs(span.y - tail_value(span.right, span.x))
+    error = tail_error(span.right, span.x, span.y)
     return np.maximum.accumulate(error[::-1])[::-1]
 
 
@@ -127,7 +142,7 @@ def _prefix_error(span: Span) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """Largest error of the left tail up to each point."""
     if span.left is None:
         return np.zeros(len(span.x))
-    return np.maximum.accumulate(np.abs(span.y - tail_value(span.left, span.x)))
+    return np.maximum.accumulate(tail_error(span.left, span.x, span.y))
 
 
 def _join(left: Chain, right: Chain) -> Chain:

@@ -18,7 +18,7 @@ import numpy as np
 from actx.exporter.errors import ActxError
 from actx.exporter.fit.chain import Chain, Piece
 from actx.exporter.fit.family import Family, Parameter, Solution
-from actx.exporter.fit.tails import last_outside, tail_value
+from actx.exporter.fit.tails import last_outside, tail_error, tail_value
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -123,7 +123,7 @@ def _path(span: Span, error: float, limit: int, start_at_pin: bool) -> list[_Lin
 
 def _left_tail(span: Span, error: float) -> _Link:
     assert span.left is not None
-    gap = np.abs(span.y - tail_value(span.left, span.x)) - error
+    gap = tail_error(span.left, span.x, span.y) - error
     outside = np.flatnonzero(gap > 0)
     if len(outside) == 0:
         exit_ = float(span.x[-1])

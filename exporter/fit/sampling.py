@@ -25,8 +25,9 @@ FP16_MAX = 65504.0
 _SPLIT = 0.48713
 _OFFSET = 0.0123713
 _SMALLEST = 1e-10  # smallest cell relative to |x|
-_SHARE = 1 / 800  # largest share of a cell in the whole weight
+_SHARE = 1 / 500  # largest share of a cell in the whole weight
 _LEVELS = 64
+_PARTS = 5  # an odd number, so that no break at a round fraction falls on an edge
 _MAX_ACTIVE = 4000  # cells split per level: bounds the work where f is noise
 
 
@@ -47,10 +48,9 @@ class Cells:
 
 def cells(function: Callable[[NDArray[np.float64]], NDArray[np.float64]], low: float, high: float, degree: int) -> Cells:
     """Cut [low, high] into cells that weigh about the same for segments of the given degree."""
-    order = degree + 1
     edges = _first_edges(low, high)
-    left, right = edges[:-1], edges[1:]
-    weights = _weights(function, left, right, order)
+    weigh = _Scales(function, degree + 1, *_running_size(function, edges))
+    left, right, weights = _first_cells(weigh, edges)
     broken = np.zeros(len(left), dtype=bool)
     for _ in range(_LEVELS):
         active = _too_heavy(left, right, weights, broken)
@@ -59,7 +59,7 @@ def cells(function: Callable[[NDArray[np.float64]], NDArray[np.float64]], low: f
         a, b = left[active], right[active]
         middle = a + _SPLIT * (b - a)
         children = np.stack([np.concatenate([a, middle]), np.concatenate([middle, b])])
-        found = _weights(function, children[0], children[1], order)
+        found = weigh(children[0], children[1])
         # 2. Both halves light where the whole was heavy: the break has sunk below rounding, so this is as near as one gets.
         sunk = (found[: len(a)] == 0) & (found[len(a) :] == 0)
         keep = np.concatenate([~sunk, ~sunk])
@@ -101,26 +101,61 @@ def grid(cells_: Cells, points: int) -> tuple[NDArray[np.float64], NDArray[np.fl
 
 def _first_edges(low: float, high: float) -> NDArray[np.float64]:
     """Cells at every scale around zero, and cells of equal width over the interval and over [-16, 16]."""
-    octaves = 1.0037 * np.exp2(np.arange(-24, 16.01, 1 / 8))
-    core = np.arange(-16, 16, 1 / 16) + _OFFSET
-    edges = np.concatenate([-octaves, octaves, core, np.linspace(low, high, 257) + _OFFSET * (high - low) / 256])
+    # Few near zero, where a high difference over a narrow cell would drown in rounding.
+    octaves = 1.0037 * np.exp2(np.concatenate([np.arange(-24, -4), np.arange(4, 16.01, 1 / 8)]))
+    core = np.arange(-16, 16, 1 / 4) + _OFFSET
+    # Not mirrored: the fourth difference of relu(x)^2 vanishes on a cell with zero in its middle.
+    edges = np.concatenate([-0.9713 * octaves, octaves, core, np.linspace(low, high, 65) + _OFFSET * (high - low) / 64])
     inside = edges[(edges > low) & (edges < high)]
     return np.unique(np.concatenate([[low], inside, [high]]))
 
 
-def _weights(
-    function: Callable[[NDArray[np.float64]], NDArray[np.float64]],
-    left: NDArray[np.float64],
-    right: NDArray[np.float64],
-    order: int,
-) -> NDArray[np.float64]:
-    steps = np.linspace(0, 1, order + 1)
-    y = function(left[:, None] + (right - left)[:, None] * steps)
-    difference = np.abs(y @ [(-1.0) ** k * comb(order, k) for k in range(order + 1)])
-    rounding = 2**order * 8 * np.finfo(np.float64).eps * np.abs(y).max(axis=1)
-    difference[difference <= rounding] = 0
-    result: NDArray[np.float64] = order * difference ** (1 / order)
-    return result
+def _first_cells(
+    weigh: _Scales, edges: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Wide cells, whose differences stand well above rounding, but narrow ones where those show more than the wide do."""
+    left, right = edges[:-1], edges[1:]
+    weights = weigh(left, right)
+    parts = left[:, None] + (right - left)[:, None] * np.linspace(0, 1, _PARTS + 1)
+    fine = weigh(parts[:, :-1].ravel(), parts[:, 1:].ravel()).reshape(-1, _PARTS)
+    split = fine.sum(axis=1) > 1.5 * weights
+    return (
+        np.concatenate([left[~split], parts[split, :-1].ravel()]),
+        np.concatenate([right[~split], parts[split, 1:].ravel()]),
+        np.concatenate([weights[~split], fine[split].ravel()]),
+    )
+
+
+@dataclass(frozen=True)
+class _Scales:
+    """Weighs cells (1.), telling a difference from rounding.
+
+    The rounding of f at x is that of numbers as large as f is anywhere up to |x|: x clip(x/6 + 1/2, 0, 1) is small near
+    -3 because something as large as 1/2 cancelled.
+    """
+
+    function: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+    order: int
+    distance: NDArray[np.float64]
+    size: NDArray[np.float64]
+
+    def __call__(self, left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
+        order = self.order
+        y = self.function(left[:, None] + (right - left)[:, None] * np.linspace(0, 1, order + 1))
+        difference = np.abs(y @ [(-1.0) ** k * comb(order, k) for k in range(order + 1)])
+        around = np.searchsorted(self.distance, np.maximum(np.abs(left), np.abs(right)), side="right") - 1
+        size = np.maximum(np.abs(y).max(axis=1), self.size[around.clip(0)])
+        difference[difference <= 2**order * 4 * np.finfo(np.float64).eps * size] = 0
+        result: NDArray[np.float64] = order * difference ** (1 / order)
+        return result
+
+
+def _running_size(
+    function: Callable[[NDArray[np.float64]], NDArray[np.float64]], x: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Largest |f| up to each distance from zero."""
+    sort = np.argsort(np.abs(x), kind="stable")
+    return np.abs(x)[sort], np.maximum.accumulate(np.abs(function(x))[sort])
 
 
 def _smallest(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ from actx.exporter.fit.chain import Chain, Piece
 from actx.exporter.fit.family import Family, Parameter, Solution
 from actx.exporter.fit.minimax import Approximation, approximate
 from actx.exporter.fit.search import smallest_error
-from actx.exporter.fit.tails import last_outside, tail_value
+from actx.exporter.fit.tails import last_outside, tail_error
 
 if TYPE_CHECKING:
     from actx.exporter.fit.form import Form
@@ -61,7 +61,7 @@ def _start(span: Span, error: float) -> int:
     """Last grid point that the left tail can serve."""
     if span.left is None:
         return 0
-    outside = np.flatnonzero(np.abs(span.y - tail_value(span.left, span.x)) > error)
+    outside = np.flatnonzero(tail_error(span.left, span.x, span.y) > error)
     return max(int(outside[0]) - 1, 0) if len(outside) else len(span.x) - 1
 
 

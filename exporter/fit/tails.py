@@ -13,14 +13,23 @@ if TYPE_CHECKING:
     from actx.exporter.fit.problem import Span
 
 
+_ROUNDING = 2.0**-48
+
+
 def tail_value(tail: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Value of an asymptote, float64, the shape of x."""
     result: NDArray[np.float64] = polynomial.polyval(x, tail)
     return result
 
 
+def tail_error(tail: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """|y - asymptote|, float64, less what float64 rounding alone makes of numbers as large as y."""
+    result: NDArray[np.float64] = np.maximum(np.abs(y - tail_value(tail, x)) - _ROUNDING * np.abs(y), 0)
+    return result
+
+
 def last_outside(span: Span, error: float) -> int:
     """Index of the last point that the right tail misses by more than `error`; -1 where there is none."""
     assert span.right is not None
-    outside = np.flatnonzero(np.abs(span.y - tail_value(span.right, span.x)) > error)
+    outside = np.flatnonzero(tail_error(span.right, span.x, span.y) > error)
     return int(outside[-1]) if len(outside) else -1
