@@ -218,6 +218,9 @@ def _open_error(path: Path, outputs: Sequence[str], text: str) -> ActxError:
     if "xternal data" in text or "xternal initializer" in text or "ExtData" in text:
         remedy = "Keep the model and its data files together in one folder, as files and not as links."
         return ActxError(f"the external data of '{path}' is missing or incomplete", note=_reason(text), remedy=remedy)
+    if newer := re.search(r"domain \S+ is till opset \d+|max supported IR version: \d+", text):
+        msg = f"'{path}' was made for a newer runtime than {version}"
+        return ActxError(msg, note=newer[0], remedy="Export it at a lower opset, or update onnxruntime.")
     if missing := re.search(r"Graph output \((.+?)\) does not exist", text):
         return ActxError(f"'{path}' has no value named '{missing[1]}'", note=f"asked for {len(outputs)} values")
     if lacking := _OP_LACKING.search(text):
@@ -230,8 +233,8 @@ def _open_error(path: Path, outputs: Sequence[str], text: str) -> ActxError:
 
 def _reason(text: str) -> str:
     """Drop the runtime's own code, build paths and C++ signatures from its message."""
-    message = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
-    return re.sub(r"/onnxruntime_src/\S+ .*? const \S*\) ?(const)? ?", "", message)
+    message = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:)?", "", text)
+    return re.sub(r"/onnxruntime_src/\S+:\d+ .*?\)( const)? (?=[A-Z])", "", message)
 
 
 def _input_spec(node: Any) -> InputSpec:
