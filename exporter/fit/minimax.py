@@ -8,6 +8,7 @@ still form a Haar system away from the z; so one algorithm serves the free and t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -74,7 +75,7 @@ def approximate(
         weight = weight * ((x - z) / half)
     away = weight != 0
     x, y, weight = x[away], y[away], weight[away]
-    offset = polynomial.polyval(x / half, _line(pins, 0.0, half)) if pins else 0.0
+    offset = _value(_line(pins, 0.0, half), x / half)
     free, error = _exchange((x - (low + high) / 2) / half, (y - offset) / weight, np.abs(weight), degree - len(pins), tolerance)
     return Approximation(error, free, low, high, pins)
 
@@ -86,29 +87,56 @@ def _exchange(
     if len(t) < count:
         free = chebyshev.chebfit(t, y, len(t) - 1, w=weight) if len(t) else np.zeros(1)
         return np.pad(free, (0, degree + 1 - len(free))), 0.0
-    matrix = chebyshev.chebvander(t, degree)
-    signs = (-1.0) ** np.arange(count)
-    reference = _start(t, count)
+    matrix = _chebyshev_matrix(t, degree)
+    extrema, signs = _extrema(count)
+    reference = _start(t, extrema)
     best, least = np.zeros(degree + 1), np.inf
+    system = np.empty((count, count))
     for _ in range(_ITERATIONS):
-        system = np.column_stack([matrix[reference], signs / weight[reference]])
+        system[:, :-1] = matrix[reference]
+        system[:, -1] = signs / weight[reference]
         try:
-            *free, level = np.linalg.solve(system, y[reference])
+            solution = np.linalg.solve(system, y[reference])
         except np.linalg.LinAlgError:
             break
+        free, level = solution[:-1], float(solution[-1])
         error = weight * (y - matrix @ free)
         largest = float(np.abs(error).max())
         if largest < least:
-            best, least = np.array(free), largest
+            best, least = free, largest
         if largest <= abs(level) * (1 + tolerance):
             break
         reference = _alternation(error, reference, count)
     return best, least
 
 
-def _start(t: NDArray[np.float64], count: int) -> NDArray[np.intp]:
-    """Distinct indices near the extrema of the Chebyshev polynomial."""
-    wanted = -np.cos(np.pi * np.arange(count) / (count - 1))
+@cache
+def _extrema(count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Extrema of the Chebyshev polynomial on [-1, 1] and alternating signs."""
+    return -np.cos(np.pi * np.arange(count) / (count - 1)), (-1.0) ** np.arange(count)
+
+
+def _chebyshev_matrix(t: NDArray[np.float64], degree: int) -> NDArray[np.float64]:
+    """Values of the Chebyshev polynomials 0..degree, one column each."""
+    columns = np.ones((degree + 1, len(t)))
+    if degree:
+        columns[1] = t
+    for j in range(2, degree + 1):
+        columns[j] = 2 * t * columns[j - 1] - columns[j - 2]
+    return columns.T
+
+
+def _value(coefficients: NDArray[np.float64], t: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Horner's rule; polynomial.polyval costs as much as the whole exchange for arrays this short."""
+    result = np.full_like(t, coefficients[-1])
+    for c in coefficients[-2::-1]:
+        result = result * t + c
+    return result
+
+
+def _start(t: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Distinct indices near the wanted points."""
+    count = len(wanted)
     index = np.searchsorted(t, wanted).clip(0, len(t) - 1)
     index = np.maximum.accumulate(index - np.arange(count)) + np.arange(count)
     room = len(t) - count + np.arange(count)
@@ -155,6 +183,10 @@ def _single_exchange(error: NDArray[np.float64], reference: NDArray[np.intp]) ->
 
 def _line(pins: Sequence[tuple[float, float]], origin: float, half: float) -> NDArray[np.float64]:
     """Coefficients in (x - origin) / half of the polynomial of least degree through the pins (Newton's form)."""
+    if not pins:
+        return np.zeros(1)
+    if len(pins) == 1:
+        return np.array([pins[0][1]])
     t = [(x - origin) / half for x, _ in pins]
     result, basis = np.zeros(1), np.ones(1)
     for (_, y), z in zip(pins, t, strict=True):

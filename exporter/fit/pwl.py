@@ -18,6 +18,8 @@ import numpy as np
 from actx.exporter.errors import ActxError
 from actx.exporter.fit.chain import Chain, Piece
 from actx.exporter.fit.family import Family, Parameter, Solution
+from actx.exporter.fit.sampling import law
+from actx.exporter.fit.search import smallest_error
 from actx.exporter.fit.tails import last_outside, tail_error, tail_value
 
 if TYPE_CHECKING:
@@ -30,7 +32,6 @@ _LEAVES = 17  # points tried at which a link may leave the one before
 _REFINEMENTS = 2
 _CHUNK = 256  # grid points looked ahead at first
 _SYMMETRY_MAY_COST = 1.03
-_PRECISION = 2e-4  # of E, relative
 _SLACK = 1e-13  # rounding of slopes, relative
 
 
@@ -59,39 +60,32 @@ class _Reach:
 
 def solve(problem: Problem, form: Form) -> Solution:
     """Fit the table; the symmetric one where it is as good."""
-    splines = [_fit(problem.span, form.segments).rounded(1)]
-    if problem.symmetry is not None and form.segments % 2 == 0:
-        half = _fit(problem.span.right_half(), form.segments // 2, start_at_pin=True)
-        splines.append(half.mirrored(problem.symmetry).rounded(1))
-    errors = [problem.error(s) for s in splines]
-    return Solution(splines[-1] if errors[-1] <= _SYMMETRY_MAY_COST * errors[0] else splines[0])
+    guess = 1.2 * law(problem.cells, 1, form.segments)
+    if problem.symmetry is None or form.segments % 2:
+        return Solution(_fit(problem.span, form.segments, guess).rounded(1))
+    half = _fit(problem.span.right_half(), form.segments // 2, guess)
+    mirrored = half.mirrored(problem.symmetry).rounded(1)
+    if _path(problem.span, problem.error(mirrored) / _SYMMETRY_MAY_COST, form.segments) is None:
+        return Solution(mirrored)
+    return Solution(_fit(problem.span, form.segments, guess).rounded(1))
 
 
-def _fit(span: Span, segments: int, start_at_pin: bool = False) -> Chain:
-    scale = float(np.ptp(span.y)) or 1.0
-    high, best = 1e-3 * scale, None
-    for _ in range(12):
-        best = _path(span, high, segments, start_at_pin)
-        if best is not None:
-            break
-        high *= 4
-    if best is None:
+def _fit(span: Span, segments: int, guess: float) -> Chain:
+    def reached(error: float) -> float:
+        return -1.0 if _path(span, error, segments) is None else 1.0
+
+    error = smallest_error(reached, float(np.ptp(span.y)) or 1.0, guess)
+    path = _path(span, error, segments)
+    if path is None:
         raise ActxError(
             f"{segments} segments cannot follow the function",
             note="a continuous piecewise-linear fit must join the asymptotes",
-            remedy="Use more segments.",
+            remedy="Use more segments, or give an interval: calibration data or --range.",
         )
-    low = high / 4
-    while low > 1e-12 * scale and (found := _path(span, low, segments, start_at_pin)) is not None:
-        best, high, low = found, low, low / 4
-    while high > low * (1 + _PRECISION):
-        middle = float(np.sqrt(low * high))
-        found = _path(span, middle, segments, start_at_pin)
-        low, high, best = (middle, high, best) if found is None else (low, middle, found)
-    return _chain(span, best)
+    return _chain(span, path)
 
 
-def _path(span: Span, error: float, limit: int, start_at_pin: bool) -> list[_Link] | None:
+def _path(span: Span, error: float, limit: int) -> list[_Link] | None:
     """Links of a path in the tube from the left end to the right one, or None where it takes more than `limit`."""
     lower, upper = span.y - error, span.y + error
     if span.pin is not None:
@@ -102,7 +96,7 @@ def _path(span: Span, error: float, limit: int, start_at_pin: bool) -> list[_Lin
         x, y = _leaves(links[0])
     else:
         links = []
-        y = np.array([span.y[0]]) if start_at_pin or span.pin == 0 else np.linspace(lower[0], upper[0], _LEAVES)
+        y = np.array([span.y[0]]) if span.pin == 0 else np.linspace(lower[0], upper[0], _LEAVES)
         x = np.full(len(y), span.x[0])
     while len(links) + (span.right is not None) < limit:
         link, closes = _next_link(span, lower, upper, stop, x, y)

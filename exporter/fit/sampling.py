@@ -25,6 +25,7 @@ FP16_MAX = 65504.0
 _SPLIT = 0.48713
 _OFFSET = 0.0123713
 _SMALLEST = 1e-10  # smallest cell relative to |x|
+_NARROW = 1e-4  # a cell this narrow whose bend rounding hides holds a break; a wider one may be smooth
 _SHARE = 1 / 500  # largest share of a cell in the whole weight
 _LEVELS = 64
 _PARTS = 5  # an odd number, so that no break at a round fraction falls on an edge
@@ -51,27 +52,28 @@ def cells(function: Callable[[NDArray[np.float64]], NDArray[np.float64]], low: f
     edges = _first_edges(low, high)
     weigh = _Scales(function, degree + 1, *_running_size(function, edges))
     left, right, weights = _first_cells(weigh, edges)
-    broken = np.zeros(len(left), dtype=bool)
+    done = np.zeros(len(left), dtype=bool)
     for _ in range(_LEVELS):
-        active = _too_heavy(left, right, weights, broken)
+        active = _too_heavy(left, right, weights, done)
         if not active.any():
             break
         a, b = left[active], right[active]
         middle = a + _SPLIT * (b - a)
         children = np.stack([np.concatenate([a, middle]), np.concatenate([middle, b])])
         found = weigh(children[0], children[1])
-        # 2. Both halves light where the whole was heavy: the break has sunk below rounding, so this is as near as one gets.
+        # Both halves light where the whole was heavy: rounding hides what is inside, so the whole is kept.
         sunk = (found[: len(a)] == 0) & (found[len(a) :] == 0)
-        keep = np.concatenate([~sunk, ~sunk])
-        broken[np.flatnonzero(active)[sunk]] = True
-        stay = ~active | broken
-        left = np.concatenate([left[stay], children[0][keep]])
-        right = np.concatenate([right[stay], children[1][keep]])
-        weights = np.concatenate([weights[stay], found[keep]])
-        broken = np.concatenate([broken[stay], np.zeros(int(keep.sum()), dtype=bool)])
+        new = np.concatenate([~sunk, ~sunk])
+        done[np.flatnonzero(active)[sunk]] = True
+        stay = ~active | done
+        left = np.concatenate([left[stay], children[0][new]])
+        right = np.concatenate([right[stay], children[1][new]])
+        weights = np.concatenate([weights[stay], found[new]])
+        done = np.concatenate([done[stay], np.zeros(int(new.sum()), dtype=bool)])
     sort = np.argsort(left)
-    left, right, weights, broken = left[sort], right[sort], weights[sort], broken[sort]
-    broken |= (weights > _SHARE * weights.sum()) & (right - left <= _smallest(left, right))
+    left, right, weights, done = left[sort], right[sort], weights[sort], done[sort]
+    narrow = right - left <= np.where(done, _NARROW / _SMALLEST, 1.0) * _smallest(left, right)
+    broken = narrow & (done | (weights > _SHARE * weights.sum()))
     return Cells(np.append(left, right[-1]), np.where(broken, 0.0, weights), _merge(left[broken], right[broken]))
 
 
@@ -164,10 +166,10 @@ def _smallest(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[
 
 
 def _too_heavy(
-    left: NDArray[np.float64], right: NDArray[np.float64], weights: NDArray[np.float64], broken: NDArray[np.bool_]
+    left: NDArray[np.float64], right: NDArray[np.float64], weights: NDArray[np.float64], done: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    limit = _SHARE * weights[~broken].sum()
-    heavy = (weights > limit) & (right - left > _smallest(left, right)) & ~broken
+    limit = _SHARE * weights[~done].sum()
+    heavy = (weights > limit) & (right - left > _smallest(left, right)) & ~done
     if heavy.sum() > _MAX_ACTIVE:
         heavy &= weights >= np.partition(weights[heavy], -_MAX_ACTIVE)[-_MAX_ACTIVE]
     return heavy

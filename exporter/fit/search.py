@@ -4,32 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from actx.exporter.fit.problem import Span
-
 _ROUNDS = 60
-_PRECISION = 1e-4  # of E, relative
+_PRECISION = 5e-4  # of E, relative
+_FIRST_STEP = 1.3
 _SMALLEST = 1e-12  # of E, relative to the range of f
 
 
-def smallest_error(reached: Callable[[float], float], span: Span) -> float:
+def smallest_error(reached: Callable[[float], float], scale: float, guess: float) -> float:
     """Return the smallest E > 0 with ``reached(E) >= 0``; reached grows with E.
 
-    Regula falsi on log E (Illinois variant), with a bisection step whenever it stalls.
+    Regula falsi on log E (Illinois variant), with a bisection step every third time.
+
+    Args:
+        reached: how far beyond the goal the construction comes with error E.
+        scale: range of f.
+        guess: about the result, such as the free-knot law's value.
     """
-    scale = float(np.ptp(span.y)) or 1.0
-    high, gap_high = _feasible(reached, scale)
-    low, gap_low = high, gap_high
-    while gap_low >= 0:
-        if low < _SMALLEST * scale:
-            return low
-        high, gap_high = low, gap_low
-        low /= 8
-        gap_low = reached(low)
+    low, gap_low, high, gap_high = _bracket(reached, scale, guess)
     for turn in range(_ROUNDS):
         if high <= low * (1 + _PRECISION):
             break
@@ -43,11 +37,20 @@ def smallest_error(reached: Callable[[float], float], span: Span) -> float:
     return high
 
 
-def _feasible(reached: Callable[[float], float], scale: float) -> tuple[float, float]:
-    error = 1e-3 * scale
-    for _ in range(40):
+def _bracket(reached: Callable[[float], float], scale: float, guess: float) -> tuple[float, float, float, float]:
+    """Errors (too small, large enough) and what they reach; both the same where even the smallest is large enough."""
+    error = max(guess, _SMALLEST * scale)
+    gap, factor = reached(error), _FIRST_STEP
+    if gap < 0:
+        while gap < 0 and error < 1e6 * scale:
+            low, gap_low = error, gap
+            error, factor = error * factor, factor**2 if factor < 100 else factor
+            gap = reached(error)
+        return low, gap_low, error, gap
+    while gap >= 0:
+        high, gap_high = error, gap
+        if error < _SMALLEST * scale:
+            return high, gap_high, high, gap_high
+        error, factor = error / factor, factor**2 if factor < 100 else factor
         gap = reached(error)
-        if gap >= 0:
-            return error, gap
-        error *= 4
-    return error, gap
+    return error, gap, high, gap_high

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ from actx.exporter.errors import ActxError
 from actx.exporter.fit.chain import Chain, Piece
 from actx.exporter.fit.family import Family, Parameter, Solution
 from actx.exporter.fit.minimax import Approximation, approximate
+from actx.exporter.fit.sampling import law
 from actx.exporter.fit.search import smallest_error
 from actx.exporter.fit.tails import last_outside, tail_error
 
@@ -30,31 +32,45 @@ _SYMMETRY_MAY_COST = 1.03
 
 def solve(problem: Problem, form: Form) -> Solution:
     """Fit the table; the symmetric one where it is as good."""
-    splines = [_whole(problem.span, form).rounded(form.degree)]
-    if problem.symmetry is not None and form.segments % 2 == 0:
-        half = _fit(problem.span.right_half(), form.segments // 2, form.degree)
-        splines.append(half.mirrored(problem.symmetry).rounded(form.degree))
-    errors = [problem.error(s) for s in splines]
-    return Solution(splines[-1] if errors[-1] <= _SYMMETRY_MAY_COST * errors[0] else splines[0])
+    guess = 1.3 * law(problem.cells, form.degree, form.segments)
+    whole = _Layout(problem.span, form.segments, form.degree, guess)
+    if problem.symmetry is None or form.segments % 2:
+        return Solution(whole.fit().rounded(form.degree))
+    half = _Layout(problem.span.right_half(), form.segments // 2, form.degree, guess)
+    mirrored = half.fit().mirrored(problem.symmetry).rounded(form.degree)
+    if whole.reached(problem.error(mirrored) / _SYMMETRY_MAY_COST) < 0:
+        return Solution(mirrored)
+    free = whole.fit().rounded(form.degree)
+    return Solution(free if problem.error(free) * _SYMMETRY_MAY_COST < problem.error(mirrored) else mirrored)
 
 
-def _whole(span: Span, form: Form) -> Chain:
-    return _fit(span, form.segments, form.degree)
+@dataclass(frozen=True)
+class _Layout:
+    """Segments of one degree to be laid over a span."""
 
+    span: Span
+    segments: int
+    degree: int
+    guess: float
 
-def _fit(span: Span, segments: int, degree: int) -> Chain:
-    inner = segments - (span.left is not None) - (span.right is not None)
-    if inner < 0:
-        raise ActxError(f"{segments} segment is too few", note="f has two asymptotes", remedy="Use at least 2 segments.")
+    def fit(self) -> Chain:
+        """Lay the segments with the smallest error."""
+        if self._inner() < 0:
+            raise ActxError(
+                f"{self.segments} segments are too few",
+                note="the two asymptotes take one each",
+                remedy="Use more segments, or give an interval: calibration data or --range.",
+            )
+        error = smallest_error(self.reached, float(np.ptp(self.span.y)) or 1.0, self.guess)
+        ends, _ = _lay(self.span, error, self._inner(), self.degree)
+        return _build(self.span, ends, _end(self.span, error), self.degree)
 
-    def reached(error: float) -> float:
+    def reached(self, error: float) -> float:
         """How far beyond the start of the right tail the segments come, in steps of u."""
-        end = _end(span, error)
-        return _lay(span, error, inner, degree)[1] - float(span.u[end])
+        return _lay(self.span, error, self._inner(), self.degree)[1] - float(self.span.u[_end(self.span, error)])
 
-    error = smallest_error(reached, span)
-    knots, _ = _lay(span, error, inner, degree)
-    return _build(span, knots, _end(span, error), degree)
+    def _inner(self) -> int:
+        return self.segments - (self.span.left is not None) - (self.span.right is not None)
 
 
 def _start(span: Span, error: float) -> int:
@@ -83,7 +99,7 @@ def _lay(span: Span, error: float, count: int, degree: int) -> tuple[list[int], 
         first = _after(span, ends[-1])
         if first >= len(span.x) - 1:
             return ends, 2.0
-        last, position = _longest(span, first, error, degree, position - span.u[ends[-1]])
+        last, position = _longest(span, first, error, degree)
         ends.append(last)
     return ends, position if ends[-1] < len(span.x) - 1 else 2.0
 
@@ -93,7 +109,7 @@ def _after(span: Span, end: int) -> int:
     return end + 1 if end in span.breaks else end
 
 
-def _longest(span: Span, first: int, error: float, degree: int, carried: float) -> tuple[int, float]:
+def _longest(span: Span, first: int, error: float, degree: int) -> tuple[int, float]:
     """Farthest end of a segment from `first` whose minimax error is within `error`."""
     stop = len(span.x) - 1
     good, bad = min(first + 1, stop), stop + 1
@@ -113,7 +129,7 @@ def _longest(span: Span, first: int, error: float, degree: int, carried: float) 
     fraction = min((error / good_error) ** (1 / (degree + 1)) if good_error > 0 else 1.0, 1.05)
     reach = float(span.u[first] + (span.u[good] - span.u[first]) * fraction)
     limit = float(span.u[min(good + 1, stop)])
-    return good, min(reach, limit) + 0.0 * carried
+    return good, min(reach, limit)
 
 
 def _minimax(span: Span, first: int, last: int, degree: int, points: int = 0) -> Approximation:
