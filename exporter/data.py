@@ -222,7 +222,7 @@ def import_callable(text: str, purpose: str) -> Callable[..., Any]:
     try:
         with current_directory_importable():
             found: Any = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script without a main guard may end itself
         remedy = "Run from the folder that holds the module, or install it."
         msg = f"{purpose} '{text}' cannot be imported"
         raise ActxError(msg, note=_reason(error), remedy=remedy) from error

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import onnx
@@ -116,7 +116,8 @@ class Breakdown:
     Attributes:
         nodes: all nodes, in the order they run.
         sites: share of every site that was asked for; None, not measured, where none of its nodes is left because it
-            was folded into a linear op or removed.
+            was folded into a linear op, removed, or lies in a subgraph. Where a bias was fused into an activation, its
+            time is in the share.
         activation_share: share of all sites that could be measured together.
         runs: number of runs measured.
         shapes: shapes of the inputs.
@@ -307,18 +308,23 @@ def node_times(
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         graph = onnx.load(trace / runtime.OPTIMIZED_MODEL, load_external_data=False).graph
     measured = _runs(events)[-runs:]
-    return _breakdown(measured, _node_sites(graph, measured[-1], _known_values(model), owners), owners, _shapes(feeds))
+    return _breakdown(measured, _node_sites(graph, measured, _known_values(model), owners), owners, _shapes(feeds))
 
 
-@dataclass(frozen=True)
-class _Event:
-    """One node in one run; times in microseconds from the start of the session."""
+class _Node(NamedTuple):
+    """What tells a node from every other one in all runs; a subgraph may repeat the names and numbers of its graph."""
 
-    key: str
+    name: str
     op_type: str
-    start: int
-    self_time: int
+    number: str
     nested: bool
+
+
+class _Event(NamedTuple):
+    """One node in one run, with the microseconds that it took itself."""
+
+    node: _Node
+    microseconds: int
 
 
 def _interleaved(
@@ -401,11 +407,14 @@ def _self_times(nodes: Sequence[Mapping[str, Any]]) -> list[_Event]:
             own[stack[-1]] -= int(node["dur"])
         stack.append(i)
     return [
-        _Event(
-            node["name"].removesuffix("_kernel_time"), node["args"]["op_name"], int(node["ts"]), max(time_, 0), inner
-        )
-        for node, time_, inner in zip(nodes, own, nested, strict=True)
+        _Event(_node(event, nested=inner), max(microseconds, 0))
+        for event, microseconds, inner in zip(nodes, own, nested, strict=True)
     ]
+
+
+def _node(event: Mapping[str, Any], *, nested: bool) -> _Node:
+    args = event["args"]
+    return _Node(event["name"].removesuffix("_kernel_time"), args["op_name"], args.get("node_index", ""), nested)
 
 
 def _known_values(model: Path) -> frozenset[str]:
@@ -415,17 +424,22 @@ def _known_values(model: Path) -> frozenset[str]:
 
 
 def _node_sites(
-    graph: onnx.GraphProto, run: Sequence[_Event], known: frozenset[str], owners: Mapping[str, str]
-) -> dict[str, str]:
-    """Return the site of every event that belongs to one, by the event's key."""
+    graph: onnx.GraphProto, runs: Sequence[Sequence[_Event]], known: frozenset[str], owners: Mapping[str, str]
+) -> dict[_Node, str]:
+    """Return the site of every node that belongs to one.
+
+    The graph is stored in the order in which it runs, and many nodes have no name: they are matched by position, in the
+    first run whose sequence of ops is the graph's. Where none is, nothing is attributed.
+    """
     sites = _sites_of_outputs(graph, known, owners)
-    outer = [event for event in run if not event.nested]
-    if [event.op_type for event in outer] == [node.op_type for node in graph.node]:
-        pairs = [(event.key, node) for event, node in zip(outer, graph.node, strict=True)]
-    else:  # another order of execution than of storage: only names can tell
-        pairs = [(node.name, node) for node in graph.node if node.name]
-    found = {key: next((sites[name] for name in node.output if name in sites), None) for key, node in pairs}
-    return {key: site for key, site in found.items() if site is not None}
+    stored = [node.op_type for node in graph.node]
+    orders = ([event.node for event in run if not event.node.nested] for run in runs)
+    order: list[_Node] = next((nodes for nodes in orders if [node.op_type for node in nodes] == stored), [])
+    found = {
+        ran: next((sites[name] for name in node.output if name in sites), None)
+        for ran, node in zip(order, graph.node, strict=False)
+    }
+    return {node: site for node, site in found.items() if site is not None}
 
 
 def _sites_of_outputs(graph: onnx.GraphProto, known: frozenset[str], owners: Mapping[str, str]) -> dict[str, str]:
@@ -460,17 +474,17 @@ def _site_of(
 
 def _breakdown(
     runs: Sequence[Sequence[_Event]],
-    sites: Mapping[str, str],
+    sites: Mapping[_Node, str],
     owners: Mapping[str, str],
     shapes: dict[str, tuple[int, ...]],
 ) -> Breakdown:
-    totals: dict[tuple[str, str], int] = defaultdict(int)
+    totals: dict[_Node, int] = defaultdict(int)
     for event in (event for run in runs for event in run):
-        totals[event.key, event.op_type] += event.self_time
+        totals[event.node] += event.microseconds
     everything = sum(totals.values())
     nodes = tuple(
-        NodeTime(key, op_type, total / len(runs), total / everything if everything else 0.0, sites.get(key))
-        for (key, op_type), total in totals.items()
+        NodeTime(node.name, node.op_type, total / len(runs), total / everything if everything else 0.0, sites.get(node))
+        for node, total in totals.items()
     )
     shares: dict[str, float | None] = dict.fromkeys(owners.values())
     for node in nodes:

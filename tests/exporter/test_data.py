@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actx.exporter.data import DTYPES, InputSpec, cast_feeds, import_callable, load_data, synthetic_data
@@ -63,6 +63,7 @@ def test_parse_refuses_with_the_grammar(text: str) -> None:
     assert "NAME:DTYPE[DIM,...]" in caught.value.note or "element types" in caught.value.note
 
 
+@settings(deadline=None)
 @given(
     st.text(min_size=1).filter(lambda name: name == name.strip() and name.isprintable()),
     st.sampled_from(DTYPES),
@@ -73,6 +74,7 @@ def test_parse_reads_what_str_writes(name: str, dtype: str, dims: list[int | str
     assert InputSpec.parse(str(spec)) == spec
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_parse_only_raises_usage_errors(text: str) -> None:
     with contextlib.suppress(UsageError):
@@ -297,6 +299,7 @@ def test_callable_is_called_once_per_pass(module: str) -> None:
         ("f = 3", "f", "is no callable"),
         ("f = 3", "g", "is not in its module"),
         ("raise RuntimeError('at import')", "f", "cannot be imported"),
+        ("raise SystemExit(3)", "f", "cannot be imported"),
         ("import nothing_of_this_name", "f", "cannot be imported"),
     ],
     indirect=["module"],
@@ -342,7 +345,7 @@ def test_synthetic_data_depends_on_the_seed_alone_and_is_marked() -> None:
     assert (data.synthetic, data.samples) == (True, 6)
     for spec in specs:
         assert feeds[spec.name].dtype == np.dtype(spec.dtype)
-        assert feeds[spec.name].shape == tuple(sizes.get(d, d) for d in spec.dims)  # type: ignore[call-overload]
+        assert feeds[spec.name].shape == tuple(sizes[d] if isinstance(d, str) else d for d in spec.dims)
     mask = feeds["attention_mask"]
     assert mask[:, 0].all()
     assert (np.diff(mask, axis=1) <= 0).all()
@@ -362,7 +365,7 @@ def test_synthetic_data_needs_every_size(sizes: dict[str, int]) -> None:
 
 
 def test_cast_feeds_to_a_float16_model() -> None:
-    feeds = {"x": np.ones((2, 3), np.float32), "unused": np.ones(1)}
+    feeds: dict[str, Any] = {"x": np.ones((2, 3), np.float32), "unused": np.ones(1)}
     cast = cast_feeds(feeds, [InputSpec("x", "float16", ("n", 3))])
     assert set(cast) == {"x"}
     assert cast["x"].dtype == np.float16

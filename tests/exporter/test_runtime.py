@@ -184,7 +184,7 @@ def test_failing_node_and_text_outputs_are_explained(tmp_path: Path) -> None:
 def test_options_are_checked_and_libraries_that_do_not_load_are_named(tmp_path: Path) -> None:
     for wrong in ({"threads": -1}, {"optimization": "most"}):
         with pytest.raises(UsageError):
-            RuntimeOptions(**wrong)  # type: ignore[arg-type]
+            RuntimeOptions(**wrong)
     path = save(tmp_path)
     with pytest.raises(ActxError, match=r"absent.so"):
         open_session(path, RuntimeOptions(libraries=(tmp_path / "absent.so",)))

@@ -1,0 +1,294 @@
+"""Behaviour of `exporter.profile`: statistics on made-up times, attribution of nodes on real sessions."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from actx.exporter.data import InputSpec, synthetic_data
+from actx.exporter.errors import ActxError, UsageError
+from actx.exporter.profile import compare_latency, node_times, profile, summarize
+from actx.exporter.runtime import RuntimeOptions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+WIDTH = 16
+WEIGHT = np.random.default_rng(0).standard_normal((WIDTH, WIDTH)).astype(np.float32)
+Layers = list[tuple[str, list[str], str]]
+
+# x / sqrt(2), erf, + 1, * x, * 1/2 between two linear layers; node names are left out as many exporters do.
+ERF_GELU: Layers = [
+    ("MatMul", ["x", "w"], "a"),
+    ("Div", ["a", "root"], "d"),
+    ("Erf", ["d"], "e"),
+    ("Add", ["e", "one"], "f"),
+    ("Mul", ["a", "f"], "g"),
+    ("Mul", ["g", "half"], "h"),
+    ("MatMul", ["h", "w"], "b"),
+    ("Relu", ["b"], "c"),
+    ("MatMul", ["c", "w"], "y"),
+]
+ERF_OWNERS = {**dict.fromkeys("defgh", "gelu"), "c": "relu"}
+
+
+def save(
+    folder: Path, layers: Layers, *, element: int = TensorProto.FLOAT, external: bool = False, named: bool = False
+) -> Path:
+    folder.mkdir(exist_ok=True)
+    dtype = helper.tensor_dtype_to_np_dtype(element)
+    constants = {"w": WEIGHT, "root": np.float32(2**0.5), "one": np.float32(1), "half": np.float32(0.5)}
+    nodes = [helper.make_node(op, i, [o], name=f"node_{o}" if named else None) for op, i, o in layers]
+    used = {name for node in nodes for name in node.input}
+    initializers = [numpy_helper.from_array(np.asarray(a, dtype), n) for n, a in constants.items() if n in used]
+    values = [helper.make_tensor_value_info(name, element, ["n", WIDTH]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], initializers)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(proto, folder / "m.onnx", save_as_external_data=external, location="w.data", size_threshold=0)
+    return folder / "m.onnx"
+
+
+def feeds(dtype: str = "float32") -> dict[str, Any]:
+    return {"x": np.random.default_rng(1).standard_normal((5, WIDTH)).astype(dtype)}
+
+
+def times(median: float, spread: float, rounds: int, seed: int) -> NDArray[np.int64]:
+    draws = np.random.default_rng(seed).lognormal(math.log(median), spread, rounds)
+    return draws.astype(np.int64)
+
+
+def test_clear_differences_are_found_in_both_directions() -> None:
+    a, b, again = (times(median, 0.02, 50, seed) for seed, median in enumerate((1e6, 0.8e6, 1e6)))
+    faster = compare_latency(a, b, again)
+    assert faster.verdict == "faster"
+    assert faster.interval[0] > 1
+    assert faster.paired_ratio == pytest.approx(1.25, rel=0.02)
+    assert faster.ratio == pytest.approx(1.25, rel=0.02)
+    assert compare_latency(b, a, times(0.8e6, 0.02, 50, 9)).verdict == "slower"
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.01, 0.1, 0.5])
+def test_equal_models_are_seldom_told_apart(spread: float) -> None:
+    trials = [[times(1e6, spread, 30, 10 * seed + i) for i in range(3)] for seed in range(100)]
+    verdicts = [compare_latency(*trial).verdict for trial in trials]
+    # 5 % of bootstrap intervals miss the truth; the noise band takes most of these away.
+    assert sum(verdict != "no difference" for verdict in verdicts) <= 5
+
+
+def test_difference_within_the_noise_of_the_original_against_itself_is_none() -> None:
+    a = times(1e6, 0.001, 40, 0)
+    again = (a * 1.10).astype(np.int64)  # the machine treats one of two equal sessions 10 % better
+    b = (a / 1.03).astype(np.int64)
+    result = compare_latency(a, b, again)
+    assert result.interval[0] > 1
+    assert result.verdict == "no difference"
+    assert result.noise >= 1.09
+
+
+def test_drift_of_the_machine_hits_all_three_alike() -> None:
+    ramp = np.linspace(1, 3, 40)  # the clock slows down to a third: marginal spreads are huge, paired ones are not
+    a, b, again = ((median * ramp * times(1000, 0.01, 40, seed)) for seed, median in enumerate((10, 9, 10)))
+    assert compare_latency(a.astype(np.int64), b.astype(np.int64), again.astype(np.int64)).verdict == "faster"
+
+
+def test_outliers_do_not_decide() -> None:
+    a, b, again = (times(1e6, 0.01, 40, seed) for seed in range(3))
+    b[::5] *= 50
+    assert compare_latency(a, b, again).verdict == "no difference"
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 5])
+def test_too_few_rounds_show_nothing(rounds: int) -> None:
+    a = np.full(rounds, 1000)
+    result = compare_latency(a, a // 2, a)
+    assert result.verdict == "no difference"
+    assert result.paired_ratio == pytest.approx(2)
+    assert compare_latency(np.full(6, 1000), np.full(6, 500), np.full(6, 1000)).verdict == "faster"
+
+
+def test_comparison_depends_on_the_seed_alone_and_takes_zero_times() -> None:
+    rows = [times(1e6, 0.1, 20, seed) for seed in range(3)]
+    assert compare_latency(*rows, seed=1) == compare_latency(*rows, seed=1)
+    zero = np.zeros(10, np.int64)
+    assert compare_latency(zero, zero, zero).verdict == "no difference"
+
+
+def test_summary_in_milliseconds_and_samples_per_second() -> None:
+    latency = summarize(np.arange(1, 101) * 1_000_000, samples=400)
+    assert (latency.runs, latency.min, latency.p50, latency.mean) == (100, 1.0, 50.5, 50.5)
+    assert latency.p50 <= latency.p90 <= latency.p95 <= latency.p99 <= 100
+    assert latency.throughput == pytest.approx(400 / 5.05)
+
+
+@pytest.mark.parametrize("external", [False, True])
+@pytest.mark.parametrize("named", [False, True])
+def test_fused_nodes_map_to_their_site(tmp_path: Path, *, external: bool, named: bool) -> None:
+    path = save(tmp_path / "m", ERF_GELU, external=external, named=named)
+    result = node_times(path, feeds(), ERF_OWNERS, runs=2, warmup=1)
+    found = {node.op_type: node.site for node in result.nodes if node.site}
+    assert found == {"Gelu": "gelu", "Relu": "relu"}
+    assert [node.op_type for node in result.nodes] == ["MatMul", "Gelu", "MatMul", "Relu", "MatMul"]
+    assert sum(node.share for node in result.nodes) == pytest.approx(1)
+    assert result.activation_share == pytest.approx(sum(share or 0 for share in result.sites.values()))
+    assert result.runs == 2
+    assert result.shapes == {"x": (5, WIDTH)}
+
+
+def test_every_node_of_a_site_that_is_not_fused_counts(tmp_path: Path) -> None:
+    path = save(tmp_path / "m", ERF_GELU)
+    result = node_times(path, feeds(), ERF_OWNERS, RuntimeOptions(optimization="none"), runs=1)
+    assert [node.site for node in result.nodes] == [None, *["gelu"] * 5, None, "relu", None]
+
+
+def test_site_whose_op_the_runtime_expands_keeps_all_of_its_nodes(tmp_path: Path) -> None:
+    layers: Layers = [("MatMul", ["x", "w"], "a"), ("Mish", ["a"], "b"), ("MatMul", ["b", "w"], "y")]
+    for element, dtype in ((TensorProto.FLOAT, "float32"), (TensorProto.FLOAT16, "float16")):
+        path = save(tmp_path / dtype, layers, element=element)
+        result = node_times(path, feeds(dtype), {"b": "mish"}, runs=1)
+        inner = [node for node in result.nodes if node.op_type not in ("MatMul", "Cast")]
+        assert len(inner) >= 1
+        assert all(node.site == "mish" for node in inner)
+        assert all(node.site is None for node in result.nodes if node.op_type == "MatMul")
+
+
+def conv(folder: Path) -> Path:
+    weight = numpy_helper.from_array(np.ones((16, 16, 3, 3), np.float32), "w")
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 16, 8, 8]) for name in ("x", "y")]
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], pads=[1] * 4),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "w"], ["y"], pads=[1] * 4),
+    ]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), folder / "c.onnx")
+    return folder / "c.onnx"
+
+
+def test_activation_folded_into_a_linear_op_is_not_measured(tmp_path: Path) -> None:
+    result = node_times(conv(tmp_path), {"x": np.ones((1, 16, 8, 8), np.float32)}, {"b": "relu"}, runs=1)
+    assert result.sites == {"relu": None}
+    assert result.activation_share == 0
+    assert result.to_dict()["sites"] == {"relu": None}
+    assert not any(node.site for node in result.nodes)
+
+
+def test_nodes_of_a_subgraph_are_counted_once(tmp_path: Path) -> None:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", WIDTH]) for name in ("x", "y"))
+    flag = helper.make_tensor_value_info("flag", TensorProto.BOOL, [])
+    branches = [
+        helper.make_graph([helper.make_node("Tanh", ["x"], [f"t{i}"])], f"b{i}", [],
+                          [helper.make_tensor_value_info(f"t{i}", TensorProto.FLOAT, ["n", WIDTH])])
+        for i in range(2)
+    ]  # fmt: skip
+    node = helper.make_node("If", ["flag"], ["y"], then_branch=branches[0], else_branch=branches[1])
+    proto = helper.make_model(helper.make_graph([node], "g", [flag, x], [y]), ir_version=10)
+    del proto.opset_import[:]
+    proto.opset_import.append(helper.make_opsetid("", 20))
+    onnx.save(proto, tmp_path / "m.onnx")
+    large = {"x": np.ones((4000, WIDTH), np.float32), "flag": np.array(True)}
+    result = node_times(tmp_path / "m.onnx", large, {}, runs=3)
+    by_op = {node.op_type: node.share for node in result.nodes}
+    assert set(by_op) == {"If", "Tanh"}
+    assert sum(by_op.values()) == pytest.approx(1)
+    assert by_op["Tanh"] > by_op["If"]  # 64 thousand tanh against choosing a branch
+
+
+def test_report_is_complete_json_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    original = save(tmp_path / "o", ERF_GELU, external=True)
+    artifact = save(tmp_path / "a", ERF_GELU, element=TensorProto.FLOAT16)
+    before = [(p, p.stat().st_mtime_ns) for p in (original.parent, *original.parent.iterdir())]
+    data = synthetic_data([InputSpec("x", "float32", ("n", WIDTH))], {"n": 4})
+    seen: list[tuple[int, int]] = []
+    report = profile(
+        original, artifact, data, runs=7, warmup=2, owners_original=ERF_OWNERS, owners_artifact=ERF_OWNERS,
+        progress=lambda done, total: seen.append((done, total)),
+    )  # fmt: skip
+    assert gc.isenabled()
+    assert seen == [(i, 9) for i in range(1, 10)]
+    assert (report.runs, report.warmup, report.batch_sizes, report.synthetic) == (7, 2, (4,), True)
+    assert report.shapes == ({"x": (4, WIDTH)},)
+    assert {node.site for node in report.original_nodes.nodes} == {None, "gelu", "relu"}
+    assert report.runtime["options"]["spin_between_runs"] is False
+    values = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert values["comparison"]["verdict"] in ("faster", "slower", "no difference")
+    assert not list(scratch.iterdir())
+    assert [(p, p.stat().st_mtime_ns) for p in (original.parent, *original.parent.iterdir())] == before
+    assert capfd.readouterr() == ("", "")
+
+
+def test_few_rounds_are_noted(tmp_path: Path) -> None:
+    path = save(tmp_path / "m", ERF_GELU)
+    data = synthetic_data([InputSpec("x", "float32", ("n", WIDTH))], {"n": 1})
+    report = profile(path, path, data, runs=1, warmup=0)
+    assert report.comparison.verdict == "no difference"
+    assert "too few" in report.notes[0]
+
+
+def test_failures_leave_nothing_behind_and_restore_garbage_collection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    path = save(tmp_path / "m", ERF_GELU)
+    with pytest.raises(ActxError, match="failed to run"):
+        node_times(path, {"x": np.ones((2, 3), np.float32)}, {})
+    (tmp_path / "junk.onnx").write_bytes(b"junk")
+    with pytest.raises(ActxError, match="not an ONNX model"):
+        node_times(tmp_path / "junk.onnx", feeds(), {})
+    data = synthetic_data([InputSpec("x", "float32", ("n", WIDTH))], {"n": 1})
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        profile(path, path, data, progress=stop)
+    assert gc.isenabled()
+    assert not list(scratch.iterdir())
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("runs", "warmup"), [(0, 1), (-1, 0), (1, -1)])
+def test_counts_are_checked(tmp_path: Path, runs: int, warmup: int) -> None:
+    path = save(tmp_path / "m", ERF_GELU)
+    data = synthetic_data([InputSpec("x", "float32", ("n", WIDTH))], {"n": 1})
+    with pytest.raises(UsageError):
+        profile(path, path, data, runs=runs, warmup=warmup)
+    with pytest.raises(UsageError):
+        node_times(path, feeds(), {}, runs=runs, warmup=warmup)
+
+
+def test_nodes_of_a_subgraph_with_the_numbers_of_its_graph_are_told_apart(tmp_path: Path) -> None:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", WIDTH]) for name in ("x", "y"))
+    flag = helper.make_tensor_value_info("flag", TensorProto.BOOL, [])
+    branches = [
+        helper.make_graph([helper.make_node("Tanh", ["t"], [f"t{i}"])], f"b{i}", [],
+                          [helper.make_tensor_value_info(f"t{i}", TensorProto.FLOAT, ["n", WIDTH])])
+        for i in range(2)
+    ]  # fmt: skip
+    nodes = [
+        helper.make_node("Tanh", ["x"], ["t"]),
+        helper.make_node("If", ["flag"], ["y"], then_branch=branches[0], else_branch=branches[1]),
+    ]
+    graph = helper.make_graph(nodes, "g", [flag, x], [y])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(proto, tmp_path / "m.onnx")
+    result = node_times(tmp_path / "m.onnx", {**feeds(), "flag": np.array(False)}, {"t": "outer"}, runs=2)
+    tanh = [node for node in result.nodes if node.op_type == "Tanh"]
+    assert sorted(node.site or "" for node in tanh) == ["", "outer"]
+    assert result.sites["outer"] == pytest.approx(next(node.share for node in tanh if node.site))
