@@ -1,0 +1,35 @@
+"""The pipeline, step by step, and the verbs that run it.
+
+The names below are loaded when they are first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from actx.exporter.comparison import check, profile
+    from actx.exporter.export import export
+    from actx.exporter.fit import Form, fit
+    from actx.exporter.inspection import inspect
+    from actx.exporter.session import session
+
+__all__ = ["Form", "check", "export", "fit", "inspect", "profile", "session"]
+
+_HOMES = {
+    "Form": "fit",
+    "check": "comparison",
+    "export": "export",
+    "fit": "fit",
+    "inspect": "inspection",
+    "profile": "comparison",
+    "session": "session",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - functions and classes
+    if name not in _HOMES:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

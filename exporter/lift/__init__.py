@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 
 from actx.exporter.lift.function import ScalarFunction, is_affine
@@ -17,7 +18,6 @@ from actx.exporter.lift.regions import Region, grow
 from actx.exporter.lift.rule import ENDS, NORMALISATIONS, objection
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 __all__ = ["Gate", "Lifted", "Rejection", "ScalarFunction", "Site", "lift"]
@@ -66,6 +66,13 @@ class Site:
     axis: int | None
     gate: Gate | None
 
+    def evaluate(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Evaluate f in float64 on a tensor of the site's shape."""
+        if self.axis is None:
+            return self.function(x)
+        rows = np.moveaxis(x, self.axis, 0)
+        return np.moveaxis(self.function(rows), 0, self.axis)
+
 
 @dataclass(frozen=True)
 class Rejection:
@@ -94,6 +101,10 @@ def lift(model: ir.Model) -> Lifted:
     taken: set[ir.Value] = set()
     sites = tuple(_site(region, name, memo, taken) for region, name in zip(accepted, names, strict=True))
     return Lifted(sites, _rejections(model.graph, verdicts, memo))
+
+
+def _is_float(region: Region) -> bool:
+    return region.output.dtype is None or region.output.dtype.is_floating_point()
 
 
 def _identify(
@@ -152,7 +163,11 @@ def _rejections(
     memo: dict[str, tuple[bool, str, dict[str, NDArray[np.float64]]]],
 ) -> tuple[Rejection, ...]:
     """Describe what is nonlinear and no site. Affine regions are not nonlinear, and not worth a line."""
-    refused = [(r, reason) for r, reason in verdicts if reason is not None and not memo[r.function.key][0]]
+    refused = [
+        (region, reason)
+        for region, reason in verdicts
+        if reason is not None and not memo[region.function.key][0] and _is_float(region)
+    ]
     names = site_names([region.nodes for region, _ in refused])
     rows = [
         Rejection(name, "+".join(dict.fromkeys(node.op_type for node in region.nodes)), reason)

@@ -25,21 +25,12 @@ from actx.exporter.lower.own import standard_op
 from actx.exporter.lower.portable import emit_spline
 
 if TYPE_CHECKING:
-    from actx.exporter.fit import Fit
-    from actx.exporter.lift import Site
+    from actx.exporter.choose import Choice
 
-__all__ = ["SITE_METADATA", "Choice", "Lowered", "Placement", "lower"]
+__all__ = ["SITE_METADATA", "Lowered", "Placement", "lower"]
 
 # Closer than this, standard ops that imitate the form would cost more and differ no less than the source itself.
 OWN_MATHEMATICS = 1e-4
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The form of one site; no fit where the site is kept."""
-
-    site: Site
-    fit: Fit | None
 
 
 @dataclass(frozen=True)
@@ -126,6 +117,10 @@ def _spline(choice: Choice, scale: float) -> Spline:
 def _place(graph: ir.Graph, values: dict[str, ir.Value], choice: Choice, scale: float) -> Placement:
     site, fit = choice.site, choice.fit
     old = values[site.output]
+    for name in site.values:
+        node = values[name].producer()
+        assert node is not None
+        node.metadata_props[SITE_METADATA] = site.name
     kept = Placement(site.name, "+".join(_op_types(values[name] for name in site.values)), site.input, site.output, 1.0, site.values)
     if fit is None:
         return kept  # 2.

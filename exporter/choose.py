@@ -1,0 +1,210 @@
+"""Decide the form of every site, and fit it.
+
+1. A form pinned to a site is taken, or the error says why it cannot be.
+2. A form for the whole model is taken wherever it can follow the site's function; a site that it would diverge from, or that
+   has no asymptotes and no observed range, is kept, with the reason.
+3. Without a form, what the target runs as one fast op is kept; for a target with our kernels every other site takes the
+   smallest spline within `DEFAULT_ERROR`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from actx.custom_ops import Spline
+from actx.exporter.errors import ActxError, UsageError
+from actx.exporter.fit import Fit, Form, fit
+
+if TYPE_CHECKING:
+    from actx.exporter.calibrate import SiteStatistics
+    from actx.exporter.lift import ScalarFunction, Site
+    from actx.exporter.targets import Target
+
+Progress: TypeAlias = Callable[[int, int], None]
+
+KEEP = Form("keep")
+DEFAULT_ERROR = 1e-5
+# From the smallest table to the largest.
+DEFAULT_FORMS = tuple(Form("spline", (segments, 3)) for segments in (8, 16, 24, 32))
+# A per-channel site has one table per distinct channel function, and each is a fit of its own.
+MAX_CHANNEL_FITS = 64
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The form of one site.
+
+    Attributes:
+        site: the site.
+        form: the chosen form; ``keep`` where the site stays as it is.
+        fit: the fitted form, None where the site is kept.
+        reason: why it is kept, or how the form came about.
+    """
+
+    site: Site
+    form: Form
+    fit: Fit | None
+    reason: str
+
+
+def choose(
+    sites: Sequence[Site],
+    target: Target,
+    *,
+    form: Form | None = None,
+    pins: Mapping[str, Form] | None = None,
+    statistics: Mapping[str, SiteStatistics] | None = None,
+    fold: bool = True,
+    progress: Progress | None = None,
+) -> tuple[Choice, ...]:
+    """Return one choice per site, in order. Equal functions are fitted once.
+
+    Args:
+        sites: what lift found.
+        target: what it is for.
+        form: for the whole model; None leaves it to rule 3.
+        pins: forms by site name or pattern (``layers.*.ffn``); of several that match, the last one counts.
+        statistics: observed ranges by site name, where there is data.
+        fold: whether hardswish may have a slope.
+        progress: called with the number of sites done and to do.
+
+    Raises:
+        UsageError: a pin matches no site.
+        ActxError: a pinned form cannot be had.
+    """
+    for pattern in pins or {}:
+        if not any(fnmatchcase(site.name, pattern) for site in sites):
+            raise UsageError(f"no site is named {pattern!r}", note=f"the model has {_listed(sites)}")
+    fitter = _Fitter(fold=fold)
+    choices = []
+    for site in sites:
+        observed = (statistics or {}).get(site.name)
+        pinned = [f for pattern, f in (pins or {}).items() if fnmatchcase(site.name, pattern)]
+        if pinned:
+            choices.append(_pinned(fitter, site, pinned[-1], observed))
+        elif form is not None:
+            choices.append(_uniform(fitter, site, form, observed))
+        else:
+            choices.append(_default(fitter, site, target, observed))
+        if progress is not None:
+            progress(len(choices), len(sites))
+    return tuple(choices)
+
+
+def _listed(sites: Sequence[Site]) -> str:
+    names = [site.name for site in sites[:5]]
+    return ", ".join(names) + (f" and {len(sites) - 5} more" if len(sites) > 5 else "") if names else "no sites"
+
+
+def _pinned(fitter: _Fitter, site: Site, form: Form, observed: SiteStatistics | None) -> Choice:
+    """1."""
+    if form == KEEP:
+        return Choice(site, KEEP, None, "pinned")
+    try:
+        return Choice(site, form, fitter.fit(site, form, observed), "pinned")
+    except ActxError as error:
+        raise ActxError(f"site {site.name} cannot take the form {form}", note=error.what, remedy=error.remedy) from error
+
+
+def _uniform(fitter: _Fitter, site: Site, form: Form, observed: SiteStatistics | None) -> Choice:
+    """2."""
+    if form == KEEP:
+        return Choice(site, KEEP, None, "as asked")
+    try:
+        found = fitter.fit(site, form, observed)
+    except ActxError as error:
+        return Choice(site, KEEP, None, f"kept: {error.what}")
+    if math.isinf(found.max_error):
+        return Choice(site, KEEP, None, f"kept: {form} diverges from {site.kind}")
+    return Choice(site, form, found, "as asked")
+
+
+def _default(fitter: _Fitter, site: Site, target: Target, observed: SiteStatistics | None) -> Choice:
+    """3."""
+    if site.kind in target.fast:
+        return Choice(site, KEEP, None, f"{target.name} runs {site.kind} as one fast op")
+    if not target.native:
+        return Choice(site, KEEP, None, f"{target.name} has no kernel for splines: choose a form with --form")
+    for form in DEFAULT_FORMS:
+        try:
+            found = fitter.fit(site, form, observed)
+        except ActxError as error:
+            return Choice(site, KEEP, None, f"kept: {error.what}")
+        if found.max_error <= DEFAULT_ERROR:
+            return Choice(site, form, found, f"smallest spline within {DEFAULT_ERROR:g}")
+    return Choice(site, KEEP, None, f"kept: no spline of 32 segments is within {DEFAULT_ERROR:g}")
+
+
+class _Fitter:
+    """Fits each distinct function once per form and interval."""
+
+    def __init__(self, *, fold: bool) -> None:
+        self._fold = fold
+        self._known: dict[tuple[str, Form, tuple[float, float] | None], Fit | ActxError] = {}
+
+    def fit(self, site: Site, form: Form, observed: SiteStatistics | None) -> Fit:
+        """Fit on all of R, or where the tails do not allow that on the observed range."""
+        try:
+            return self._fit_site(site, form, None)
+        except UsageError:
+            raise
+        except ActxError:
+            if observed is None:
+                raise
+            return self._fit_site(site, form, observed.interval)
+
+    def _fit_site(self, site: Site, form: Form, interval: tuple[float, float] | None) -> Fit:
+        if site.axis is None:
+            return self._once(site.function, form, interval)
+        return self._per_channel(site, form, interval)
+
+    def _per_channel(self, site: Site, form: Form, interval: tuple[float, float] | None) -> Fit:
+        """Fit every distinct channel; slopes per channel are not folded."""
+        channels = [site.function.channel(i) for i in range(site.function.channels or 0)]
+        distinct = {channel.key: channel for channel in channels}
+        if len(distinct) > MAX_CHANNEL_FITS:
+            raise ActxError(
+                f"{len(distinct)} channels differ", note=f"at most {MAX_CHANNEL_FITS} distinct channels are fitted one by one"
+            )
+        fits = {key: replace(self._once(channel, form, interval), slope=None) for key, channel in distinct.items()}
+        worst = max(fits.values(), key=lambda found: found.max_error)
+        return replace(worst, spline=_stack([fits[channel.key].spline for channel in channels], site.axis))
+
+    def _once(self, function: ScalarFunction, form: Form, interval: tuple[float, float] | None) -> Fit:
+        key = (function.key, form, interval)
+        if key not in self._known:
+            try:
+                self._known[key] = fit(function, form, interval=interval, fold=self._fold)
+            except ActxError as error:
+                self._known[key] = error
+        found = self._known[key]
+        if isinstance(found, ActxError):
+            raise found
+        return found
+
+
+def _stack(splines: Sequence[Spline], axis: int | None) -> Spline:
+    """Put one table per channel into one spline: shorter tables are filled with empty segments beyond their last knot."""
+    segments, degree = max(s.segments for s in splines), max(s.degree for s in splines)
+    padded = [_pad(spline, segments, degree) for spline in splines]
+    return Spline(
+        np.stack([p[0] for p in padded]), np.stack([p[1] for p in padded]), np.stack([p[2] for p in padded]), axis=axis
+    )
+
+
+def _pad(spline: Spline, segments: int, degree: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    extra = segments - spline.segments
+    last = float(spline.knots[-1]) if spline.segments > 1 else 0.0
+    beyond = last + (abs(last) + 1) * np.arange(1, extra + 1)
+    coefficients = np.pad(spline.coefficients, ((0, 0), (0, degree - spline.degree)))
+    return (
+        np.concatenate([spline.knots, beyond.astype(np.float32)]),
+        np.concatenate([coefficients, np.repeat(coefficients[-1:], extra, axis=0)]),
+        np.concatenate([spline.origins, np.repeat(spline.origins[-1:], extra)]),
+    )

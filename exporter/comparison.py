@@ -1,0 +1,149 @@
+"""Check or profile an artifact that was made earlier, a bundle or any ONNX file, against its original."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import onnx
+
+from actx.exporter import runtime
+from actx.exporter.bundle import read_bundle
+from actx.exporter.check import DriftReport, SiteTap
+from actx.exporter.check import check as check_graphs
+from actx.exporter.inspection import open_data, owners
+from actx.exporter.lift import lift
+from actx.exporter.load import load
+from actx.exporter.lower import SITE_METADATA
+from actx.exporter.profile import LatencyReport
+from actx.exporter.profile import profile as profile_graphs
+from actx.exporter.session import best_graph
+from actx.exporter.workspace import workspace
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from actx.exporter.data import Data, InputSpec
+    from actx.exporter.lift import Site
+
+Progress: TypeAlias = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """Both graphs as files, with what is known of the sites."""
+
+    original: Path
+    artifact: Path
+    data: Data
+    taps: tuple[SiteTap, ...]
+    owners_original: dict[str, str]
+    owners_artifact: dict[str, str]
+
+
+def check(
+    model: Path,
+    artifact: Path,
+    *,
+    data: str | None = None,
+    inputs: Sequence[InputSpec] = (),
+    batch_size: int | None = None,
+    metric: str = "l2",
+    max_drift: float | None = None,
+    logits: Sequence[str] = (),
+    trust: bool = False,
+    options: runtime.RuntimeOptions = runtime.DEFAULT,
+    progress: Progress | None = None,
+) -> DriftReport:
+    """Measure how far an artifact's outputs are from the original's.
+
+    Args:
+        model: the original: an ONNX model or a torch.export archive.
+        artifact: a bundle, or an ONNX file with the same inputs and outputs. Sites are looked at in bundles only.
+        data: samples (see `load_data`); without it random input, marked as synthetic.
+        inputs: types and dimensions that the user states.
+        batch_size: samples per run.
+        metric, max_drift, logits: see `actx.exporter.check.check`.
+        trust: whether an archive may run the code it carries.
+        options: how both are run.
+        progress: called with the number of samples done and to do.
+
+    Raises:
+        ActxError, UsageError: a model or the data cannot be read or run, or they do not fit together.
+    """
+    with _opened(model, artifact, data, inputs, batch_size, trust=trust) as both:
+        return check_graphs(
+            both.original, both.artifact, both.data, taps=both.taps, metric=metric, max_drift=max_drift, logits=logits,
+            options=options, progress=progress,
+        )  # fmt: skip
+
+
+def profile(
+    model: Path,
+    artifact: Path,
+    *,
+    data: str | None = None,
+    inputs: Sequence[InputSpec] = (),
+    batch_size: int | None = None,
+    runs: int = 50,
+    trust: bool = False,
+    options: runtime.RuntimeOptions = runtime.DEFAULT,
+    progress: Progress | None = None,
+) -> LatencyReport:
+    """Measure the latency of an artifact against the original's, interleaved in this process.
+
+    Args:
+        model, artifact, data, inputs, batch_size, trust, options: as in `check`.
+        runs: rounds to measure.
+        progress: called with the number of rounds done and to do.
+
+    Raises:
+        ActxError, UsageError: a model or the data cannot be read or run, or they do not fit together.
+    """
+    with _opened(model, artifact, data, inputs, batch_size, trust=trust) as both:
+        return profile_graphs(
+            both.original, both.artifact, both.data, options=options, runs=runs, owners_original=both.owners_original,
+            owners_artifact=both.owners_artifact, progress=progress,
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _opened(
+    model: Path, artifact: Path, data: str | None, inputs: Sequence[InputSpec], batch_size: int | None, *, trust: bool
+) -> Iterator[_Compared]:
+    graph, _ = best_graph(artifact)
+    loaded = load(model, inputs=inputs, trust=trust)
+    sites = lift(loaded.model).sites
+    samples = open_data(loaded, data, batch_size)
+    with workspace(loaded) as original:
+        taps = tuple(_taps(artifact, {site.name: site for site in sites}))
+        yield _Compared(original, graph, samples, taps, owners(sites), _marked(graph))
+
+
+def _taps(artifact: Path, sites: Mapping[str, Site]) -> Iterator[SiteTap]:
+    if not artifact.is_dir():
+        return
+    for entry in read_bundle(artifact)[1].sites:
+        site = sites.get(entry.name)
+        if site is not None and entry.fit is not None and site.function.key == entry.function:
+            yield tap(site, entry.input, entry.output, entry.scale)
+
+
+def tap(site: Site, artifact_input: str, artifact_output: str, scale: float) -> SiteTap:
+    """Return where to look at a site in the original and in an artifact."""
+    return SiteTap(site.name, site.evaluate, site.output, artifact_input, artifact_output, scale, scale)
+
+
+def _marked(graph: Path) -> dict[str, str]:
+    """Return the site of every value that an exported graph computes for one: lower marks their nodes."""
+    model = onnx.load(graph, load_external_data=False)
+    return {
+        value: prop.value
+        for node in model.graph.node
+        for prop in node.metadata_props
+        if prop.key == SITE_METADATA
+        for value in node.output
+    }

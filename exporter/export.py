@@ -1,0 +1,273 @@
+"""The pipeline: load, lift, calibrate, fit, choose, lower, check, profile, and the bundle that holds the result."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import math
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from actx.exporter import bundle, runtime
+from actx.exporter.calibrate import SiteStatistics, calibrate
+from actx.exporter.check import DriftReport, check
+from actx.exporter.choose import Choice, choose
+from actx.exporter.comparison import tap
+from actx.exporter.errors import RequirementError
+from actx.exporter.inspection import open_data, owners
+from actx.exporter.lift import Site, lift
+from actx.exporter.load import LoadedModel, load
+from actx.exporter.lower import Lowered, Placement, lower
+from actx.exporter.manifest import (
+    MANIFEST,
+    FitEntry,
+    Manifest,
+    RequestEntry,
+    SiteEntry,
+    SourceEntry,
+    StatisticsEntry,
+)
+from actx.exporter.metrics import check_metric
+from actx.exporter.profile import LatencyReport, profile
+from actx.exporter.save import save
+from actx.exporter.targets import Target, find_target
+from actx.exporter.workspace import workspace
+
+if TYPE_CHECKING:
+    from actx.exporter.data import Data, InputSpec
+    from actx.exporter.fit import Fit, Form
+
+# Called with the name of a step, how much of it is done and how much there is to do.
+Progress: TypeAlias = Callable[[str, int, int], None]
+
+PACKAGES = ("actx", "onnx", "onnx-ir", "onnxruntime", "torch", "numpy", "scipy")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export made.
+
+    Attributes:
+        path: the bundle.
+        manifest: what it says of itself.
+        drift: the measured drift, None where it was not measured.
+        latency: the measured latency, None where it was not measured.
+    """
+
+    path: Path
+    manifest: Manifest
+    drift: DriftReport | None
+    latency: LatencyReport | None
+
+
+def export(
+    model: Path,
+    out: Path,
+    *,
+    target: str = "ort-cpu",
+    form: Form | None = None,
+    sites: Mapping[str, Form] | None = None,
+    data: str | None = None,
+    inputs: Sequence[InputSpec] = (),
+    batch_size: int | None = None,
+    metric: str = "l2",
+    max_drift: float | None = None,
+    fold: bool = True,
+    measure_drift: bool = True,
+    measure_latency: bool = True,
+    runs: int = 50,
+    force: bool = False,
+    trust: bool = False,
+    options: runtime.RuntimeOptions = runtime.DEFAULT,
+    progress: Progress | None = None,
+) -> Exported:
+    """Export a model into a bundle.
+
+    Args:
+        model: an ONNX model or a torch.export archive.
+        out: the bundle's folder.
+        target: a name from `TARGETS`.
+        form: for all sites; None keeps what the target runs fast and rewrites the rest closely.
+        sites: forms for single sites, by name or pattern.
+        data: samples to observe ranges, drift and latency on (see `load_data`); without it random input is used for drift
+            and latency, marked as synthetic, and no range is taken from it.
+        inputs: types and dimensions that the user states.
+        batch_size: samples per run.
+        metric: of the drift (see `check`).
+        max_drift: the budget in that metric.
+        fold: whether slopes are folded into the layers around a site.
+        measure_drift: whether to check. A budget needs it.
+        measure_latency: whether to profile.
+        runs: rounds of the profile.
+        force: whether a bundle at `out` may be replaced.
+        trust: whether an archive may run the code it carries.
+        options: how models are run.
+        progress: told of every step.
+
+    Raises:
+        RequirementError: the drift exceeds the budget; the bundle is then at ``OUT.rejected`` and `out` is as it was.
+        UsageError, ActxError: see the steps.
+    """
+    goal = find_target(target)
+    check_metric(metric)
+    bundle.check_destination(out, force=force)
+    steps = _Steps(progress)
+    loaded = load(model, inputs=inputs, trust=trust)
+    lifted = lift(loaded.model)
+    samples = open_data(loaded, data, batch_size)
+    request = RequestEntry(
+        target=target,
+        form=None if form is None else str(form),
+        sites={name: str(pin) for name, pin in (sites or {}).items()},
+        fold=fold,
+        metric=metric,
+        max_drift=max_drift,
+        data=data,
+    )
+    with bundle.staging(out) as folder, workspace(loaded) as original:
+        observed = {} if data is None else calibrate(original, lifted.sites, samples, options, steps("calibrate"))
+        choices = choose(
+            lifted.sites, goal, form=form, pins=sites, statistics=observed, fold=fold, progress=steps("fit")
+        )
+        lowered = lower(loaded.model, choices, fold=fold)
+        graphs = _save(lowered, goal, folder)
+        artifact = folder / bundle.PORTABLE
+        drift = latency = None
+        if measure_drift or max_drift is not None:
+            taps = [
+                tap(choice.site, place.input, place.output, place.scale)
+                for choice, place in zip(choices, lowered.placements, strict=True)
+                if choice.fit is not None
+            ]
+            drift = check(
+                original, artifact, samples, taps=taps, metric=metric, max_drift=max_drift, options=options,
+                progress=steps("check"),
+            )  # fmt: skip
+        if measure_latency:
+            owned = {value: place.site for place in lowered.placements for value in place.values}
+            latency = profile(
+                original, artifact, samples, options=options, runs=runs, owners_original=owners(lifted.sites),
+                owners_artifact=owned, progress=steps("profile"),
+            )  # fmt: skip
+        manifest = Manifest(
+            version=1,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            source=SourceEntry(file=model.name, format=loaded.format, sha256=loaded.sha256, opset=loaded.opset),
+            request=request,
+            versions=_versions(),
+            files=_digests(folder),
+            graphs=graphs,
+            sites=[_entry(c, p, observed.get(c.site.name)) for c, p in zip(choices, lowered.placements, strict=True)],
+            drift=None if drift is None else drift.to_dict(),
+            latency=None if latency is None else latency.to_dict(),
+            notes=[*samples.notes, *_notes(lifted.sites, goal, lowered)],
+        )
+        manifest.write(folder / MANIFEST)
+        return _finish(folder, out, Exported(out, manifest, drift, latency))
+
+
+class _Steps:
+    """Progress of the pipeline, step by step."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+
+    def __call__(self, step: str) -> Callable[[int, int], None] | None:
+        progress = self._progress
+        return None if progress is None else lambda done, total: progress(step, done, total)
+
+
+def _finish(folder: Path, out: Path, exported: Exported) -> Exported:
+    """Commit the bundle where it belongs."""
+    drift = exported.drift
+    if drift is None or drift:
+        bundle.commit(folder, out)
+        return exported
+    rejected = out.with_name(out.name + bundle.REJECTED)
+    bundle.check_destination(rejected, force=True)
+    bundle.commit(folder, rejected)
+    budget = "the artifact gives NaN or infinity" if drift.max_drift is None else f"the budget is {drift.max_drift:g}"
+    worst = f"; site {drift.worst_site} adds the most noise" if drift.worst_site else ""
+    raise RequirementError(
+        f"the drift is {drift.drift:.6g} ({drift.metric}{', synthetic input' if drift.synthetic else ''})",
+        note=f"{budget}{worst}",
+        remedy=f"The bundle is at {rejected}. Choose a finer form for that site, or a larger budget.",
+    )
+
+
+def _save(lowered: Lowered, target: Target, folder: Path) -> dict[str, str]:
+    graphs = {"portable": bundle.PORTABLE}
+    models = {bundle.PORTABLE: lowered.portable}
+    if target.native and lowered.native is not None:
+        graphs[target.name] = bundle.native_name(target.name)
+        models[graphs[target.name]] = lowered.native
+    save(models, folder)
+    return graphs
+
+
+def _entry(choice: Choice, place: Placement, observed: SiteStatistics | None) -> SiteEntry:
+    site = choice.site
+    return SiteEntry(
+        name=site.name,
+        kind=site.kind,
+        parameters={name: value.tolist() for name, value in site.parameters.items()},
+        function=site.function.key,
+        gated=site.gate is not None,
+        shape=None if site.shape is None else list(site.shape),
+        dtype=site.dtype.numpy().name,
+        form=str(choice.form),
+        reason=choice.reason,
+        lowering=place.lowering,
+        input=place.input,
+        output=place.output,
+        scale=place.scale,
+        fit=None if choice.fit is None else _fit_entry(choice.fit),
+        statistics=None if observed is None else _statistics_entry(observed),
+    )
+
+
+def _statistics_entry(observed: SiteStatistics) -> StatisticsEntry:
+    return StatisticsEntry(
+        low=observed.low, high=observed.high, elements_per_sample=observed.elements, zeros=observed.zeros
+    )
+
+
+def _fit_entry(fit: Fit) -> FitEntry:
+    ratio = fit.ratio
+    return FitEntry(
+        max_error=fit.max_error if math.isfinite(fit.max_error) else "inf",
+        interval=None if math.isinf(fit.interval[1]) else fit.interval,
+        ratio_to_law=None if isinstance(ratio, float) and math.isinf(ratio) else ratio,
+        slope=fit.slope,
+        segments=fit.spline.segments,
+        degree=fit.spline.degree,
+    )
+
+
+def _notes(sites: Sequence[Site], target: Target, lowered: Lowered) -> list[str]:
+    notes = []
+    if not sites:
+        notes.append("the model has no sites: it was exported unchanged")
+    if target.native and lowered.native is not None:
+        notes.append(f"kernels for {target.name} are not installed: drift and latency are those of {bundle.PORTABLE}")
+    return notes
+
+
+def _versions() -> dict[str, str]:
+    found: dict[str, Any] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,131 @@
+"""List the sites of a model, what is observed there, and what share of latency they have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from actx.exporter import runtime
+from actx.exporter.calibrate import SiteStatistics, calibrate
+from actx.exporter.data import Data, load_data, synthetic_data
+from actx.exporter.lift import Rejection, Site, lift
+from actx.exporter.load import LoadedModel, load
+from actx.exporter.profile import node_times
+from actx.exporter.workspace import workspace
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from actx.exporter.data import InputSpec
+
+# Sizes of dynamic axes where no data tells them. At least 2, because some exporters specialise 1.
+SYNTHETIC_BATCH = 2
+SYNTHETIC_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a model's nonlinearities are.
+
+    Attributes:
+        model: the loaded model.
+        sites: its sites, in graph order.
+        rejections: what is nonlinear and no site, with the reason.
+        statistics: what was observed on the data, by site name. Ranges of synthetic data say nothing about real ones.
+        shares: share of latency by site name; None where its nodes were merged into a linear op by the runtime.
+        activation_share: of all sites together.
+        synthetic: whether statistics and shares were taken on random input.
+        notes: what was done to the data.
+    """
+
+    model: LoadedModel
+    sites: tuple[Site, ...]
+    rejections: tuple[Rejection, ...]
+    statistics: Mapping[str, SiteStatistics]
+    shares: Mapping[str, float | None]
+    activation_share: float
+    synthetic: bool
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {
+            "format": self.model.format,
+            "opset": self.model.opset,
+            "inputs": [str(spec) for spec in self.model.inputs],
+            "synthetic": self.synthetic,
+            "activation_share": self.activation_share,
+            "sites": [self._site(site) for site in self.sites],
+            "rejections": [{"name": r.name, "ops": r.ops, "reason": r.reason} for r in self.rejections],
+            "notes": list(self.notes),
+        }
+
+    def _site(self, site: Site) -> dict[str, Any]:
+        observed = self.statistics.get(site.name)
+        return {
+            "name": site.name,
+            "kind": site.kind,
+            "parameters": {name: value.tolist() for name, value in site.parameters.items()},
+            "gated": site.gate is not None,
+            "shape": None if site.shape is None else list(site.shape),
+            "dtype": site.dtype.numpy().name,
+            "elements_per_sample": None if observed is None else observed.elements,
+            "range": None if observed is None or self.synthetic else [observed.low, observed.high],
+            "zeros": None if observed is None else observed.zeros,
+            "latency_share": self.shares.get(site.name),
+        }
+
+
+def inspect(
+    model: Path,
+    *,
+    data: str | None = None,
+    inputs: Sequence[InputSpec] = (),
+    batch_size: int | None = None,
+    trust: bool = False,
+    options: runtime.RuntimeOptions = runtime.DEFAULT,
+) -> Inspection:
+    """Load a model, find its sites, and measure them under ONNX Runtime.
+
+    Args:
+        model: the model file.
+        data: samples (see `load_data`); without it random input, marked as synthetic.
+        inputs: types and dimensions that the user states.
+        batch_size: samples per run.
+        trust: whether an archive may run the code it carries.
+        options: how to run it.
+
+    Raises:
+        ActxError: the model or the data cannot be read, or the model cannot be run.
+    """
+    loaded = load(model, inputs=inputs, trust=trust)
+    lifted = lift(loaded.model)
+    samples = open_data(loaded, data, batch_size)
+    with workspace(loaded) as original:
+        statistics = calibrate(original, lifted.sites, samples, options)
+        breakdown = node_times(original, next(iter(samples)), owners(lifted.sites), options)
+    return Inspection(
+        model=loaded,
+        sites=lifted.sites,
+        rejections=lifted.rejections,
+        statistics=statistics,
+        shares=breakdown.sites,
+        activation_share=breakdown.activation_share,
+        synthetic=samples.synthetic,
+        notes=samples.notes,
+    )
+
+
+def open_data(loaded: LoadedModel, source: str | None, batch_size: int | None) -> Data:
+    """Open the user's data, or make random input of small sizes, marked as synthetic."""
+    if source is not None:
+        return load_data(source, loaded.inputs, batch_size)
+    sizes = {dim: SYNTHETIC_SIZE for spec in loaded.inputs for dim in spec.dims if isinstance(dim, str)}
+    sizes |= {dim: batch_size or SYNTHETIC_BATCH for spec in loaded.inputs for dim in spec.dims[:1] if isinstance(dim, str)}
+    return synthetic_data(loaded.inputs, sizes)
+
+
+def owners(sites: Sequence[Site]) -> dict[str, str]:
+    """Return the site of every value that a site computes."""
+    return {value: site.name for site in sites for value in site.values}

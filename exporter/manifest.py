@@ -1,0 +1,141 @@
+"""`manifest.json`: what a bundle holds, how it was made and what was measured. Versioned, and validated on read."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from actx.exporter.errors import ActxError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MANIFEST = "manifest.json"
+VERSION = 1
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceEntry(_Strict):
+    """The model it was made from."""
+
+    file: str
+    format: str
+    sha256: str
+    opset: int
+
+
+class RequestEntry(_Strict):
+    """What was asked for."""
+
+    target: str
+    form: str | None
+    sites: dict[str, str]
+    fold: bool
+    metric: str
+    max_drift: float | None
+    data: str | None
+
+
+class FitEntry(_Strict):
+    """How well a form fits its site's function. `max_error` was sampled, not proved."""
+
+    max_error: float | Literal["inf"]
+    interval: tuple[float, float] | None
+    ratio_to_law: float | Literal["exact"] | None
+    slope: float | None
+    segments: int
+    degree: int
+
+
+class StatisticsEntry(_Strict):
+    """What was observed at a site on the data."""
+
+    low: float
+    high: float
+    elements_per_sample: float
+    zeros: float
+
+
+class SiteEntry(_Strict):
+    """One site and what became of it.
+
+    In the portable graph the value `input` is `scale` times the original's, and so is `output`: a slope that was folded into
+    the layers around the site.
+    """
+
+    name: str
+    kind: str
+    parameters: dict[str, float | list[float]]
+    function: str
+    gated: bool
+    shape: list[int | str | None] | None
+    dtype: str
+    form: str
+    reason: str
+    lowering: str
+    input: str
+    output: str
+    scale: float
+    fit: FitEntry | None
+    statistics: StatisticsEntry | None
+
+
+class Manifest(_Strict):
+    """The whole file. `interval` null means all of R; a measurement that was not made is null.
+
+    Attributes:
+        files: sha256 of every other file of the bundle, by name.
+        graphs: file names by role: ``portable`` and, where there is one, the target's native graph.
+        created: when, in UTC; with `drift` and `latency` the only fields that differ between two equal exports.
+    """
+
+    version: Literal[1]
+    created: str
+    source: SourceEntry
+    request: RequestEntry
+    versions: dict[str, str]
+    files: dict[str, str]
+    graphs: dict[str, str]
+    sites: list[SiteEntry]
+    drift: dict[str, Any] | None
+    latency: dict[str, Any] | None
+    notes: list[str]
+
+    def write(self, path: Path) -> None:
+        """Write the file.
+
+        Raises:
+            ActxError: it cannot be written.
+        """
+        try:
+            path.write_text(json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ActxError(f"cannot write {path}", note=str(error), remedy="Check the free space and permissions.") from error
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """Read and validate the file.
+
+        Raises:
+            ActxError: it is missing, no JSON, or not of this version's schema.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ActxError(f"cannot read {path}", note=str(error), remedy="Export the model again.") from error
+        version = content.get("version") if isinstance(content, dict) else None
+        if version != VERSION:
+            raise ActxError(
+                f"{path} has manifest version {version!r}", note=f"this actx reads {VERSION}", remedy="Export the model again."
+            )
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            note = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            raise ActxError(f"{path} is not a valid manifest", note=note, remedy="Export the model again.") from error
