@@ -29,7 +29,8 @@ def asymptote(
     function: Callable[[NDArray[np.float64]], NDArray[np.float64]], side: float, max_degree: int = MAX_TAIL_DEGREE
 ) -> NDArray[np.float64] | None:
     """Return float64 (4,) ascending coefficients of the asymptote at side * infinity, or None where there is none."""
-    x = side * np.geomspace(_NEAREST, FP16_MAX, 33)
+    # fp16 numbers: a function that rounds to float32 inside is still exact on them.
+    x = side * np.geomspace(_NEAREST, FP16_MAX, 33).astype(np.float16).astype(np.float64)
     y = function(x)
     if not np.isfinite(y).all():
         return None

@@ -24,6 +24,7 @@ class Piece:
         coefficients: float64 ascending powers of (x - origin).
         origin: a point in or at the end of the piece.
         tail: the piece reaches to infinity and must be an asymptote exactly.
+
     """
 
     coefficients: NDArray[np.float64]

@@ -52,8 +52,9 @@ def _polynomial(function: Function, low: float, high: float, degree: int, *, tai
     y = function(x)
     size, scale = float(np.abs(x).max()), float(np.abs(y).max())
     for order in range(degree + 1):
-        coefficients = polynomial.polyfit(x / size, y, order)
-        if np.abs(polynomial.polyval(x / size, coefficients) - y).max() <= _RESIDUAL * scale:
+        matrix = (x / size)[:, None] ** np.arange(order + 1)
+        coefficients, *_ = np.linalg.lstsq(matrix, y, rcond=None)
+        if np.abs(matrix @ coefficients - y).max() <= _RESIDUAL * scale:
             coefficients = np.where(np.abs(coefficients) <= _RESIDUAL * scale, 0.0, coefficients)
             return Piece(coefficients / size ** np.arange(order + 1), 0.0, tail)
     return None

@@ -43,6 +43,7 @@ class Family:
         has_law: whether the free-knot law speaks about the form.
         continuous: whether a jump of f can not be followed.
         fixed: the table has no freedom to follow f's asymptotes, so its error may be infinite.
+
     """
 
     name: str

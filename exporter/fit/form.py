@@ -20,6 +20,7 @@ class Form:
     Attributes:
         name: ``keep``, ``relu``, ``hardswish``, ``pwl``, ``poly`` or ``spline``.
         parameters: the numbers after the colon: (K,), (N,) or (K, D).
+
     """
 
     name: str
@@ -30,6 +31,7 @@ class Form:
 
         Raises:
             UsageError: there is no such form, or a parameter is missing or out of its range.
+
         """
         family = FAMILIES.get(self.name)
         if family is None or len(family.parameters) != len(self.parameters):
@@ -44,6 +46,7 @@ class Form:
 
         Raises:
             UsageError: anything else than keep, relu, hardswish, pwl:K, poly:N or spline:KxD within their ranges.
+
         """
         match = re.fullmatch(r"([a-z]+)(?::([1-9][0-9]{0,3}(?:x[1-9][0-9]{0,3})*))?", text)
         if match is None:
@@ -75,4 +78,6 @@ class Form:
 
 def _unknown(text: str) -> UsageError:
     allowed = ", ".join(family.syntax for family in FAMILIES.values())
-    return UsageError(f"unknown form {text!r}", note=f"allowed: {allowed}", remedy="Write for example pwl:16 or spline:16x3.")
+    return UsageError(
+        f"unknown form {text!r}", note=f"allowed: {allowed}", remedy="Write for example pwl:16 or spline:16x3."
+    )

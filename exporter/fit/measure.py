@@ -6,9 +6,11 @@ right for every x there is.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.polynomial import polynomial
 
 from actx.exporter.fit.problem import require_finite
 from actx.exporter.fit.sampling import FP16_MAX
@@ -25,28 +27,58 @@ _FINE = 17
 _ROUNDS = 2
 
 
-def largest_error(problem: Problem, spline: Spline) -> tuple[float, float]:
-    """Return (sup |f - s|, where), over the interval, or over all finite fp16 numbers where the fit is on all of R.
+@dataclass(frozen=True)
+class Error:
+    """The largest error of a table.
 
-    Infinite where s has another slope than f's asymptote (f's asymptotes are those of the span).
+    Attributes:
+        largest: sup |f - s|.
+        at: where; an infinity where a tail diverges.
+        core: the same without what rounding the asymptotes to float32 costs in the tails.
+
+    """
+
+    largest: float
+    at: float
+    core: float
+
+
+def measure(problem: Problem, spline: Spline) -> Error:
+    """Find the largest error over the interval, or over all finite fp16 numbers where the fit is on all of R.
 
     Raises:
         ActxError: f is not finite at a point.
+
     """
     for side, tail, row in ((-np.inf, problem.span.left, 0), (np.inf, problem.span.right, -1)):
         if not problem.bounded and tail is not None and _diverges(tail, spline.coefficients[row]):
-            return float("inf"), side
+            return Error(float("inf"), side, float("inf"))
     x = _points(problem, spline)
     y = problem.function(x)
     require_finite(x, y)
     error = np.abs(y - spline(x))
     for _ in range(_ROUNDS):
         fine = _around_peaks(x, error)
-        x_error = np.abs(problem.function(fine) - spline(fine))
+        fine_error = np.abs(problem.function(fine) - spline(fine))
         x, first = np.unique(np.concatenate([x, fine]), return_index=True)
-        error = np.concatenate([error, x_error])[first]
+        error = np.concatenate([error, fine_error])[first]
     worst = int(np.argmax(error))
-    return float(error[worst]), float(x[worst])
+    core = float(np.maximum(error - _tail_rounding(problem, spline, x), 0).max())
+    return Error(float(error[worst]), float(x[worst]), core)
+
+
+def _tail_rounding(problem: Problem, spline: Spline, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """|asymptote - tail of s| where a tail is in force, 0 elsewhere."""
+    result = np.zeros_like(x)
+    if len(spline.knots) == 0:
+        knots = (np.inf, np.inf)
+    else:
+        knots = (float(spline.knots[0]), float(spline.knots[-1]))
+    left, right = x < knots[0], x >= knots[1]
+    for tail, inside in ((problem.span.left, left), (problem.span.right, right)):
+        if tail is not None:
+            result[inside] = np.abs(polynomial.polyval(x[inside], tail) - spline(x[inside]))
+    return result
 
 
 def _diverges(tail: NDArray[np.float64], row: NDArray[np.float32]) -> bool:

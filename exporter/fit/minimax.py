@@ -30,6 +30,7 @@ class Approximation:
         error: largest absolute error on the points.
         free: Chebyshev coefficients of the free factor on [low, high].
         pins: the conditions met exactly, as pairs (x, value).
+
     """
 
     error: float
@@ -66,6 +67,7 @@ def approximate(
         degree: at least the number of pins.
         pins: conditions (x, value) at different x.
         tolerance: how far the result may be from the best, relative to its error.
+
     """
     pins = tuple(pins)
     low, high = float(x[0]), float(x[-1])
@@ -76,7 +78,9 @@ def approximate(
     away = weight != 0
     x, y, weight = x[away], y[away], weight[away]
     offset = _value(_line(pins, 0.0, half), x / half)
-    free, error = _exchange((x - (low + high) / 2) / half, (y - offset) / weight, np.abs(weight), degree - len(pins), tolerance)
+    free, error = _exchange(
+        (x - (low + high) / 2) / half, (y - offset) / weight, np.abs(weight), degree - len(pins), tolerance
+    )
     return Approximation(error, free, low, high, pins)
 
 
@@ -85,8 +89,7 @@ def _exchange(
 ) -> tuple[NDArray[np.float64], float]:
     count = degree + 2
     if len(t) < count:
-        free = chebyshev.chebfit(t, y, len(t) - 1, w=weight) if len(t) else np.zeros(1)
-        return np.pad(free, (0, degree + 1 - len(free))), 0.0
+        return _interpolate(t, y, degree), 0.0
     matrix = _chebyshev_matrix(t, degree)
     extrema, signs = _extrema(count)
     reference = _start(t, extrema)
@@ -108,6 +111,11 @@ def _exchange(
             break
         reference = _alternation(error, reference, count)
     return best, least
+
+
+def _interpolate(t: NDArray[np.float64], y: NDArray[np.float64], degree: int) -> NDArray[np.float64]:
+    free, *_ = np.linalg.lstsq(_chebyshev_matrix(t, degree), y, rcond=None)
+    return np.asarray(free, dtype=np.float64)
 
 
 @cache

@@ -37,6 +37,7 @@ def draw(fit: Fit, function: Function, name: str, path: Path | str) -> None:
     Raises:
         UsageError: the path has another suffix.
         OSError: the file cannot be written.
+
     """
     path = Path(path)
     if path.suffix.lower() not in _FORMATS:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from actx.exporter.errors import ActxError
 from actx.exporter.fit.chain import Chain, Piece
 from actx.exporter.fit.family import Family, Parameter, Solution
 from actx.exporter.fit.minimax import Approximation, approximate
@@ -28,23 +29,40 @@ _POINTS = 400  # of a piece
 _BALANCED = 1.001  # inner error over the tail's: the precision of the minimax fit
 _NEIGHBOURHOOD = 0.2  # of the balanced knot, relative
 _SCANS = 3
+_OVERFLOW = 1e38
+_NARROWEST = 1e-6  # knot nearest to zero
 
 
 def solve(problem: Problem, form: Form) -> Solution:
-    """Fit the candidates of 2. and take the best; of equals the symmetric one, which comes first."""
-    chains = []
-    span = problem.span
+    """Fit the candidates of 2. and take the best; of equals the symmetric one, which comes first.
+
+    The degree is lowered where the coefficients of a very narrow piece would overflow float32.
+    """
+    for degree in range(form.degree, 0, -1):
+        chains = [chain for chain in _candidates(problem, degree) if _fits_float32(chain)]
+        if chains:
+            splines = [_mended(chain, form.degree) for chain in chains]
+            return Solution(splines[int(np.argmin([problem.error(s) for s in splines]))])
+    raise ActxError(
+        f"{form} cannot follow the function",
+        note="its coefficients overflow float32",
+        remedy="Use a spline, or give an interval: calibration data or --range.",
+    )
+
+
+def _candidates(problem: Problem, degree: int) -> list[Chain]:
+    span, chains = problem.span, []
     if span.pin is not None and 0 < span.pin < len(span.x) - 1:
-        right = _half(span.right_half(), form.degree)
+        right = _half(span.right_half(), degree)
         if problem.symmetry is not None:
             chains.append(right.mirrored(problem.symmetry))
         else:
-            left = _half(span.left_half_mirrored(), form.degree)
-            chains.append(_join(left, right))
-    chains.append(_single(span, form.degree))
-    splines = [_mended(chain, form.degree) for chain in chains]
-    errors = [problem.error(s) for s in splines]
-    return Solution(splines[int(np.argmin(errors))])
+            chains.append(_join(_half(span.left_half_mirrored(), degree), right))
+    return [*chains, _single(span, degree)]
+
+
+def _fits_float32(chain: Chain) -> bool:
+    return all(bool((np.abs(piece.coefficients) < _OVERFLOW).all()) for piece in chain.pieces)
 
 
 def _half(span: Span, degree: int) -> Chain:
@@ -57,12 +75,12 @@ def _half(span: Span, degree: int) -> Chain:
 
     def attempt(knot: float) -> tuple[float, float, Approximation]:
         knot = float(np.float32(knot))
-        last = max(int(np.searchsorted(span.x, knot)), 3)
+        last = int(np.searchsorted(span.x, knot))
         end = (knot, float(tail_value(span.right, np.array([knot]))[0])) if span.right is not None else start
-        found = _piece(span, 0, last - 1, degree, [start, end])
+        found = _piece(span, 0, max(last - 1, 1), degree, [start, end])
         return max(found.error, float(error[min(last, len(error) - 1)])), knot, found
 
-    low, high = 1, len(span.x) - 1
+    low, high = max(int(np.searchsorted(span.x, _NARROWEST)), 1), len(span.x) - 1
     while high - low > 1:
         middle = (low + high) // 2
         inside = attempt(float(span.x[middle]))[2].error
@@ -101,8 +119,11 @@ def _single(span: Span, degree: int) -> Chain:
 
 
 def _between(
-    span: Span, left: np.ndarray[tuple[int], np.dtype[np.float64]], right: np.ndarray[tuple[int], np.dtype[np.float64]],
-    error: float, degree: int,
+    span: Span,
+    left: np.ndarray[tuple[int], np.dtype[np.float64]],
+    right: np.ndarray[tuple[int], np.dtype[np.float64]],
+    error: float,
+    degree: int,
 ) -> tuple[Approximation, int, int]:
     stop = len(span.x) - 1
     first = 0 if span.left is None else min(max(int(np.searchsorted(left, error, side="right")) - 1, 0), stop - 2)

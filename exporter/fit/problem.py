@@ -38,6 +38,7 @@ class Span:
         right: the same for the last piece.
         pin: index of the point x = 0, where the fit must equal f; None where 0 is outside.
         breaks: indices i of cells (x[i], x[i + 1]) in which f jumps.
+
     """
 
     x: NDArray[np.float64]
@@ -78,7 +79,7 @@ class Problem:
         symmetry: how the left half follows from the right one, or None.
         cells: the grid's cells, with the breaks.
         fold: a slope may be folded into the neighbouring layers.
-        score: largest error of a spline, coarsely.
+
     """
 
     function: Function
@@ -100,6 +101,7 @@ def sample(function: Function, cells: Cells, points: int, left: Tail, right: Tai
 
     Raises:
         ActxError: f is not finite somewhere in the interval.
+
     """
     x, u = grid(cells, points)
     y = function(x)
@@ -141,11 +143,13 @@ def _jumps(x: NDArray[np.float64], y: NDArray[np.float64], cells: Cells) -> froz
     for low, high in cells.breaks:
         first, last = (int(i) for i in np.searchsorted(x, [low, high]))
         around = y[max(first - 4, 0) : last + 5]
-        if last == first + 1 and abs(y[last] - y[first]) > 1e-3 * np.ptp(around) and _steep(x, y, first):
-            found.add(first)
+        size = abs(y[last] - y[first])
+        if size > 1e-3 * np.ptp(around) and _steep(x, y, first, last):
+            # The grid has a point at 0, which may lie inside the cell.
+            found |= {i for i in range(first, last) if abs(y[i + 1] - y[i]) > 0.25 * size}
     return frozenset(found)
 
 
-def _steep(x: NDArray[np.float64], y: NDArray[np.float64], i: int) -> bool:
-    slope = abs(y[i + 1] - y[i]) / (x[i + 1] - x[i])
-    return bool(slope > 1e4 * (1 + np.abs(y[i])) / (1 + abs(x[i])))
+def _steep(x: NDArray[np.float64], y: NDArray[np.float64], first: int, last: int) -> bool:
+    slope = abs(y[last] - y[first]) / (x[last] - x[first])
+    return bool(slope > 1e4 * (1 + np.abs(y[first])) / (1 + abs(x[first])))

@@ -90,6 +90,10 @@ def _path(span: Span, error: float, limit: int) -> list[_Link] | None:
     lower, upper = span.y - error, span.y + error
     if span.pin is not None:
         lower[span.pin] = upper[span.pin] = span.y[span.pin]
+    for i in span.breaks:  # nothing continuous follows a jump: the path is on both sides' tubes there
+        lower[i : i + 2], upper[i : i + 2] = lower[i : i + 2].max(), upper[i : i + 2].min()
+    if (lower > upper).any():
+        return None
     stop = last_outside(span, error) + 1 if span.right is not None else len(span.x)
     if span.left is not None:
         links = [_left_tail(span, error)]
@@ -123,7 +127,9 @@ def _left_tail(span: Span, error: float) -> _Link:
         exit_ = float(span.x[-1])
     else:
         i = max(int(outside[0]), 1)
-        exit_ = float(span.x[i - 1] + (span.x[i] - span.x[i - 1]) * min(max(-gap[i - 1] / (gap[i] - gap[i - 1]), 0.0), 1.0))
+        exit_ = float(
+            span.x[i - 1] + (span.x[i] - span.x[i - 1]) * min(max(-gap[i - 1] / (gap[i] - gap[i - 1]), 0.0), 1.0)
+        )
     # A link that leaves the tail far from its exit gains nothing: look over the stretch that one segment deserves.
     back = float(np.interp(np.interp(exit_, span.x, span.u) - 0.05, span.u, span.x))
     return _Link(0.0, float(span.left[0]), float(span.left[1]), min(back, exit_), exit_)
@@ -178,7 +184,10 @@ def _next_link(
     closing = _closing(span, first, stop, low, high, open_, x, y)
     if closing is not None:
         return closing, True
-    reaches = [_reach(span, lower, upper, first, int(n), lo, hi, a, b) for n, lo, hi, a, b in zip(count, low, high, x, y, strict=True)]
+    reaches = [
+        _reach(span, lower, upper, first, int(n), lo, hi, a, b)
+        for n, lo, hi, a, b in zip(count, low, high, x, y, strict=True)
+    ]
     best = int(np.argmax([r.exit for r in reaches]))
     chosen = reaches[best]
     return _Link(float(x[best]), float(y[best]), chosen.slope, chosen.touch, chosen.exit), False

@@ -40,6 +40,7 @@ class Cells:
         edges: float64 (m + 1,), ascending.
         weights: float64 (m,), see 1. above; 0 where f is a polynomial of the degree, to rounding.
         breaks: float64 (k, 2), the ends of the tiny cells that hold a break.
+
     """
 
     edges: NDArray[np.float64]
@@ -47,7 +48,9 @@ class Cells:
     breaks: NDArray[np.float64]
 
 
-def cells(function: Callable[[NDArray[np.float64]], NDArray[np.float64]], low: float, high: float, degree: int) -> Cells:
+def cells(
+    function: Callable[[NDArray[np.float64]], NDArray[np.float64]], low: float, high: float, degree: int
+) -> Cells:
     """Cut [low, high] into cells that weigh about the same for segments of the given degree."""
     edges = _first_edges(low, high)
     weigh = _Scales(function, degree + 1, *_running_size(function, edges))

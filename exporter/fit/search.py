@@ -22,6 +22,7 @@ def smallest_error(reached: Callable[[float], float], scale: float, guess: float
         reached: how far beyond the goal the construction comes with error E.
         scale: range of f.
         guess: about the result, such as the free-knot law's value.
+
     """
     low, gap_low, high, gap_high = _bracket(reached, scale, guess)
     for turn in range(_ROUNDS):
