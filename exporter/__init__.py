@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from actx.exporter.comparison import check, profile
-    from actx.exporter.export import export
+    from actx.exporter.pipeline import export
     from actx.exporter.fit import Form, fit
     from actx.exporter.inspection import inspect
-    from actx.exporter.session import session
+    from actx.exporter.opening import session
 
 __all__ = ["Form", "check", "export", "fit", "inspect", "profile", "session"]
 
 _HOMES = {
     "Form": "fit",
     "check": "comparison",
-    "export": "export",
+    "export": "pipeline",
     "fit": "fit",
     "inspect": "inspection",
     "profile": "comparison",
-    "session": "session",
+    "session": "opening",
 }
 
 

@@ -11,15 +11,15 @@ import onnx
 
 from actx.exporter import runtime
 from actx.exporter.bundle import read_bundle
-from actx.exporter.check import DriftReport, SiteTap
-from actx.exporter.check import check as check_graphs
+from actx.exporter.drift import DriftReport, SiteTap
+from actx.exporter.drift import check as check_graphs
 from actx.exporter.inspection import open_data, owners
 from actx.exporter.lift import lift
 from actx.exporter.load import load
 from actx.exporter.lower import SITE_METADATA
-from actx.exporter.profile import LatencyReport
-from actx.exporter.profile import profile as profile_graphs
-from actx.exporter.session import best_graph
+from actx.exporter.latency import LatencyReport
+from actx.exporter.latency import profile as profile_graphs
+from actx.exporter.opening import best_graph
 from actx.exporter.workspace import workspace
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def check(
         data: samples (see `load_data`); without it random input, marked as synthetic.
         inputs: types and dimensions that the user states.
         batch_size: samples per run.
-        metric, max_drift, logits: see `actx.exporter.check.check`.
+        metric, max_drift, logits: see `actx.exporter.drift.check`.
         trust: whether an archive may run the code it carries.
         options: how both are run.
         progress: called with the number of samples done and to do.

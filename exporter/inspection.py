@@ -11,7 +11,7 @@ from actx.exporter.calibrate import SiteStatistics, calibrate
 from actx.exporter.data import Data, load_data, synthetic_data
 from actx.exporter.lift import Rejection, Site, lift
 from actx.exporter.load import LoadedModel, load
-from actx.exporter.profile import node_times
+from actx.exporter.latency import node_times
 from actx.exporter.workspace import workspace
 
 if TYPE_CHECKING:

@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from actx.exporter.lift.elementwise import ELEMENTWISE
 from actx.exporter.lift.rule import is_linear
 
 if TYPE_CHECKING:
     from actx.exporter.lift.regions import Region
-
-SHAPE_PRESERVING = frozenset({"Cast", "Identity", "Dropout", "Neg", "Sigmoid", "Tanh", "Relu", "Gelu", "Erf"})
-
 
 def find_gate(region: Region) -> tuple[ir.Value, ir.Value] | None:
     """Return (u, f(g) * u) where the region's one use is a product with a non-constant value of the same shape."""
@@ -25,7 +23,8 @@ def find_gate(region: Region) -> tuple[ir.Value, ir.Value] | None:
     if len(others) != 1 or others[0] is None or ir.convenience.get_const_tensor(others[0]) is not None:
         return None
     multiplier = others[0]
-    return (multiplier, product.outputs[0]) if same_shape(output, multiplier) else None
+    same = same_shape(output, multiplier) or same_shape(region.root, multiplier)
+    return (multiplier, product.outputs[0]) if same else None
 
 
 def same_shape(a: ir.Value, b: ir.Value) -> bool:
@@ -52,8 +51,7 @@ def _source(value: ir.Value) -> ir.Value:
         if node is None or is_linear(node) or node.op_type == "Split":
             break
         data = [v for v in node.inputs if v is not None and ir.convenience.get_const_tensor(v) is None]
-        elementwise = node.op_type in SHAPE_PRESERVING or node.op_type in {"Add", "Sub", "Mul", "Div", "Pow", "Clip"}
-        if not data or not elementwise:
+        if len(set(data)) != 1 or (node.domain, node.op_type) not in ELEMENTWISE:
             break
         value = data[0]
     return value

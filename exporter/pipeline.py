@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from actx.exporter import bundle, runtime
 from actx.exporter.calibrate import SiteStatistics, calibrate
-from actx.exporter.check import DriftReport, check
+from actx.exporter.drift import DriftReport, check
 from actx.exporter.choose import Choice, choose
 from actx.exporter.comparison import tap
 from actx.exporter.errors import RequirementError
@@ -32,7 +32,7 @@ from actx.exporter.manifest import (
     StatisticsEntry,
 )
 from actx.exporter.metrics import check_metric
-from actx.exporter.profile import LatencyReport, profile
+from actx.exporter.latency import LatencyReport, profile
 from actx.exporter.save import save
 from actx.exporter.targets import Target, find_target
 from actx.exporter.workspace import workspace

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from actx.exporter.data import InputSpec, synthetic_data
 from actx.exporter.errors import ActxError, UsageError
-from actx.exporter.profile import compare_latency, node_times, profile, summarize
+from actx.exporter.latency import compare_latency, node_times, profile, summarize
 from actx.exporter.runtime import RuntimeOptions
 
 if TYPE_CHECKING:

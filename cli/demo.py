@@ -1,0 +1,39 @@
+"""`actx demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from actx.cli import options
+from actx.cli.export import print_exported
+
+EXAMPLE = "Example: actx demo"
+
+MODEL = "digits_vit.pt2"
+DATA = "evaluation.npz"
+
+
+def command(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The bundle's folder; a bundle there is replaced.")] = Path("actx-demo"),
+    form: options.FormText = "hardswish",
+    runs: options.Runs = 50,
+    threads: options.Threads = 1,
+    json: options.Json = False,
+) -> None:
+    """Export, check and profile the trained model that comes with actx: a vision transformer for handwritten digits."""
+    from actx.cli import printing  # noqa: PLC0415 - the help must answer without the library
+    from actx.exporter import export  # noqa: PLC0415
+    from actx.models.demo import demo_path  # noqa: PLC0415
+
+    with printing.progress_bar() as progress:
+        exported = export(
+            demo_path(MODEL), out, form=options.parse_form(form), data=str(demo_path(DATA)), metric="top1", force=True,
+            runs=runs, options=options.runtime_options(threads), progress=progress,
+        )  # fmt: skip
+    if json:
+        printing.print_json({"bundle": str(exported.path), **exported.manifest.model_dump(mode="json")})
+    else:
+        print_exported(exported)

@@ -1,0 +1,100 @@
+"""`actx export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from actx.cli import options
+
+if TYPE_CHECKING:
+    from actx.exporter.fit import Form
+    from actx.exporter.pipeline import Exported
+
+EXAMPLE = "Example: actx export model.pt2 --form pwl:16 --data calib.npz --max-drift 0.01 --metric cosine -o out"
+
+
+def command(
+    model: options.Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The bundle's folder.")] = Path("out"),
+    target: Annotated[
+        str, typer.Option("--target", "-t", autocompletion=options.complete_target, help="ort-cpu or onnx.")
+    ] = "ort-cpu",
+    form: options.FormText = None,
+    site: Annotated[
+        list[str] | None, typer.Option("--site", help="A form for single sites: 'layers.*.act=pwl:16'. May be repeated.")
+    ] = None,
+    data: options.DataSource = None,
+    inputs: options.Inputs = None,
+    batch_size: options.BatchSize = None,
+    metric: options.Metric = "l2",
+    max_drift: options.MaxDrift = None,
+    fold: Annotated[
+        bool, typer.Option("--fold/--no-fold", help="Fold the slope of hardswish into the layers around it.")
+    ] = True,
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Measure the drift.")] = True,
+    profile: Annotated[bool, typer.Option("--profile/--no-profile", help="Measure the latency.")] = True,
+    runs: options.Runs = 50,
+    threads: options.Threads = 0,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace the bundle at OUT.")] = False,
+    trust: options.Trust = False,
+    json: options.Json = False,
+) -> None:
+    """Export a model into a bundle: rewritten, checked against the original and profiled.
+
+    A bundle whose drift exceeds --max-drift goes to OUT.rejected, the exit code is then 3 and OUT is left as it was.
+    """
+    from actx.cli import printing  # noqa: PLC0415 - the help must answer without the library
+    from actx.exporter import export  # noqa: PLC0415
+
+    with printing.progress_bar() as progress:
+        exported = export(
+            model, out, target=target, form=options.parse_form(form), sites=_pins(site), data=data,
+            inputs=options.parse_inputs(inputs), batch_size=batch_size, metric=metric, max_drift=max_drift, fold=fold,
+            measure_drift=check, measure_latency=profile, runs=runs, force=force, trust=trust,
+            options=options.runtime_options(threads), progress=progress,
+        )  # fmt: skip
+    if json:
+        printing.print_json({"bundle": str(exported.path), **exported.manifest.model_dump(mode="json")})
+    else:
+        print_exported(exported)
+
+
+def _pins(texts: list[str] | None) -> dict[str, Form]:
+    """Read the values of --site: NAME=FORM."""
+    from actx.exporter.errors import UsageError  # noqa: PLC0415
+
+    pins = {}
+    for text in texts or ():
+        name, separator, form = text.rpartition("=")
+        parsed = options.parse_form(form) if separator and name else None
+        if parsed is None:
+            raise UsageError(f"--site {text!r} is not NAME=FORM", remedy="Write for example --site 'layers.*.act=pwl:16'.")
+        pins[name] = parsed
+    return pins
+
+
+def print_exported(exported: Exported) -> None:
+    """Print what an export made."""
+    from actx.cli import printing  # noqa: PLC0415
+
+    manifest = exported.manifest
+    rows = [
+        [
+            site.name, site.kind, site.form, "-" if site.fit is None else f"{site.fit.max_error:.3g}",
+            site.lowering + (f" (slope {site.scale:.4g} folded)" if site.scale != 1 else ""), site.reason,
+        ]
+        for site in manifest.sites
+    ]  # fmt: skip
+    columns = ("site", "kind", "form", "max error", "in model.onnx", "why")
+    printing.print_table(f"{len(rows)} sites of {manifest.source.file} for {manifest.request.target}", columns, rows)
+    if exported.drift is not None:
+        printing.print_drift(exported.drift)
+    if exported.latency is not None:
+        printing.print_latency(exported.latency)
+    out = printing.console()
+    for note in manifest.notes:
+        out.print(f"Note: {note}", markup=False)
+    out.print(f"bundle: {exported.path}", markup=False)

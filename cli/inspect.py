@@ -1,0 +1,76 @@
+"""`actx inspect`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from actx.cli import options
+
+if TYPE_CHECKING:
+    from actx.exporter.inspection import Inspection
+
+EXAMPLE = "Example: actx inspect model.pt2 --data calib.npz --explain"
+
+
+def command(
+    model: options.Model,
+    data: options.DataSource = None,
+    inputs: options.Inputs = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Also say why a nonlinear node is no site.")] = False,
+    batch_size: options.BatchSize = None,
+    threads: options.Threads = 0,
+    trust: options.Trust = False,
+    json: options.Json = False,
+) -> None:
+    """List the sites of a model: where its nonlinearities act, what they are, and what they cost.
+
+    A site is any connected region of elementwise ops that is a nonlinear function of one input, whatever it is called.
+    """
+    from actx.cli import printing  # noqa: PLC0415 - the help must answer without the library
+    from actx.exporter import inspect  # noqa: PLC0415
+
+    found = inspect(
+        model, data=data, inputs=options.parse_inputs(inputs), batch_size=batch_size, trust=trust,
+        options=options.runtime_options(threads),
+    )  # fmt: skip
+    if json:
+        printing.print_json(found.to_dict())
+        return
+    _print(found, explain=explain)
+
+
+def _print(found: Inspection, *, explain: bool) -> None:
+    from actx.cli import printing  # noqa: PLC0415
+
+    rows = []
+    for site in found.to_dict()["sites"]:
+        observed = site["range"]
+        rows.append([
+            site["name"],
+            site["kind"] + _parameters(site["parameters"]),
+            "gated" if site["gated"] else "",
+            printing.number(site["elements_per_sample"]),
+            "not measured" if observed is None else f"{observed[0]:.3g} .. {observed[1]:.3g}",
+            printing.share(site["zeros"]),
+            printing.share(site["latency_share"]),
+        ])
+    mark = " [synthetic input: no ranges]" if found.synthetic else ""
+    title = f"{len(rows)} sites in {found.model.source.name}: {found.model.format}, opset {found.model.opset}{mark}"
+    columns = ("site", "kind", "gated", "elements/sample", "observed range", "exact zeros", "share of latency")
+    printing.print_table(title, columns, rows)
+    out = printing.console()
+    out.print(f"all sites together: {printing.share(found.activation_share)} of latency (ONNX Runtime CPU)", markup=False)
+    for note in found.notes:
+        out.print(f"Note: {note}", markup=False)
+    if explain:
+        why = [[r.name, r.ops, r.reason] for r in found.rejections]
+        printing.print_table("No sites", ("region", "ops", "because"), why)
+
+
+def _parameters(parameters: dict[str, float | list[float]]) -> str:
+    if not parameters:
+        return ""
+    texts = [f"{name}=per channel" if isinstance(v, list) else f"{name}={v:.4g}" for name, v in parameters.items()]
+    return f"({', '.join(texts)})"

@@ -1,0 +1,89 @@
+"""Options that several verbs share, and how their texts become values of the library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from actx.exporter.data import InputSpec
+    from actx.exporter.fit import Form
+    from actx.exporter.runtime import RuntimeOptions
+
+FORMS = ("keep", "relu", "hardswish", "pwl:8", "pwl:16", "pwl:32", "poly:4", "poly:8", "spline:16x2", "spline:16x3", "spline:32x3")
+TARGETS = ("ort-cpu", "onnx")
+METRICS = ("l2", "cosine", "max_abs", "kl", "top1")
+
+
+def complete_form(incomplete: str) -> list[str]:
+    """Complete the value of --form."""
+    return [form for form in FORMS if form.startswith(incomplete)]
+
+
+def complete_target(incomplete: str) -> list[str]:
+    """Complete the value of --target."""
+    return [target for target in TARGETS if target.startswith(incomplete)]
+
+
+def complete_metric(incomplete: str) -> list[str]:
+    """Complete the value of --metric."""
+    return [metric for metric in METRICS if metric.startswith(incomplete)]
+
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX model or a torch.export archive (.pt2, .pt).")]
+Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A bundle, or an ONNX file.")]
+DataSource = Annotated[
+    str | None,
+    typer.Option("--data", "-d", help="Samples: an .npz file, a folder of them, or pkg.mod:callable. Without it: random input."),
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option("--input", help="Type and dimensions of an input: ids:int64[batch,seq]. May be repeated."),
+]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Samples per run.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Load archives even if they can run code.")]
+Threads = Annotated[int, typer.Option("--threads", min=0, help="Threads of the runtime, 0 for one per core.")]
+Runs = Annotated[int, typer.Option("--runs", min=1, help="Rounds to measure latency over.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Metric = Annotated[
+    str,
+    typer.Option(
+        "--metric", autocompletion=complete_metric, help="Of the drift: l2, cosine, max_abs, kl, top1 or pkg.mod:callable."
+    ),
+]
+MaxDrift = Annotated[
+    float | None, typer.Option("--max-drift", min=0, help="Exit with 3 if the drift is larger.")
+]
+FormText = Annotated[
+    str | None,
+    typer.Option(
+        "--form",
+        autocompletion=complete_form,
+        help="Of every site: keep, relu, hardswish, pwl:K, poly:N, spline:KxD. Without it: what the target does best.",
+    ),
+]
+
+
+def parse_inputs(texts: Sequence[str] | None) -> list[InputSpec]:
+    """Read the values of --input."""
+    from actx.exporter.data import InputSpec  # noqa: PLC0415 - the help must answer without the library
+
+    return [InputSpec.parse(text) for text in texts or ()]
+
+
+def parse_form(text: str | None) -> Form | None:
+    """Read the value of --form."""
+    from actx.exporter.fit import Form  # noqa: PLC0415
+
+    return None if text is None else Form.parse(text)
+
+
+def runtime_options(threads: int) -> RuntimeOptions:
+    """Return how models are run."""
+    from actx.exporter.runtime import RuntimeOptions  # noqa: PLC0415
+
+    return RuntimeOptions(threads=threads)
