@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,11 +30,17 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return [batch, tokens, width]."""
         _, tokens, width = x.shape
-        packed = self.qkv(x).reshape(-1, tokens, 3, self.heads, width // self.heads)
-        q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = functional.scaled_dot_product_attention(q, k, v)
+        # Written out: exporters turn scaled_dot_product_attention into a dozen shape computations.
+        q, k, v = (self._of_heads(part) for part in self.qkv(x).chunk(3, dim=-1))
+        scores = q @ k.transpose(-2, -1) * (width // self.heads) ** -0.5
+        mixed = scores.softmax(dim=-1) @ v
         projected: Tensor = self.out(mixed.transpose(1, 2).reshape(-1, tokens, width))
         return projected
+
+    def _of_heads(self, x: Tensor) -> Tensor:
+        """Return [batch, heads, tokens, width of a head]."""
+        _, tokens, width = x.shape
+        return x.reshape(-1, tokens, self.heads, width // self.heads).transpose(1, 2)
 
 
 class FeedForward(nn.Module):
