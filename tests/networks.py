@@ -221,7 +221,8 @@ class Spelling:
 
     Attributes:
         write: writes the nodes.
-        kind: the catalogue's name of the function, or `scalar` where the catalogue has none.
+        kind: the catalogue's name of the function, `prelu` for leaky_relu with a slope per channel, or `scalar` where
+            the catalogue has no name.
         parameters: what the catalogue's formula takes after x; an array [HIDDEN] where it differs per channel.
         formula: f in float64 where the catalogue has none.
         since: the first opset that has the ops.
@@ -423,6 +424,10 @@ def _prelu_by_relu(slope: Array) -> Write:
     return write
 
 
+def _prelu_formula(x: Array) -> Array:
+    return np.where(x > 0, x, _SLOPES.astype(np.float64) * x)
+
+
 def _expm1(g: Graph, x: str) -> str:
     return g.op("Sub", g.op("Exp", x), 1.0)
 
@@ -600,8 +605,8 @@ SPELLINGS: Mapping[str, Spelling] = {
     "leaky_relu_max": Spelling(lambda g, x: g.op("Max", x, g.op("Mul", x, 0.125)), "leaky_relu", (0.125,)),
     "leaky_relu_where": Spelling(_where_positive(chain(("Mul", 0.125))), "leaky_relu", (0.125,)),
     "prelu_scalar": Spelling(_prelu(0.25), "leaky_relu", (0.25,)),
-    "prelu_per_channel": Spelling(_prelu(_SLOPES), "leaky_relu", (_SLOPES.astype(np.float64),)),
-    "prelu_by_relu": Spelling(_prelu_by_relu(_SLOPES), "leaky_relu", (_SLOPES.astype(np.float64),)),
+    "prelu_per_channel": Spelling(_prelu(_SLOPES), "prelu", formula=_prelu_formula),
+    "prelu_by_relu": Spelling(_prelu_by_relu(_SLOPES), "prelu", formula=_prelu_formula),
     "elu": Spelling(unary("Elu", alpha=0.75), "elu", (0.75,)),
     "elu_where": Spelling(_where_positive(_expm1), "elu", (1.0,)),
     "celu": Spelling(unary("Celu", alpha=0.5), "celu", (0.5,), dtypes=("float32",)),
