@@ -33,8 +33,7 @@ class Piece:
 
     def __call__(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """Evaluate by Horner's rule."""
-        result: NDArray[np.float64] = polynomial.polyval(x - self.origin, self.coefficients)
-        return result
+        return np.asarray(polynomial.polyval(x - self.origin, self.coefficients), dtype=np.float64)
 
     def at(self, origin: float) -> Piece:
         """Return the same polynomial about another origin."""

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,8 @@ from numpy.polynomial import polynomial
 from actx.exporter.fit.chain import Chain, Piece
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from actx.exporter.fit.problem import Function, Problem
 
 _RESIDUAL = 1e-11  # of a polynomial between two breaks, relative to the largest value there
@@ -30,7 +33,7 @@ def recognise(problem: Problem, degree: int, segments: int, *, continuous: bool)
         return None
     edges = np.concatenate([[problem.low], breaks.mean(axis=1), [problem.high]])
     pieces = []
-    for i, (low, high) in enumerate(zip(edges, edges[1:], strict=False)):
+    for i, (low, high) in enumerate(pairwise(edges)):
         tail = not problem.bounded and i in (0, len(edges) - 2)
         piece = _polynomial(problem.function, low, high, degree, tail=tail)
         if piece is None:
@@ -64,7 +67,7 @@ def _joined(problem: Problem, pieces: list[Piece], *, continuous: bool) -> Chain
     """Sharpen the knots and merge neighbours that are one polynomial."""
     kept, knots = [pieces[0]], []
     for piece, (low, high) in zip(pieces[1:], problem.cells.breaks, strict=True):
-        difference = polynomial.polysub(piece.coefficients, kept[-1].coefficients)
+        difference = np.asarray(polynomial.polysub(piece.coefficients, kept[-1].coefficients), dtype=np.float64)
         middle = (low + high) / 2
         if np.abs(difference).max() <= _AGREEMENT * np.abs(piece.coefficients).max():
             kept[-1] = Piece(kept[-1].coefficients, 0.0, kept[-1].tail or piece.tail)
@@ -77,7 +80,7 @@ def _joined(problem: Problem, pieces: list[Piece], *, continuous: bool) -> Chain
     return Chain(np.array(knots), tuple(kept))
 
 
-def _meeting(difference: np.ndarray[tuple[int], np.dtype[np.float64]], near: float, within: float) -> float | None:
+def _meeting(difference: NDArray[np.float64], near: float, within: float) -> float | None:
     """Where two polynomials meet near a break: a root of their difference, or for a smooth join of its derivative."""
     within = max(within, 1e-7)
     size = np.abs(difference) @ np.abs(near) ** np.arange(len(difference))
@@ -113,7 +116,7 @@ def _switch(function: Function, left: Piece, right: Piece, low: float, high: flo
 
 
 def _halfway(a: np.float32, b: np.float32) -> np.float32:
-    """The float32 half way between two in their order, not in their value: 200 steps reach the smallest denormal."""
+    """Halve the way between two float32 in their order, not in their value: that reaches denormals in few steps."""
     low, high = (int(v.view(np.int32)) for v in (a, b))
     low, high = (v if v >= 0 else -(v & 0x7FFFFFFF) for v in (low, high))
     middle = (low + high) // 2
@@ -121,7 +124,7 @@ def _halfway(a: np.float32, b: np.float32) -> np.float32:
 
 
 def _agrees(problem: Problem, chain: Chain) -> bool:
-    x, y = problem.span.x.astype(np.float32).astype(np.float64), problem.span.y
+    x = problem.span.x.astype(np.float32).astype(np.float64)
     y = problem.function(x)
     index = np.searchsorted(chain.knots, x, side="right")
     s = np.choose(index, [piece(x) for piece in chain.pieces]) if len(chain.pieces) <= 32 else np.full_like(x, np.nan)

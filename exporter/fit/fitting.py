@@ -41,19 +41,19 @@ class Fit:
     Attributes:
         form: what was asked for.
         spline: the table, float32; it may have fewer segments than the form allows.
-        max_error: sup |f - s| over `interval`, s with its float32 coefficients and float64 arithmetic; sampled at float32
-            numbers, all of fp16 among them; inf where a tail of s leaves that of f.
+        max_error: sup |f - s| over `interval`, s with its float32 coefficients and float64 arithmetic; sampled at
+            float32 numbers, all of fp16 among them; inf where a tail of s leaves that of f.
         at: where; an infinity where a tail diverges.
-        core_error: max_error without what rounding the asymptotes' coefficients to float32 costs far out: a slope of 0.01
-            is off by 2e-10, which at x = 65504 is 1.5e-5, though only 2e-8 of the value.
+        core_error: max_error without what rounding the asymptotes' coefficients to float32 costs far out: a slope of
+            0.01 is off by 2e-10, which at x = 65504 is 1.5e-5, though only 2e-8 of the value.
         exact: f is a piecewise polynomial and the table is f but for float32 rounding.
-        interval: (-inf, inf) where the error holds for all finite fp16 inputs and the tails are asymptotes; otherwise the
-            interval that was asked for.
-        law: error of the asymptotic free-knot law for this function, degree and number of segments; 0 where the function
-            is a piecewise polynomial of the degree; None where the form has no law.
+        interval: (-inf, inf) where the error holds for all finite fp16 inputs and the tails are asymptotes; otherwise
+            the interval that was asked for.
+        law: error of the asymptotic free-knot law for this function, degree and number of segments; 0 where the
+            function is a piecewise polynomial of the degree; None where the form has no law.
         slope: c of hardswish's hs(c x) / c, None for other forms.
-        tails: the asymptotes (left, right) of f, float64 (4,) ascending powers, or None where there is none or an interval
-            was given.
+        tails: the asymptotes (left, right) of f, float64 (4,) ascending powers, or None where there is none or an
+            interval was given.
 
     """
 
@@ -82,14 +82,14 @@ def fit(function: Function, form: Form, *, interval: tuple[float, float] | None 
     Args:
         function: float64 array to float64 array, elementwise. It may have kinks and jumps.
         form: anything but ``keep``.
-        interval: where the fit must hold. None: all of R, for which f needs polynomial asymptotes of a degree (at most 3)
-            that the form can follow.
+        interval: where the fit must hold. None: all of R, for which f needs polynomial asymptotes of a degree (at
+            most 3) that the form can follow.
         fold: hardswish may use a slope; otherwise it is the standard op.
 
     Raises:
         UsageError: the form is ``keep`` or the interval is not one.
-        ActxError: f is not finite somewhere in the interval, or has no asymptotes and no interval is given, or the form has
-            too few segments for them.
+        ActxError: f is not finite somewhere in the interval, or has no asymptotes and no interval is given, or the
+            form has too few segments for them.
 
     """
     family = form.family
@@ -174,7 +174,7 @@ def _asymptotes(function: Function, form: Form) -> tuple[Tail, Tail]:
 
 
 def _piecewise(form: Form, degree: int) -> bool:
-    """A polynomial form may still be exact with tails that bend."""
+    """Tell whether the form may still be exact with tails that bend."""
     return form.name == "poly" and degree <= form.degree
 
 

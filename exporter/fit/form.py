@@ -63,7 +63,8 @@ class Form:
     @property
     def family(self) -> Family:
         """The family, with its solver."""
-        return FAMILIES[self.name]
+        family: Family = FAMILIES[self.name]
+        return family
 
     @property
     def segments(self) -> int:

@@ -70,11 +70,8 @@ def measure(problem: Problem, spline: Spline) -> Error:
 def _tail_rounding(problem: Problem, spline: Spline, x: NDArray[np.float64]) -> NDArray[np.float64]:
     """|asymptote - tail of s| where a tail is in force, 0 elsewhere."""
     result = np.zeros_like(x)
-    if len(spline.knots) == 0:
-        knots = (np.inf, np.inf)
-    else:
-        knots = (float(spline.knots[0]), float(spline.knots[-1]))
-    left, right = x < knots[0], x >= knots[1]
+    knots = spline.knots if len(spline.knots) else np.array([np.inf])
+    left, right = x < knots[0], x >= knots[-1]
     for tail, inside in ((problem.span.left, left), (problem.span.right, right)):
         if tail is not None:
             result[inside] = np.abs(polynomial.polyval(x[inside], tail) - spline(x[inside]))
@@ -82,7 +79,7 @@ def _tail_rounding(problem: Problem, spline: Spline, x: NDArray[np.float64]) -> 
 
 
 def _diverges(tail: NDArray[np.float64], row: NDArray[np.float32]) -> bool:
-    """Whether the tails part by more than a rounding of the asymptote's coefficients does on all finite fp16 numbers."""
+    """Whether the tails part by more than rounding the asymptote's coefficients costs on all finite fp16 numbers."""
     powers = np.zeros(max(len(tail), len(row)))
     powers[: len(row)] = row
     powers[: len(tail)] -= tail

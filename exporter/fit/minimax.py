@@ -1,14 +1,15 @@
 """Best weighted uniform approximation by a polynomial on a finite set of points (Remez' exchange).
 
-Reference: E. W. Cheney, Introduction to Approximation Theory, chapter 3. A condition p(z) = f(z) is met by approximating
-``(f - polynomial through the conditions) / w`` with weight ``w = |product of (x - z)|``, whose products with polynomials
-still form a Haar system away from the z; so one algorithm serves the free and the pinned fits.
+Reference: E. W. Cheney, Introduction to Approximation Theory, chapter 3. A condition p(z) = f(z) is met by
+approximating ``(f - polynomial through the conditions) / w`` with weight ``w = |product of (x - z)|``, whose products
+with polynomials still form a Haar system away from the z; so one algorithm serves the free and the pinned fits.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,7 +45,7 @@ class Approximation:
         # In t = (x - origin) / half: small numbers whatever the scale of the interval.
         half = (self.high - self.low) / 2
         middle = ((self.high + self.low) / 2 - origin) / half
-        shifted = _compose(chebyshev.cheb2poly(self.free), np.array([-middle, 1.0]))
+        shifted = _compose(np.asarray(chebyshev.cheb2poly(self.free), dtype=np.float64), np.array([-middle, 1.0]))
         for x, _ in self.pins:
             shifted = polynomial.polymul(shifted, np.array([(origin - x) / half, 1.0]))
         result = polynomial.polyadd(shifted, _line(self.pins, origin, half))
@@ -71,6 +72,7 @@ def approximate(
     """
     pins = tuple(pins)
     low, high = float(x[0]), float(x[-1])
+    high = high if high > low else low + max(abs(low), 1.0)  # a single point
     half = (high - low) / 2
     weight = np.ones_like(x)
     for z, _ in pins:
@@ -89,11 +91,12 @@ def _exchange(
 ) -> tuple[NDArray[np.float64], float]:
     count = degree + 2
     if len(t) < count:
-        return _interpolate(t, y, degree), 0.0
+        return _interpolate(t, np.where(np.abs(y) < 1e100, y, 0.0), degree), 0.0
     matrix = _chebyshev_matrix(t, degree)
     extrema, signs = _extrema(count)
     reference = _start(t, extrema)
-    best, least = np.zeros(degree + 1), np.inf
+    best: NDArray[np.float64] = np.zeros(degree + 1)
+    least = np.inf
     system = np.empty((count, count))
     for _ in range(_ITERATIONS):
         system[:, :-1] = matrix[reference]
@@ -103,10 +106,10 @@ def _exchange(
         except np.linalg.LinAlgError:
             break
         free, level = solution[:-1], float(solution[-1])
-        error = weight * (y - matrix @ free)
+        error: NDArray[np.float64] = weight * (y - matrix @ free)
         largest = float(np.abs(error).max())
         if largest < least:
-            best, least = free, largest
+            best, least = np.asarray(free, dtype=np.float64), largest
         if largest <= abs(level) * (1 + tolerance):
             break
         reference = _alternation(error, reference, count)
@@ -121,7 +124,8 @@ def _interpolate(t: NDArray[np.float64], y: NDArray[np.float64], degree: int) ->
 @cache
 def _extrema(count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Extrema of the Chebyshev polynomial on [-1, 1] and alternating signs."""
-    return -np.cos(np.pi * np.arange(count) / (count - 1)), (-1.0) ** np.arange(count)
+    extrema: NDArray[np.float64] = -np.cos(np.pi * np.arange(count) / (count - 1))
+    return extrema, np.where(np.arange(count) % 2 == 0, 1.0, -1.0)
 
 
 def _chebyshev_matrix(t: NDArray[np.float64], degree: int) -> NDArray[np.float64]:
@@ -153,11 +157,11 @@ def _start(t: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.in
 
 
 def _alternation(error: NDArray[np.float64], reference: NDArray[np.intp], count: int) -> NDArray[np.intp]:
-    """Indices of `count` errors of alternating sign, the largest among them."""
+    """Return indices of `count` errors of alternating sign, the largest among them."""
     magnitude = np.abs(error)
     ends = np.flatnonzero(np.diff(np.signbit(error))) + 1
     bounds = [0, *ends.tolist(), len(error)]
-    peaks = [a + int(magnitude[a:b].argmax()) for a, b in zip(bounds, bounds[1:], strict=False)]
+    peaks = [a + int(magnitude[a:b].argmax()) for a, b in pairwise(bounds)]
     if len(peaks) < count:
         return _single_exchange(error, reference)
     while len(peaks) > count:
@@ -196,11 +200,12 @@ def _line(pins: Sequence[tuple[float, float]], origin: float, half: float) -> ND
     if len(pins) == 1:
         return np.array([pins[0][1]])
     t = [(x - origin) / half for x, _ in pins]
-    result, basis = np.zeros(1), np.ones(1)
+    result: NDArray[np.float64] = np.zeros(1)
+    basis: NDArray[np.float64] = np.ones(1)
     for (_, y), z in zip(pins, t, strict=True):
         lead = (y - polynomial.polyval(z, result)) / polynomial.polyval(z, basis)
-        result = polynomial.polyadd(result, lead * basis)
-        basis = polynomial.polymul(basis, np.array([-z, 1.0]))
+        result = np.asarray(polynomial.polyadd(result, lead * basis), dtype=np.float64)
+        basis = np.asarray(polynomial.polymul(basis, np.array([-z, 1.0])), dtype=np.float64)
     return result
 
 

@@ -59,7 +59,7 @@ def draw(fit: Fit, function: Function, name: str, path: Path | str) -> None:
 
 
 def _points(fit: Fit) -> NDArray[np.float64]:
-    """The fit's interval; on all of R, the stretch in which the knots and the largest error are."""
+    """Sample the fit's interval; on all of R, the stretch in which the knots and the largest error are."""
     knots = fit.spline.knots.astype(np.float64)
     if np.isfinite(fit.interval).all():
         low, high = fit.interval

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Function: TypeAlias = Callable[["NDArray[np.float64]"], "NDArray[np.float64]"]
 Tail: TypeAlias = "NDArray[np.float64] | None"
 
+_LEAST_JUMP = 1e-6  # smaller steps are rounding inside f, relative
 _SYMMETRIC = 1e-12  # how well a symmetry must hold, relative to the largest value near zero
 
 
@@ -48,6 +49,12 @@ class Span:
     right: Tail
     pin: int | None
     breaks: frozenset[int]
+
+    @property
+    def scale(self) -> float:
+        """Range of f where it bends, which is where most points are; far out it may be 1e5 times as large."""
+        low, high = np.quantile(self.y, [0.2, 0.8])
+        return float(high - low or np.ptp(self.y) or np.abs(self.y).max() or 1.0)
 
     def right_half(self) -> Span:
         """Return the part with x >= 0."""
@@ -139,12 +146,14 @@ def symmetry_of(function: Function, low: float, high: float) -> Symmetry | None:
 
 def _jumps(x: NDArray[np.float64], y: NDArray[np.float64], cells: Cells) -> frozenset[int]:
     """Cells in which f itself jumps, not only a derivative."""
-    found = set()
+    found: set[int] = set()
+    scale = float(np.ptp(np.quantile(y, [0.2, 0.8])))
     for low, high in cells.breaks:
         first, last = (int(i) for i in np.searchsorted(x, [low, high]))
         around = y[max(first - 4, 0) : last + 5]
         size = abs(y[last] - y[first])
-        if size > 1e-3 * np.ptp(around) and _steep(x, y, first, last):
+        least = max(1e-3 * np.ptp(around), _LEAST_JUMP * (np.abs(around).max() + scale))
+        if size > least and _steep(x, y, first, last):
             # The grid has a point at 0, which may lie inside the cell.
             found |= {i for i in range(first, last) if abs(y[i + 1] - y[i]) > 0.25 * size}
     return frozenset(found)

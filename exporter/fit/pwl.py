@@ -32,6 +32,7 @@ _LEAVES = 17  # points tried at which a link may leave the one before
 _REFINEMENTS = 2
 _CHUNK = 256  # grid points looked ahead at first
 _SYMMETRY_MAY_COST = 1.03
+_JUMP_WIDTH = 1e-6  # stretch around a jump in which the path must suit both sides, so that it is not torn
 _SLACK = 1e-13  # rounding of slopes, relative
 
 
@@ -74,7 +75,7 @@ def _fit(span: Span, segments: int, guess: float) -> Chain:
     def reached(error: float) -> float:
         return -1.0 if _path(span, error, segments) is None else 1.0
 
-    error = smallest_error(reached, float(np.ptp(span.y)) or 1.0, guess)
+    error = smallest_error(reached, span.scale, guess)
     path = _path(span, error, segments)
     if path is None:
         raise ActxError(
@@ -91,7 +92,8 @@ def _path(span: Span, error: float, limit: int) -> list[_Link] | None:
     if span.pin is not None:
         lower[span.pin] = upper[span.pin] = span.y[span.pin]
     for i in span.breaks:  # nothing continuous follows a jump: the path is on both sides' tubes there
-        lower[i : i + 2], upper[i : i + 2] = lower[i : i + 2].max(), upper[i : i + 2].min()
+        near = slice(*np.searchsorted(span.x, [span.x[i] - _JUMP_WIDTH, span.x[i + 1] + _JUMP_WIDTH]))
+        lower[near], upper[near] = lower[near].max(), upper[near].min()
     if (lower > upper).any():
         return None
     stop = last_outside(span, error) + 1 if span.right is not None else len(span.x)
@@ -161,7 +163,7 @@ def _around(
     return fine, links[-1](fine)
 
 
-def _next_link(
+def _next_link(  # noqa: PLR0917 - the tube and the leaving points
     span: Span,
     lower: NDArray[np.float64],
     upper: NDArray[np.float64],
@@ -169,7 +171,7 @@ def _next_link(
     x: NDArray[np.float64],
     y: NDArray[np.float64],
 ) -> tuple[_Link, bool]:
-    """The link from one of the leaving points (x, y) that gets farthest; True where it ends the path."""
+    """Find the link from one of the leaving points (x, y) that gets farthest; True where it ends the path."""
     first = int(np.searchsorted(span.x, x.min(), side="right"))
     size = _CHUNK
     while True:
@@ -200,7 +202,7 @@ def _cones(
     x: NDArray[np.float64],
     y: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Smallest and largest slope from each (x, y) that stay in the tube up to each grid point; shape (leaves, points)."""
+    """Bounds of the slopes from each (x, y) that stay in the tube up to each grid point; shape (leaves, points)."""
     step = grid - x[:, None]
     behind = step <= 0
     low = np.where(behind, -np.inf, (lower - y[:, None]) / step)
@@ -208,7 +210,7 @@ def _cones(
     return np.maximum.accumulate(low, axis=1), np.minimum.accumulate(high, axis=1)
 
 
-def _closing(
+def _closing(  # noqa: PLR0917 - the cones and what they were made of
     span: Span,
     first: int,
     stop: int,
@@ -218,7 +220,7 @@ def _closing(
     x: NDArray[np.float64],
     y: NDArray[np.float64],
 ) -> _Link | None:
-    """A link that ends the path: it meets the right tail inside the tube, or comes to the end of the interval."""
+    """Find a link that ends the path: it meets the right tail inside the tube, or comes to the end of the interval."""
     if span.right is None:
         rows = np.flatnonzero(open_.all(axis=1))
         if first + open_.shape[1] < len(span.x) or len(rows) == 0:
@@ -241,7 +243,7 @@ def _closing(
     return _Link(float(x[row]), float(y[row]), float(slopes[row, column]), float(x[row]), float(grid[column]))
 
 
-def _reach(
+def _reach(  # noqa: PLR0917 - one row of the cones
     span: Span,
     lower: NDArray[np.float64],
     upper: NDArray[np.float64],
@@ -252,7 +254,7 @@ def _reach(
     x: float,
     y: float,
 ) -> _Reach:
-    """The farthest link from (x, y), whose cone of slopes closes after `count` points."""
+    """Find the farthest link from (x, y), whose cone of slopes closes after `count` points."""
     if count == 0:
         return _Reach(0.0, x, x)
     last = first + count - 1

@@ -21,13 +21,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FP16_MAX = 65504.0
-# A split point away from the middle, and edges away from round numbers: a break at a round number must fall INSIDE a cell.
+_DOWN, _UP = np.float32(-np.inf), np.float32(np.inf)
+# A split point off the middle, and edges off round numbers: a break at a round number must fall INSIDE a cell.
 _SPLIT = 0.48713
 _OFFSET = 0.0123713
 _SMALLEST = 1e-10  # smallest cell relative to |x|
 _NARROW = 1e-4  # a cell this narrow whose bend rounding hides holds a break; a wider one may be smooth
 _SHARE = 1 / 500  # largest share of a cell in the whole weight
 _LEVELS = 64
+_VISIBLE_ROUNDING = 1e-10  # second differences over 3e-7 x of a smooth f are below 1e-12
 _PARTS = 5  # an odd number, so that no break at a round fraction falls on an edge
 _MAX_ACTIVE = 4000  # cells split per level: bounds the work where f is noise
 
@@ -53,7 +55,7 @@ def cells(
 ) -> Cells:
     """Cut [low, high] into cells that weigh about the same for segments of the given degree."""
     edges = _first_edges(low, high)
-    weigh = _Scales(function, degree + 1, *_running_size(function, edges))
+    weigh = _Scales(function, degree + 1, *_running_size(function, edges), _rounding_unit(function, low, high))
     left, right, weights = _first_cells(weigh, edges)
     done = np.zeros(len(left), dtype=bool)
     for _ in range(_LEVELS):
@@ -92,16 +94,30 @@ def law(cells_: Cells, degree: int, segments: int) -> float:
 def grid(cells_: Cells, points: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return about `points` ascending points with 0 and the ends among them, and the summed weight at each (0 to 1).
 
-    A quarter of the points follow the cells alone, so that no stretch is left unseen where f seems flat.
+    They are float32 numbers: x is never anything finer, and a function that rounds to float32 inside is exact there.
+    Some follow the cells alone, so that no stretch is left unseen where f seems flat.
     """
     count = len(cells_.weights)
     weight = cells_.weights / (cells_.weights.sum() or 1.0) + 0.02 / count
     summed = np.concatenate([[0.0], np.cumsum(weight)])
     summed /= summed[-1]
     x = np.interp(np.linspace(0, 1, points), summed, cells_.edges)
-    x = np.concatenate([x, cells_.edges, cells_.breaks.ravel(), [0.0]])
-    x = np.unique(x[(x >= cells_.edges[0]) & (x <= cells_.edges[-1])])
+    x = np.concatenate([x, cells_.edges, [0.0]])
+    x = x.astype(np.float32)
+    around = cells_.breaks.astype(np.float32)
+    x = np.concatenate([x, np.nextafter(around[:, 0], _DOWN), np.nextafter(around[:, 1], _UP)]).astype(np.float64)
+    x = np.unique(x[(x >= cells_.edges[0]) & (x <= cells_.edges[-1])] + 0.0)
     return x, np.interp(x, cells_.edges, summed)
+
+
+def _rounding_unit(function: Callable[[NDArray[np.float64]], NDArray[np.float64]], low: float, high: float) -> float:
+    """Relative rounding of f: that of float64, or about 1e-7 where the function rounds to float32 inside."""
+    x = np.concatenate([-np.geomspace(0.013, 11.7, 48), np.geomspace(0.013, 11.7, 48)])
+    x = np.clip(x, low, high)[:, None] * (1 + 3e-7 * np.arange(3))
+    y = function(np.clip(x, low, high))
+    second = np.abs(y @ [1.0, -2.0, 1.0])[y[:, 0] != 0] / np.abs(y[y[:, 0] != 0, 0])
+    found = float(np.median(second)) if len(second) else 0.0
+    return found if found > _VISIBLE_ROUNDING else float(np.finfo(np.float64).eps)
 
 
 def _first_edges(low: float, high: float) -> NDArray[np.float64]:
@@ -118,7 +134,7 @@ def _first_edges(low: float, high: float) -> NDArray[np.float64]:
 def _first_cells(
     weigh: _Scales, edges: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Wide cells, whose differences stand well above rounding, but narrow ones where those show more than the wide do."""
+    """Wide cells, whose differences stand well above rounding, but narrow ones where those show more than they do."""
     left, right = edges[:-1], edges[1:]
     weights = weigh(left, right)
     parts = left[:, None] + (right - left)[:, None] * np.linspace(0, 1, _PARTS + 1)
@@ -143,6 +159,7 @@ class _Scales:
     order: int
     distance: NDArray[np.float64]
     size: NDArray[np.float64]
+    unit: float
 
     def __call__(self, left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
         order = self.order
@@ -150,7 +167,7 @@ class _Scales:
         difference = np.abs(y @ [(-1.0) ** k * comb(order, k) for k in range(order + 1)])
         around = np.searchsorted(self.distance, np.maximum(np.abs(left), np.abs(right)), side="right") - 1
         size = np.maximum(np.abs(y).max(axis=1), self.size[around.clip(0)])
-        difference[difference <= 2**order * 4 * np.finfo(np.float64).eps * size] = 0
+        difference[difference <= 2**order * 4 * self.unit * size] = 0
         result: NDArray[np.float64] = order * difference ** (1 / order)
         return result
 
@@ -172,7 +189,7 @@ def _too_heavy(
     left: NDArray[np.float64], right: NDArray[np.float64], weights: NDArray[np.float64], done: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
     limit = _SHARE * weights[~done].sum()
-    heavy = (weights > limit) & (right - left > _smallest(left, right)) & ~done
+    heavy: NDArray[np.bool_] = (weights > limit) & (right - left > _smallest(left, right)) & ~done
     if heavy.sum() > _MAX_ACTIVE:
         heavy &= weights >= np.partition(weights[heavy], -_MAX_ACTIVE)[-_MAX_ACTIVE]
     return heavy

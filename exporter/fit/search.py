@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _ROUNDS = 60
+_BELOW_GUESS = 1e-6
 _PRECISION = 5e-4  # of E, relative
 _FIRST_STEP = 1.3
 _SMALLEST = 1e-12  # of E, relative to the range of f
@@ -20,7 +21,7 @@ def smallest_error(reached: Callable[[float], float], scale: float, guess: float
 
     Args:
         reached: how far beyond the goal the construction comes with error E.
-        scale: range of f.
+        scale: range of f where it bends.
         guess: about the result, such as the free-knot law's value.
 
     """
@@ -40,17 +41,18 @@ def smallest_error(reached: Callable[[float], float], scale: float, guess: float
 
 def _bracket(reached: Callable[[float], float], scale: float, guess: float) -> tuple[float, float, float, float]:
     """Errors (too small, large enough) and what they reach; both the same where even the smallest is large enough."""
-    error = max(guess, _SMALLEST * scale)
+    smallest = _SMALLEST * scale if guess <= 0 else min(_SMALLEST * scale, _BELOW_GUESS * guess)
+    error = max(guess, smallest)
     gap, factor = reached(error), _FIRST_STEP
     if gap < 0:
-        while gap < 0 and error < 1e6 * scale:
+        while gap < 0 and error < 1e6 * max(scale, guess):
             low, gap_low = error, gap
             error, factor = error * factor, factor**2 if factor < 100 else factor
             gap = reached(error)
         return low, gap_low, error, gap
     while gap >= 0:
         high, gap_high = error, gap
-        if error < _SMALLEST * scale:
+        if error < smallest:
             return high, gap_high, high, gap_high
         error, factor = error / factor, factor**2 if factor < 100 else factor
         gap = reached(error)

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,7 +62,7 @@ class _Layout:
                 note="the two asymptotes take one each",
                 remedy="Use more segments, or give an interval: calibration data or --range.",
             )
-        error = smallest_error(self.reached, float(np.ptp(self.span.y)) or 1.0, self.guess)
+        error = smallest_error(self.reached, self.span.scale, self.guess)
         ends, _ = _lay(self.span, error, self._inner(), self.degree)
         return _build(self.span, ends, _end(self.span, error), self.degree)
 
@@ -105,7 +106,7 @@ def _lay(span: Span, error: float, count: int, degree: int) -> tuple[list[int], 
 
 
 def _after(span: Span, end: int) -> int:
-    """A segment that ends before a jump is followed by one that begins behind it."""
+    """Return where the next segment begins: at the end of the last, but behind a jump there."""
     return end + 1 if end in span.breaks else end
 
 
@@ -145,12 +146,12 @@ def _minimax(span: Span, first: int, last: int, degree: int, points: int = 0) ->
 
 
 def _build(span: Span, ends: list[int], stop: int, degree: int) -> Chain:
-    """The pieces over the laid segments; the right tail takes over at `stop`."""
+    """Fit the pieces over the laid segments; the right tail takes over at `stop`."""
     while len(ends) > 1 and ends[-2] >= stop:
         ends = ends[:-1]
-    ends = [*ends[:-1], min(max(ends[-1], stop), stop)] if len(ends) > 1 else ends
+    ends = [*ends[:-1], stop] if len(ends) > 1 else ends
     pieces = [] if span.left is None else [Piece(span.left, 0.0, tail=True)]
-    for end, last in zip(ends, ends[1:], strict=False):
+    for end, last in pairwise(ends):
         found = _minimax(span, _after(span, end), last, degree)
         origin = min((found.low, found.high), key=abs) if found.low * found.high > 0 else 0.0
         pieces.append(Piece(found.powers(origin), origin))

@@ -18,8 +18,7 @@ _ROUNDING = 2.0**-48
 
 def tail_value(tail: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Value of an asymptote, float64, the shape of x."""
-    result: NDArray[np.float64] = polynomial.polyval(x, tail)
-    return result
+    return np.asarray(polynomial.polyval(x, tail), dtype=np.float64)
 
 
 def tail_error(tail: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from actx.custom_ops import Spline
 from actx.custom_ops.ops import DOMAIN, OPSET
-from actx.exporter.lower.emitter import SITE_METADATA, Emitter, substitute
+from actx.exporter.lower.emitter import SITE_METADATA, Constants, Emitter, substitute
 from actx.exporter.lower.fold import fold_slope
 from actx.exporter.lower.own import standard_op
 from actx.exporter.lower.portable import emit_spline
@@ -82,7 +82,10 @@ def lower(model: ir.Model, choices: Sequence[Choice], *, fold: bool = True) -> L
     rewritten = [choice for choice in choices if choice.fit is not None]
     native = _native(base.clone(), rewritten, scales) if rewritten else None
     values = _values(base.graph)
-    placements = tuple(_place(base.graph, values, choice, scales.get(choice.site.name, 1.0)) for choice in choices)
+    constants = Constants(base.graph)
+    placements = tuple(
+        _place(base.graph, constants, values, choice, scales.get(choice.site.name, 1.0)) for choice in choices
+    )
     RemoveUnusedNodesPass()(base)
     return Lowered(base, native, placements)
 
@@ -114,7 +117,9 @@ def _spline(choice: Choice, scale: float) -> Spline:
     return spline if scale == 1 else spline.scaled(1 / scale, scale)
 
 
-def _place(graph: ir.Graph, values: dict[str, ir.Value], choice: Choice, scale: float) -> Placement:
+def _place(
+    graph: ir.Graph, constants: Constants, values: dict[str, ir.Value], choice: Choice, scale: float
+) -> Placement:
     site, fit = choice.site, choice.fit
     old = values[site.output]
     for name in site.values:
@@ -126,7 +131,7 @@ def _place(graph: ir.Graph, values: dict[str, ir.Value], choice: Choice, scale: 
         return kept  # 2.
     last = old.producer()
     assert last is not None
-    emit = Emitter(graph, last, site.name, site.dtype, site.axis)
+    emit = Emitter(graph, constants, last, site.name, site.dtype, site.axis)
     if fit.max_error <= OWN_MATHEMATICS and scale == 1:  # 3.
         op = standard_op(site, emit.opset)
         if op is None or len(site.values) == 1:
@@ -149,12 +154,13 @@ def _native(model: ir.Model, choices: Sequence[Choice], scales: dict[str, float]
     """4. One actx node per rewritten site."""
     graph = model.graph
     values = _values(graph)
+    constants = Constants(graph)
     for choice in choices:
         site = choice.site
         replaced = values[site.output if site.gate is None else site.gate.product]
         last = replaced.producer()
         assert last is not None
-        emit = Emitter(graph, last, site.name, site.dtype)
+        emit = Emitter(graph, constants, last, site.name, site.dtype)
         inputs = [values[site.input]] if site.gate is None else [values[site.input], values[site.gate.multiplier]]
         spline = _spline(choice, scales.get(site.name, 1.0))
         if site.axis is not None and spline.axis is None:

@@ -8,9 +8,30 @@ import numpy as np
 import onnx_ir as ir
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
 SITE_METADATA = "actx.site"
+
+
+class Constants:
+    """The constants that lowering puts into one graph: each number once, whatever the number of sites that use it."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._known: dict[tuple[ir.DataType, bytes, tuple[int, ...]], ir.Value] = {}
+
+    def get(self, array: NDArray[Any], dtype: ir.DataType) -> ir.Value:
+        """Return the initializer that holds the array."""
+        key = (dtype, array.tobytes(), array.shape)
+        if key not in self._known:
+            name = f"actx/constant_{len(self._known)}"
+            while name in self._graph.initializers:
+                name += "_"
+            tensor = ir.Tensor(array, dtype=dtype, name=name)
+            value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(dtype), shape=tensor.shape)
+            self._graph.register_initializer(value)
+            self._known[key] = value
+        return self._known[key]
 
 
 class Emitter:
@@ -21,14 +42,22 @@ class Emitter:
         dtype: element type of the constants that `constant` makes.
     """
 
-    def __init__(self, graph: ir.Graph, before: ir.Node, site: str, dtype: ir.DataType, axis: int | None = None) -> None:
+    def __init__(
+        self,
+        graph: ir.Graph,
+        constants: Constants,
+        before: ir.Node,
+        site: str,
+        dtype: ir.DataType,
+        axis: int | None = None,
+    ) -> None:
         self.graph = graph
+        self.constants = constants
         self.before = before
         self.site = site
         self.dtype = dtype
         self.axis = axis
         self.values: list[ir.Value] = []
-        self._constants: dict[tuple[bytes, tuple[int, ...]], ir.Value] = {}
 
     @property
     def opset(self) -> int:
@@ -46,7 +75,8 @@ class Emitter:
         """Insert a node and return its output; inputs that are numbers become constants."""
         values = [v if v is None or isinstance(v, ir.Value) else self.constant(v) for v in inputs]
         name = f"{self.site}/actx/{op_type}_{len(self.values)}"
-        node = ir.node(op_type, values, attributes, domain=domain, name=name, metadata_props={SITE_METADATA: self.site})
+        typed = [_attribute(key, value) for key, value in attributes.items()]
+        node = ir.Node(domain, op_type, values, typed, name=name, metadata_props={SITE_METADATA: self.site})
         output = node.outputs[0]
         output.name = f"{name}_output"
         data = next(v for v in values if v is not None)
@@ -63,14 +93,16 @@ class Emitter:
         if array.ndim == 1:
             assert self.axis is not None
             array = array.reshape(-1, *[1] * (-self.axis - 1))
-        key = (array.tobytes(), array.shape)
-        if key not in self._constants:
-            value = ir.Value(name=f"{self.site}/actx/constant_{len(self._constants)}", const_value=ir.tensor(array))
-            value.const_value.name = value.name
-            value.type, value.shape = ir.TensorType(self.dtype), ir.Shape(array.shape)
-            self.graph.register_initializer(value)
-            self._constants[key] = value
-        return self._constants[key]
+        return self.constants.get(array, self.dtype)
+
+
+def _attribute(name: str, value: Any) -> ir.Attr:  # noqa: ANN401 - whatever the op takes
+    """Type the attribute here where its type is plain: onnx_ir's own inference takes longer than the rest of a node."""
+    if isinstance(value, float):
+        return ir.AttrFloat32(name, value)
+    if isinstance(value, int):
+        return ir.AttrInt64(name, value)
+    return ir.convenience.convert_attribute(name, value)
 
 
 def substitute(old: ir.Value, new: ir.Value) -> None:
