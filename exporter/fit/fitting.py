@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -28,10 +28,12 @@ if TYPE_CHECKING:
 
     from actx.custom_ops.spline import Spline
     from actx.exporter.fit.form import Form
-    from actx.exporter.fit.problem import Tail
+    from actx.exporter.fit.problem import Span, Tail
 
 _LEAST_POINTS = 2048
 _POINTS_PER_SEGMENT = 128
+_UNSEEN = 1.25  # error found by the dense search over that on the grid: more means that the grid is too coarse
+_CLOSER = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +102,13 @@ def fit(function: Function, form: Form, *, interval: tuple[float, float] | None 
         exact = None if family.fixed else _exactly(problem, form)
         solution = exact or family.solve(problem, form)
         error = measure(problem, solution.spline)
+        if exact is None and not family.fixed and error.core > _UNSEEN * problem.error(solution.spline):
+            # Something lies between the points of the grid: look closer.
+            closer = replace(problem, span=_span(problem, form, _CLOSER))
+            again = family.solve(closer, form)
+            error_again = measure(closer, again.spline)
+            if error_again.core < error.core:
+                solution, error = again, error_again
     return Fit(
         form=form,
         spline=solution.spline,
@@ -133,10 +142,18 @@ def _problem(function: Function, form: Form, interval: tuple[float, float] | Non
     left, right = (None, None) if interval is not None else _asymptotes(function, form)
     degree = min(form.degree, 3)
     parts = _cells(function, low, high, degree)
-    points = max(_LEAST_POINTS, _POINTS_PER_SEGMENT * form.segments)
-    span = sample(function, parts, points, left, right)
+    span = sample(function, parts, _points(form), left, right)
     symmetry = symmetry_of(function, low, high)
     return Problem(function, low, high, interval is not None, span, symmetry, parts, fold)
+
+
+def _points(form: Form) -> int:
+    return max(_LEAST_POINTS, _POINTS_PER_SEGMENT * form.segments)
+
+
+def _span(problem: Problem, form: Form, factor: int) -> Span:
+    span = problem.span
+    return sample(problem.function, problem.cells, factor * _points(form), span.left, span.right)
 
 
 def _cells(function: Function, low: float, high: float, degree: int) -> Cells:

@@ -29,6 +29,7 @@ _SMALLEST = 1e-10  # smallest cell relative to |x|
 _NARROW = 1e-4  # a cell this narrow whose bend rounding hides holds a break; a wider one may be smooth
 _SHARE = 1 / 500  # largest share of a cell in the whole weight
 _LEVELS = 64
+_EVEN_SHARE = 0.1  # of the grid's points, spread over the cells whatever they weigh
 _VISIBLE_ROUNDING = 1e-10  # second differences over 3e-7 x of a smooth f are below 1e-12
 _PARTS = 5  # an odd number, so that no break at a round fraction falls on an edge
 _MAX_ACTIVE = 4000  # cells split per level: bounds the work where f is noise
@@ -98,7 +99,7 @@ def grid(cells_: Cells, points: int) -> tuple[NDArray[np.float64], NDArray[np.fl
     Some follow the cells alone, so that no stretch is left unseen where f seems flat.
     """
     count = len(cells_.weights)
-    weight = cells_.weights / (cells_.weights.sum() or 1.0) + 0.02 / count
+    weight = cells_.weights / (cells_.weights.sum() or 1.0) + _EVEN_SHARE / count
     summed = np.concatenate([[0.0], np.cumsum(weight)])
     summed /= summed[-1]
     x = np.interp(np.linspace(0, 1, points), summed, cells_.edges)

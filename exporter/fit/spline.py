@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from actx.exporter.fit.problem import Problem, Span
 
 _POINTS = 48  # of a segment while searching
+_NARROW = 1e-6  # relative width
 _SYMMETRY_MAY_COST = 1.03
 
 
@@ -142,7 +143,9 @@ def _minimax(span: Span, first: int, last: int, degree: int, points: int = 0) ->
         x, y = span.x[first : last + 1], span.y[first : last + 1]
     pinned = span.pin is not None and first <= span.pin < last
     pins = [(0.0, float(span.y[span.pin]))] if span.pin is not None and pinned else []
-    return approximate(x, y, degree, pins, tolerance=1e-2 if points else 1e-4)
+    if x[-1] - x[0] < _NARROW * max(abs(float(x[0])), 1e-3):
+        degree = 0  # coefficients of higher powers would overflow
+    return approximate(x, y, max(degree, len(pins) - 1), pins, tolerance=1e-2 if points else 1e-4)
 
 
 def _build(span: Span, ends: list[int], stop: int, degree: int) -> Chain:
