@@ -1,6 +1,6 @@
 """Small networks that the tests share: every way an activation is written in ONNX, and what must not be taken for one.
 
-`SPELLINGS` and `NOT_SITES` map a name to a builder, so that a test of lift or lower runs over all of them:
+`SPELLINGS`, `SURROUNDINGS` and `NOT_SITES` map a name to a builder, so that a test of lift or lower covers all of them:
 
     @pytest.mark.parametrize("name", SPELLINGS)
     def test_lifts(name: str) -> None:
@@ -690,6 +690,170 @@ def _layer(graph: Graph, x: str, layer: int, rng: np.random.Generator) -> str:
     return graph.op("Mul", activated, linear("up")) if layer % 4 == 3 else activated
 
 
+# --- the same activation in other surroundings ---
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """A graph whose sites are plain but whose nodes around them are not the usual MatMul, Add.
+
+    Attributes:
+        build: makes the model for an opset.
+        kinds: the sites, in the order of the graph.
+        gated: whether each is the gate of a product.
+    """
+
+    build: Callable[[int], onnx.ModelProto]
+    kinds: tuple[str, ...]
+    gated: tuple[bool, ...] = (False,)
+
+
+def _network(write: Write) -> Callable[[int], onnx.ModelProto]:
+    """A network whose `write` maps x [batch, tokens, WIDTH] to its result [batch, tokens, OUT]."""
+
+    def build(opset: int) -> onnx.ModelProto:
+        g = Graph(opset)
+        g.output(write(g, g.input("x", ["batch", "tokens", WIDTH])), "y", 3)
+        return g.model()
+
+    return build
+
+
+def _up(g: Graph, x: str, name: str = "up") -> str:
+    return _linear(g, x, name, np.random.default_rng(sum(name.encode())))
+
+
+def _down(g: Graph, x: str, name: str = "down") -> str:
+    weight = np.random.default_rng(sum(name.encode())).standard_normal((HIDDEN, OUT))
+    return g.linear(x, name, weight)
+
+
+def _of_gemm(g: Graph, x: str) -> str:
+    rows = g.op("Reshape", x, [-1, WIDTH])
+    weight, bias = _weights(np.random.default_rng(6))
+    hidden = g.op("Gemm", rows, g.weight("up.weight", weight.T), g.weight("up.bias", bias), transB=1)
+    return g.op("Reshape", _down(g, _gelu_legacy(g, hidden)), g.op("Concat", g.op("Shape", x, end=2), [OUT], axis=0))
+
+
+def _behind_reshape(g: Graph, x: str) -> str:
+    heads = g.op("Reshape", _up(g, x), [0, 0, 3, HIDDEN // 3])
+    return _down(g, g.op("Reshape", _gelu_legacy(g, heads), [0, 0, HIDDEN]))
+
+
+def _behind_norm(g: Graph, x: str) -> str:
+    normed = g.op(
+        "LayerNormalization", _up(g, x), g.weight("scale", np.ones(HIDDEN)), g.weight("shift", np.ones(HIDDEN))
+    )
+    return _down(g, _gelu_legacy(g, normed))
+
+
+def _used_twice(g: Graph, x: str) -> str:
+    hidden = _gelu_legacy(g, _up(g, x))
+    return g.op("Add", _down(g, hidden), _down(g, hidden, "other"))
+
+
+def _input_used_twice(g: Graph, x: str) -> str:
+    up = _up(g, x)
+    return g.op("Add", _down(g, _gelu_legacy(g, up)), _down(g, up, "other"))
+
+
+def _ends_the_graph(g: Graph, x: str) -> str:
+    return g.op("Sigmoid", _down(g, _up(g, x)))
+
+
+def _two_in_series(g: Graph, x: str) -> str:
+    return _down(g, g.op("Tanh", _gelu_legacy(g, _up(g, x))))
+
+
+def _two_of_one_input(g: Graph, x: str) -> str:
+    # A product of two functions of one value is a function of that value, and no gated FFN.
+    up = _up(g, x)
+    return _down(g, g.op("Mul", _gelu_legacy(g, up), g.op("Tanh", up)))
+
+
+def _two_linears_of_one_activation(g: Graph, x: str) -> str:
+    return g.op("Add", _down(g, _gelu_legacy(g, _up(g, x))), _down(g, _gelu_legacy(g, _up(g, x, "second")), "other"))
+
+
+def _bilinear_sum(g: Graph, x: str) -> str:
+    # tanh(x V) * sigmoid(x W), as WaveNet: both factors are functions
+    return _down(g, g.op("Mul", g.op("Tanh", _up(g, x)), g.op("Sigmoid", _up(g, x, "gate"))))
+
+
+def _residual(g: Graph, x: str) -> str:
+    up = _up(g, x)
+    return _down(g, g.op("Add", up, _gelu_legacy(g, _up(g, x, "inner"))))
+
+
+def _computed_constants(g: Graph, x: str) -> str:
+    # The root of two and the half come out of nodes over constants, as unfolded exports leave them.
+    up = _up(g, x)
+    root = g.op("Cast", g.op("Sqrt", np.float64(2.0)), to=TensorProto.FLOAT)
+    phi = g.op("Add", g.op("Erf", g.op("Div", up, root)), g.op("Reshape", 1.0, [1, 1, 1]))
+    half = g.op("ConstantOfShape", [1], value=numpy_helper.from_array(np.array([0.5], dtype=np.float32)))
+    return _down(g, g.op("Mul", g.op("Mul", up, phi), half))
+
+
+def _of_conv(channels: Write) -> Callable[[int], onnx.ModelProto]:
+    """Conv, BatchNormalization, activation, Conv over [batch, WIDTH, 6, 6]."""
+
+    def build(opset: int) -> onnx.ModelProto:
+        g = Graph(opset)
+        rng = np.random.default_rng(7)
+        x = g.input("x", ["batch", WIDTH, 6, 6])
+        up = g.op("Conv", x, g.weight("up.weight", rng.standard_normal((HIDDEN, WIDTH, 3, 3)) / 8), pads=[1, 1, 1, 1])
+        rows = (np.ones(HIDDEN), np.zeros(HIDDEN), np.zeros(HIDDEN), np.linspace(0.5, 2, HIDDEN))
+        statistics = [g.weight(f"norm.{i}", row) for i, row in enumerate(rows)]
+        hidden = channels(g, g.op("BatchNormalization", up, *statistics))
+        g.output(g.op("Conv", hidden, g.weight("down.weight", rng.standard_normal((OUT, HIDDEN, 1, 1)))), "y", 4)
+        return g.model()
+
+    return build
+
+
+def _constants_as_nodes(opset: int) -> onnx.ModelProto:
+    """The scalar constants are Constant nodes, as the legacy exporter writes them, and no node has a name."""
+    model = onnx_mlp(_gelu_legacy, opset)
+    graph = model.graph
+    scalars = [t for t in graph.initializer if not t.dims]
+    nodes = [helper.make_node("Constant", [], [t.name], value=t) for t in scalars] + list(graph.node)
+    for tensor in scalars:
+        graph.initializer.remove(tensor)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    for node in graph.node:
+        node.name = ""
+    return model
+
+
+def _weights_as_inputs(opset: int) -> onnx.ModelProto:
+    """Every initializer is also a graph input, with a default that the caller may override, as in models of IR 3."""
+    model = onnx_mlp(_gelu_legacy, opset)
+    declared = (helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer)
+    model.graph.input.extend(declared)
+    return model
+
+
+SURROUNDINGS: Mapping[str, Surroundings] = {
+    "gemm": Surroundings(_network(_of_gemm), ("gelu",)),
+    "conv": Surroundings(_of_conv(_gelu_legacy), ("gelu",)),
+    "conv_prelu": Surroundings(_of_conv(_prelu(_SLOPES[:, None, None])), ("prelu",)),
+    "reshape": Surroundings(_network(_behind_reshape), ("gelu",)),
+    "norm": Surroundings(_network(_behind_norm), ("gelu",)),
+    "output_used_twice": Surroundings(_network(_used_twice), ("gelu",)),
+    "input_used_twice": Surroundings(_network(_input_used_twice), ("gelu",)),
+    "graph_output": Surroundings(_network(_ends_the_graph), ("sigmoid",)),
+    "two_in_series": Surroundings(_network(_two_in_series), (UNNAMED,)),
+    "two_of_one_input": Surroundings(_network(_two_of_one_input), (UNNAMED,)),
+    "two_branches": Surroundings(_network(_two_linears_of_one_activation), ("gelu", "gelu"), (False, False)),
+    "wavenet": Surroundings(_network(_bilinear_sum), ("tanh", "sigmoid"), (True, False)),
+    "residual": Surroundings(_network(_residual), ("gelu",)),
+    "computed_constants": Surroundings(_network(_computed_constants), ("gelu",)),
+    "constants_as_nodes": Surroundings(_constants_as_nodes, ("gelu",)),
+    "weights_as_inputs": Surroundings(_weights_as_inputs, ("gelu",)),
+}
+
+
 # --- what is not a site ---
 
 
@@ -911,8 +1075,9 @@ def feeds(model: onnx.ModelProto, batch: int = 2, tokens: int = 5, seed: int = 0
     """Return inputs for a network of this file: floats in [-1, 1], ones and zeros for a mask, positions ascending."""
     rng = np.random.default_rng(seed)
     sizes = {"batch": batch, "tokens": tokens}
+    defaults = {tensor.name for tensor in model.graph.initializer}
     inputs: dict[str, Array] = {}
-    for value in model.graph.input:
+    for value in (value for value in model.graph.input if value.name not in defaults):
         tensor = value.type.tensor_type
         shape = [sizes[d.dim_param] if d.dim_param else d.dim_value for d in tensor.shape.dim]
         if value.name == "position_ids":

@@ -15,6 +15,7 @@ from tests.networks import (
     NOT_SITES,
     OPSETS,
     SPELLINGS,
+    SURROUNDINGS,
     UNNAMED,
     Gate,
     Spelling,
@@ -89,6 +90,15 @@ def test_not_a_site_runs_at_every_opset(name: str) -> None:
         model = NOT_SITES[name].build(opset)
         assert np.isfinite(_run(model)).all()
         assert set(NOT_SITES[name].forbidden) <= {node.op_type for node in model.graph.node}
+
+
+@pytest.mark.parametrize("name", SURROUNDINGS)
+def test_surroundings_run_from_opset_17_on(name: str) -> None:
+    assert len(SURROUNDINGS[name].kinds) == len(SURROUNDINGS[name].gated)
+    for opset in OPSETS[4:]:
+        result = _run(SURROUNDINGS[name].build(opset))
+        assert np.isfinite(result).all()
+        assert result.std() > 0
 
 
 @pytest.mark.parametrize("n", [1, 4, 50])

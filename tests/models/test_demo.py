@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 MEGABYTE = 1_000_000
 MIN_ACCURACY = 0.97
-# Paths of the machine that wrote a file: a home or temporary folder, an environment, a source file.
-MACHINE = re.compile(rb"/(work|root|home|tmp|usr|opt)/|site-packages|\.py\b")
+# A path of the machine that wrote a file: an absolute path, an environment, a source file.
+MACHINE = re.compile(rb"(/[\w.-]+){2,}/|site-packages|\w\.py\b")
 
 
 def _evaluation() -> tuple[torch.Tensor, NDArray[np.int64]]:
