@@ -20,8 +20,7 @@ import math
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -31,6 +30,7 @@ import numpy as np
 import onnx
 
 from actx.exporter import runtime
+from actx.exporter.collection import no_garbage_collection
 from actx.exporter.data import Arrays, Data, cast_feeds
 from actx.exporter.errors import UsageError
 from actx.exporter.metrics import json_values
@@ -341,7 +341,8 @@ def _interleaved(
     for session, batches in zip(sessions, feeds, strict=True):
         for batch in batches:
             runtime.run(session, batch)  # with its checks, and every shape is allocated for once
-    with _no_garbage_collection():
+    gc.collect()
+    with no_garbage_collection():
         for index in range(-warmup, runs):
             for which in rng.permutation(len(sessions)):
                 batch = feeds[which][index % len(feeds[which])]
@@ -353,18 +354,6 @@ def _interleaved(
             if progress is not None:
                 progress(index + warmup + 1, runs + warmup)
     return times
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    was_enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _median_interval(values: NDArray[np.float64], seed: int) -> tuple[float, float, float]:

@@ -19,6 +19,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from actx.custom_ops import Spline
 from actx.custom_ops.ops import DOMAIN, OPSET
+from actx.exporter.collection import no_garbage_collection
 from actx.exporter.lower.emitter import SITE_METADATA, Constants, Emitter, substitute
 from actx.exporter.lower.fold import fold_slope
 from actx.exporter.lower.own import standard_op
@@ -77,6 +78,11 @@ def lower(model: ir.Model, choices: Sequence[Choice], *, fold: bool = True) -> L
         choices: at most one per site; sites without one are kept.
         fold: whether slopes are folded into the layers around a site.
     """
+    with no_garbage_collection():
+        return _lower(model, choices, fold=fold)
+
+
+def _lower(model: ir.Model, choices: Sequence[Choice], *, fold: bool) -> Lowered:
     base = model.clone()
     scales = _fold_slopes(base, choices) if fold else {}
     rewritten = [choice for choice in choices if choice.fit is not None]

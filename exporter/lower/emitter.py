@@ -80,8 +80,8 @@ class Emitter:
         output = node.outputs[0]
         output.name = f"{name}_output"
         data = next(v for v in values if v is not None)
-        result = dtype or data.dtype
-        output.type = None if result is None else ir.TensorType(result)
+        result = data.dtype if dtype is None else dtype
+        output.type = data.type if result == data.dtype else ir.TensorType(result)
         output.shape = data.shape
         self.graph.insert_before(self.before, node)
         self.values.append(output)
