@@ -48,6 +48,7 @@ class Piece:
     def mirrored(self, symmetry: Symmetry) -> Piece:
         """Return the polynomial that the symmetry puts on the other side of zero."""
         flipped = self.coefficients * (-1.0) ** np.arange(len(self.coefficients))
+        flipped = np.pad(flipped, (0, max(2 - len(flipped), 0)))
         line = np.zeros_like(flipped)
         line[:2] = [symmetry.constant - symmetry.slope * self.origin, symmetry.slope]
         return Piece(symmetry.sign * flipped + line, -self.origin, self.tail)

@@ -43,7 +43,7 @@ class Approximation:
     def powers(self, origin: float) -> NDArray[np.float64]:
         """Coefficients of ascending powers of (x - origin), float64."""
         # In t = (x - origin) / half: small numbers whatever the scale of the interval.
-        half = (self.high - self.low) / 2
+        half = (self.high - self.low) / 2 or 1.0
         middle = ((self.high + self.low) / 2 - origin) / half
         shifted = _compose(np.asarray(chebyshev.cheb2poly(self.free), dtype=np.float64), np.array([-middle, 1.0]))
         for x, _ in self.pins:

@@ -98,7 +98,8 @@ def _half(span: Span, degree: int) -> Chain:
 def _single(span: Span, degree: int) -> Chain:
     """Fit one piece between the tails: the smallest E for which the piece between their exits has error E."""
     left, right = _prefix_error(span), _suffix_error(span)
-    low, high = -1e-300, float(max(left.max(), right.max()))
+    both = np.concatenate([left, right])
+    low, high = -1e-300, float(both[np.isfinite(both)].max(initial=0.0))  # infinite where the pin forbids a tail
     found, first, last = _between(span, left, right, high, degree)
     for _ in range(40 if span.left is not None or span.right is not None else 0):
         middle = (max(low, 0.0) + high) / 2
@@ -155,7 +156,7 @@ def _suffix_error(span: Span) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """Largest error of the right tail from each point on."""
     if span.right is None:
         return np.zeros(len(span.x))
-    error = tail_error(span.right, span.x, span.y)
+    error = tail_error(span, span.right)
     return np.maximum.accumulate(error[::-1])[::-1]
 
 
@@ -163,7 +164,7 @@ def _prefix_error(span: Span) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """Largest error of the left tail up to each point."""
     if span.left is None:
         return np.zeros(len(span.x))
-    return np.maximum.accumulate(tail_error(span.left, span.x, span.y))
+    return np.maximum.accumulate(tail_error(span, span.left))
 
 
 def _join(left: Chain, right: Chain) -> Chain:

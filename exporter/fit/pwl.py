@@ -123,7 +123,7 @@ def _path(span: Span, error: float, limit: int) -> list[_Link] | None:
 
 def _left_tail(span: Span, error: float) -> _Link:
     assert span.left is not None
-    gap = tail_error(span.left, span.x, span.y) - error
+    gap = tail_error(span, span.left) - error
     outside = np.flatnonzero(gap > 0)
     if len(outside) == 0:
         exit_ = float(span.x[-1])

@@ -79,7 +79,7 @@ def _start(span: Span, error: float) -> int:
     """Last grid point that the left tail can serve."""
     if span.left is None:
         return 0
-    outside = np.flatnonzero(tail_error(span.left, span.x, span.y) > error)
+    outside = np.flatnonzero(tail_error(span, span.left) > error)
     return max(int(outside[0]) - 1, 0) if len(outside) else len(span.x) - 1
 
 
@@ -144,8 +144,10 @@ def _minimax(span: Span, first: int, last: int, degree: int, points: int = 0) ->
     pinned = span.pin is not None and first <= span.pin < last
     pins = [(0.0, float(span.y[span.pin]))] if span.pin is not None and pinned else []
     if x[-1] - x[0] < _NARROW * max(abs(float(x[0])), 1e-3):
-        degree = 0  # coefficients of higher powers would overflow
-    return approximate(x, y, max(degree, len(pins) - 1), pins, tolerance=1e-2 if points else 1e-4)
+        # Coefficients of higher powers would overflow: a constant, the pinned value or the middle.
+        value = pins[0][1] if pins else float(y.max() + y.min()) / 2
+        return Approximation(float(np.abs(y - value).max()), np.zeros(1), float(x[0]), float(x[-1]), ((0.0, value),))
+    return approximate(x, y, degree, pins, tolerance=1e-2 if points else 1e-4)
 
 
 def _build(span: Span, ends: list[int], stop: int, degree: int) -> Chain:
