@@ -19,7 +19,9 @@ def command(
     batch_size: options.BatchSize = None,
     metric: options.Metric = "l2",
     max_drift: options.MaxDrift = None,
-    logits: Annotated[list[str] | None, typer.Option("--logits", help="An output that holds logits. May be repeated.")] = None,
+    logits: Annotated[
+        list[str] | None, typer.Option("--logits", help="An output that holds logits. May be repeated.")
+    ] = None,
     threads: options.Threads = 0,
     trust: options.Trust = False,
     json: options.Json = False,

@@ -17,7 +17,9 @@ DATA = "evaluation.npz"
 
 
 def command(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The bundle's folder; a bundle there is replaced.")] = Path("actx-demo"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The bundle's folder; a bundle there is replaced.")] = Path(
+        "actx-demo"
+    ),
     form: options.FormText = "hardswish",
     runs: options.Runs = 50,
     threads: options.Threads = 1,

@@ -24,7 +24,8 @@ def command(
     ] = "ort-cpu",
     form: options.FormText = None,
     site: Annotated[
-        list[str] | None, typer.Option("--site", help="A form for single sites: 'layers.*.act=pwl:16'. May be repeated.")
+        list[str] | None,
+        typer.Option("--site", help="A form for single sites: 'layers.*.act=pwl:16'. May be repeated."),
     ] = None,
     data: options.DataSource = None,
     inputs: options.Inputs = None,
@@ -71,7 +72,9 @@ def _pins(texts: list[str] | None) -> dict[str, Form]:
         name, separator, form = text.rpartition("=")
         parsed = options.parse_form(form) if separator and name else None
         if parsed is None:
-            raise UsageError(f"--site {text!r} is not NAME=FORM", remedy="Write for example --site 'layers.*.act=pwl:16'.")
+            raise UsageError(
+                f"--site {text!r} is not NAME=FORM", remedy="Write for example --site 'layers.*.act=pwl:16'."
+            )
         pins[name] = parsed
     return pins
 

@@ -18,9 +18,14 @@ EXAMPLE = "Example: actx fit gelu --form pwl:16 --plot gelu.svg"
 
 
 def command(
-    activation: Annotated[str, typer.Argument(metavar="ACTIVATION", help="A name of the catalogue, such as gelu or mish.")],
+    activation: Annotated[
+        str, typer.Argument(metavar="ACTIVATION", help="A name of the catalogue, such as gelu or mish.")
+    ],
     form: Annotated[
-        str, typer.Option("--form", autocompletion=options.complete_form, help="relu, hardswish, pwl:K, poly:N, spline:KxD.")
+        str,
+        typer.Option(
+            "--form", autocompletion=options.complete_form, help="relu, hardswish, pwl:K, poly:N, spline:KxD."
+        ),
     ] = "pwl:16",
     interval: Annotated[
         str | None, typer.Option("--range", metavar="LOW,HIGH", help="Where it must hold. Without it: everywhere.")
@@ -95,13 +100,23 @@ def _print(name: str, found: Fit, plot: Path | None) -> None:
     out = printing.console()
     where = "everywhere" if math.isinf(found.interval[0]) else f"on [{found.interval[0]:g}, {found.interval[1]:g}]"
     ratio = found.ratio
-    law = "" if ratio is None else f", {ratio} " if isinstance(ratio, str) else f", {ratio:.3f} of the free-knot law {found.law:.3g}"
+    law = (
+        ""
+        if ratio is None
+        else f", {ratio} "
+        if isinstance(ratio, str)
+        else f", {ratio:.3f} of the free-knot law {found.law:.3g}"
+    )
     slope = "" if found.slope is None else f", slope {found.slope:.6g}"
     spline = found.spline
     title = f"{name} as {found.form}: {spline.segments} segments of degree {spline.degree}{slope}"
     ends = ["-inf", *(f"{knot:.7g}" for knot in spline.knots), "inf"]
     rows = [
-        [f"{ends[i]} .. {ends[i + 1]}", f"{spline.origins[i]:.7g}", "  ".join(f"{c:.7g}" for c in spline.coefficients[i])]
+        [
+            f"{ends[i]} .. {ends[i + 1]}",
+            f"{spline.origins[i]:.7g}",
+            "  ".join(f"{c:.7g}" for c in spline.coefficients[i]),
+        ]
         for i in range(spline.segments)
     ]
     printing.print_table(title, ("segment", "origin", "coefficients, ascending powers of x - origin"), rows)

@@ -47,21 +47,25 @@ def _print(found: Inspection, *, explain: bool) -> None:
     rows = []
     for site in found.to_dict()["sites"]:
         observed = site["range"]
-        rows.append([
-            site["name"],
-            site["kind"] + _parameters(site["parameters"]),
-            "gated" if site["gated"] else "",
-            printing.number(site["elements_per_sample"]),
-            "not measured" if observed is None else f"{observed[0]:.3g} .. {observed[1]:.3g}",
-            printing.share(site["zeros"]),
-            printing.share(site["latency_share"]),
-        ])
+        rows.append(
+            [
+                site["name"],
+                site["kind"] + _parameters(site["parameters"]),
+                "gated" if site["gated"] else "",
+                printing.number(site["elements_per_sample"]),
+                "not measured" if observed is None else f"{observed[0]:.3g} .. {observed[1]:.3g}",
+                printing.share(site["zeros"]),
+                printing.share(site["latency_share"]),
+            ]
+        )
     mark = " [synthetic input: no ranges]" if found.synthetic else ""
     title = f"{len(rows)} sites in {found.model.source.name}: {found.model.format}, opset {found.model.opset}{mark}"
     columns = ("site", "kind", "gated", "elements/sample", "observed range", "exact zeros", "share of latency")
     printing.print_table(title, columns, rows)
     out = printing.console()
-    out.print(f"all sites together: {printing.share(found.activation_share)} of latency (ONNX Runtime CPU)", markup=False)
+    out.print(
+        f"all sites together: {printing.share(found.activation_share)} of latency (ONNX Runtime CPU)", markup=False
+    )
     for note in found.notes:
         out.print(f"Note: {note}", markup=False)
     if explain:

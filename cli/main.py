@@ -28,7 +28,7 @@ for verb in (inspect, export, check, profile, fit, demo):
     app.command(verb.__name__.rpartition(".")[2], epilog=verb.EXAMPLE)(verb.command)
 
 
-def _version(value: bool) -> None:  # noqa: FBT001 - typer's callback
+def _version(value: bool) -> None:
     if value:
         typer.echo(f"actx {importlib.metadata.version('actx')}")
         raise typer.Exit
@@ -36,7 +36,7 @@ def _version(value: bool) -> None:  # noqa: FBT001 - typer's callback
 
 @app.callback()
 def _options(
-    version: Annotated[  # noqa: ARG001 - handled by its callback
+    version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None: ...
@@ -75,7 +75,9 @@ def _report(error: Exception) -> int:
         typer.echo(f"Error: {error}", err=True)
         return error.exit_code
     typer.echo(f"Error: {type(error).__name__}: {one_line(str(error))}", err=True)
-    typer.echo("Note: this is not an error that actx expects.\nRun again with ACTX_DEBUG=1 for the traceback.", err=True)
+    typer.echo(
+        "Note: this is not an error that actx expects.\nRun again with ACTX_DEBUG=1 for the traceback.", err=True
+    )
     return 1
 
 

@@ -14,7 +14,19 @@ if TYPE_CHECKING:
     from actx.exporter.fit import Form
     from actx.exporter.runtime import RuntimeOptions
 
-FORMS = ("keep", "relu", "hardswish", "pwl:8", "pwl:16", "pwl:32", "poly:4", "poly:8", "spline:16x2", "spline:16x3", "spline:32x3")
+FORMS = (
+    "keep",
+    "relu",
+    "hardswish",
+    "pwl:8",
+    "pwl:16",
+    "pwl:32",
+    "poly:4",
+    "poly:8",
+    "spline:16x2",
+    "spline:16x3",
+    "spline:32x3",
+)
 TARGETS = ("ort-cpu", "onnx")
 METRICS = ("l2", "cosine", "max_abs", "kl", "top1")
 
@@ -38,7 +50,9 @@ Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX model or a
 Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A bundle, or an ONNX file.")]
 DataSource = Annotated[
     str | None,
-    typer.Option("--data", "-d", help="Samples: an .npz file, a folder of them, or pkg.mod:callable. Without it: random input."),
+    typer.Option(
+        "--data", "-d", help="Samples: an .npz file, a folder of them, or pkg.mod:callable. Without it: random input."
+    ),
 ]
 Inputs = Annotated[
     list[str] | None,
@@ -52,12 +66,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Metric = Annotated[
     str,
     typer.Option(
-        "--metric", autocompletion=complete_metric, help="Of the drift: l2, cosine, max_abs, kl, top1 or pkg.mod:callable."
+        "--metric",
+        autocompletion=complete_metric,
+        help="Of the drift: l2, cosine, max_abs, kl, top1 or pkg.mod:callable.",
     ),
 ]
-MaxDrift = Annotated[
-    float | None, typer.Option("--max-drift", min=0, help="Exit with 3 if the drift is larger.")
-]
+MaxDrift = Annotated[float | None, typer.Option("--max-drift", min=0, help="Exit with 3 if the drift is larger.")]
 FormText = Annotated[
     str | None,
     typer.Option(

@@ -43,7 +43,10 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 
 def _is_number(text: str) -> bool:
-    return text.strip("+-.%~ <>=x") == "" or text.lstrip("+-~<").rstrip("% xdBms").replace(".", "").replace("e-", "").isdigit()
+    return (
+        text.strip("+-.%~ <>=x") == ""
+        or text.lstrip("+-~<").rstrip("% xdBms").replace(".", "").replace("e-", "").isdigit()
+    )
 
 
 @contextlib.contextmanager
@@ -93,7 +96,9 @@ def print_drift(report: DriftReport) -> None:
     print_table(f"Drift over {report.samples} samples of {report.source}{mark}", columns, rows)
     if report.sites:
         rows = [[site.name, decibels(site.added_db), decibels(site.accumulated_db)] for site in report.sites]
-        print_table("SQNR per site: of what it adds itself, and of all up to it", ("site", "added", "accumulated"), rows)
+        print_table(
+            "SQNR per site: of what it adds itself, and of all up to it", ("site", "added", "accumulated"), rows
+        )
     out = console()
     if report.accuracy is not None:
         before, after = report.accuracy.original, report.accuracy.artifact
@@ -127,7 +132,8 @@ def print_latency(report: LatencyReport) -> None:
 def _verdict(report: LatencyReport) -> str:
     found = report.comparison
     low, high = found.interval
-    measured = f"ratio {found.paired_ratio:.3f} (95% interval {low:.3f} to {high:.3f}; the original against itself {found.aa_ratio:.3f})"
+    interval = f"95% interval {low:.3f} to {high:.3f}"
+    measured = f"ratio {found.paired_ratio:.3f} ({interval}; the original against itself {found.aa_ratio:.3f})"
     if found.verdict == "no difference":
         return f"latency: no difference beyond noise, {measured}"
     return f"latency: the artifact is {found.verdict}, {measured}"

@@ -48,7 +48,7 @@ def _softplus(x: Array) -> Array:
 
 
 def _gelu_tanh(x: Array) -> Array:
-    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    return np.asarray(0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))))
 
 
 def _xielu(x: Array, ap: float, an: float, b: float) -> Array:
@@ -92,7 +92,9 @@ _CATALOGUE = (
     Activation("hard_sigmoid", lambda x: np.clip(x / 6 + 0.5, 0, 1)),
     Activation("softplus", _softplus),
     Activation("softsign", lambda x: x / (1 + np.abs(x))),
-    Activation("selu", lambda x: 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * np.expm1(np.minimum(x, 0)))),
+    Activation(
+        "selu", lambda x: 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * np.expm1(np.minimum(x, 0)))
+    ),
     Activation("logsigmoid", log_expit),
     Activation("tanhshrink", lambda x: x - np.tanh(x)),
     Activation("gelu_10", lambda x: np.clip(x * ndtr(x), -10, 10)),
@@ -100,15 +102,34 @@ _CATALOGUE = (
     Activation("sqrt_softplus", lambda x: np.sqrt(_softplus(x))),
     Activation("erf", erf),
     Activation("exp", np.exp),
-    Activation("leaky_relu", lambda x, slope: np.where(x > 0, x, slope * x), ("slope",), (0.01,), lambda f: (-f(-1.0),)),
-    Activation("elu", lambda x, alpha: np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0))), ("alpha",), (1.0,),
-               lambda f: (-f(-40.0),)),
-    Activation("celu", lambda x, alpha: np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0) / alpha)), ("alpha",), (0.5,),
-               lambda f: (-f(-400.0),)),
+    Activation(
+        "leaky_relu", lambda x, slope: np.where(x > 0, x, slope * x), ("slope",), (0.01,), lambda f: (-f(-1.0),)
+    ),
+    Activation(
+        "elu",
+        lambda x, alpha: np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0))),
+        ("alpha",),
+        (1.0,),
+        lambda f: (-f(-40.0),),
+    ),
+    Activation(
+        "celu",
+        lambda x, alpha: np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0) / alpha)),
+        ("alpha",),
+        (0.5,),
+        lambda f: (-f(-400.0),),
+    ),
     Activation("swish", lambda x, beta: x * expit(beta * x), ("beta",), (1.5,), lambda f: (_logit(f(1.0)),)),
-    Activation("hardtanh", lambda x, low, high: np.clip(x, low, high), ("low", "high"), (-1.0, 1.0),
-               lambda f: (f(-1e4), f(1e4))),
-    Activation("polyrelu", _polyrelu, ("w0", "w1", "w2", "b"), (1 / 3, 1 / 3, 1 / 3, 0.0), _infer_polyrelu),  # arXiv 2411.03884
+    Activation(
+        "hardtanh",
+        np.clip,
+        ("low", "high"),
+        (-1.0, 1.0),
+        lambda f: (f(-1e4), f(1e4)),
+    ),
+    Activation(
+        "polyrelu", _polyrelu, ("w0", "w1", "w2", "b"), (1 / 3, 1 / 3, 1 / 3, 0.0), _infer_polyrelu
+    ),  # arXiv 2411.03884
     Activation("xielu", _xielu, ("ap", "an", "b"), (0.8, 0.8, 0.5), _infer_xielu),  # arXiv 2411.13010
 )
 

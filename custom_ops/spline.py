@@ -131,8 +131,9 @@ class Spline:
 
     def per_channel(self, channels: int, axis: int) -> Spline:
         """Repeat a single table for every channel."""
-        stack = (np.broadcast_to(a, (channels, *a.shape)) for a in (self.knots, self.coefficients, self.origins))
-        return Spline(*stack, axis=axis)
+        tables = (self.knots, self.coefficients, self.origins)
+        knots, coefficients, origins = (np.broadcast_to(table, (channels, *table.shape)) for table in tables)
+        return Spline(knots, coefficients, origins, axis)
 
     def attributes(self) -> dict[str, Any]:
         """Return the attributes of the `actx::Spline` node."""

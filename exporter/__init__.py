@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from actx.exporter.comparison import check, profile
-    from actx.exporter.pipeline import export
     from actx.exporter.fit import Form, fit
     from actx.exporter.inspection import inspect
     from actx.exporter.opening import session
+    from actx.exporter.pipeline import export
 
 __all__ = ["Form", "check", "export", "fit", "inspect", "profile", "session"]
 
@@ -28,7 +28,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - functions and classes
+def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)

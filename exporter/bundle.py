@@ -36,7 +36,9 @@ def check_destination(out: Path, *, force: bool) -> None:
     """
     if out.exists() or out.is_symlink():
         if not _is_bundle(out):
-            raise UsageError(f"{out} exists and is no bundle", remedy="Choose another place: actx only replaces bundles.")
+            raise UsageError(
+                f"{out} exists and is no bundle", remedy="Choose another place: actx only replaces bundles."
+            )
         if not force:
             raise UsageError(f"{out} exists", remedy="Replace it with --force, or choose another place.")
     parent = out.absolute().parent
@@ -56,7 +58,9 @@ def staging(out: Path) -> Iterator[Path]:
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.absolute().parent))
     except OSError as error:
-        raise ActxError(f"cannot write beside {out}", note=str(error), remedy="Choose another place with -o.") from error
+        raise ActxError(
+            f"cannot write beside {out}", note=str(error), remedy="Choose another place with -o."
+        ) from error
     try:
         yield folder
     finally:
@@ -75,7 +79,9 @@ def commit(folder: Path, out: Path) -> None:
         folder.chmod(0o777 & ~_umask())
         _swap(folder, out)
     except OSError as error:
-        raise ActxError(f"cannot write {out}", note=str(error), remedy="Check the free space and permissions.") from error
+        raise ActxError(
+            f"cannot write {out}", note=str(error), remedy="Check the free space and permissions."
+        ) from error
 
 
 def _swap(folder: Path, out: Path) -> None:
@@ -113,5 +119,7 @@ def read_bundle(path: Path) -> tuple[Path, Manifest]:
         ActxError: it is no bundle, or its manifest is damaged or of another version.
     """
     if not _is_bundle(path):
-        raise ActxError(f"{path} is no bundle", note=f"there is no {MANIFEST} in it", remedy="Make one with actx export.")
+        raise ActxError(
+            f"{path} is no bundle", note=f"there is no {MANIFEST} in it", remedy="Make one with actx export."
+        )
     return path, Manifest.read(path / MANIFEST)

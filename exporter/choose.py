@@ -109,7 +109,9 @@ def _pinned(fitter: _Fitter, site: Site, form: Form, observed: SiteStatistics | 
     try:
         return Choice(site, form, fitter.fit(site, form, observed), "pinned")
     except ActxError as error:
-        raise ActxError(f"site {site.name} cannot take the form {form}", note=error.what, remedy=error.remedy) from error
+        raise ActxError(
+            f"site {site.name} cannot take the form {form}", note=error.what, remedy=error.remedy
+        ) from error
 
 
 def _uniform(fitter: _Fitter, site: Site, form: Form, observed: SiteStatistics | None) -> Choice:
@@ -170,7 +172,8 @@ class _Fitter:
         distinct = {channel.key: channel for channel in channels}
         if len(distinct) > MAX_CHANNEL_FITS:
             raise ActxError(
-                f"{len(distinct)} channels differ", note=f"at most {MAX_CHANNEL_FITS} distinct channels are fitted one by one"
+                f"{len(distinct)} channels differ",
+                note=f"at most {MAX_CHANNEL_FITS} distinct channels are fitted one by one",
             )
         fits = {key: replace(self._once(channel, form, interval), slope=None) for key, channel in distinct.items()}
         worst = max(fits.values(), key=lambda found: found.max_error)

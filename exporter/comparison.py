@@ -14,11 +14,11 @@ from actx.exporter.bundle import read_bundle
 from actx.exporter.drift import DriftReport, SiteTap
 from actx.exporter.drift import check as check_graphs
 from actx.exporter.inspection import open_data, owners
+from actx.exporter.latency import LatencyReport
+from actx.exporter.latency import profile as profile_graphs
 from actx.exporter.lift import lift
 from actx.exporter.load import load
 from actx.exporter.lower import SITE_METADATA
-from actx.exporter.latency import LatencyReport
-from actx.exporter.latency import profile as profile_graphs
 from actx.exporter.opening import best_graph
 from actx.exporter.workspace import workspace
 
@@ -66,7 +66,9 @@ def check(
         data: samples (see `load_data`); without it random input, marked as synthetic.
         inputs: types and dimensions that the user states.
         batch_size: samples per run.
-        metric, max_drift, logits: see `actx.exporter.drift.check`.
+        metric: `cosine`, `l2`, `max_abs`, `kl`, `top1`, or ``pkg.mod:callable``.
+        max_drift: the budget in that metric.
+        logits: names of the outputs that are logits, where the rule in `metrics` does not tell.
         trust: whether an archive may run the code it carries.
         options: how both are run.
         progress: called with the number of samples done and to do.
@@ -96,8 +98,14 @@ def profile(
     """Measure the latency of an artifact against the original's, interleaved in this process.
 
     Args:
-        model, artifact, data, inputs, batch_size, trust, options: as in `check`.
+        model: the original.
+        artifact: a bundle, or an ONNX file.
+        data: samples; without it random input, marked as synthetic.
+        inputs: types and dimensions that the user states.
+        batch_size: samples per run.
         runs: rounds to measure.
+        trust: whether an archive may run the code it carries.
+        options: how both are run.
         progress: called with the number of rounds done and to do.
 
     Raises:

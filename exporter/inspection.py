@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from actx.exporter import runtime
 from actx.exporter.calibrate import SiteStatistics, calibrate
 from actx.exporter.data import Data, load_data, synthetic_data
+from actx.exporter.latency import node_times
 from actx.exporter.lift import Rejection, Site, lift
 from actx.exporter.load import LoadedModel, load
-from actx.exporter.latency import node_times
 from actx.exporter.workspace import workspace
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from actx.exporter.data import InputSpec
@@ -122,7 +122,9 @@ def open_data(loaded: LoadedModel, source: str | None, batch_size: int | None) -
     if source is not None:
         return load_data(source, loaded.inputs, batch_size)
     sizes = {dim: SYNTHETIC_SIZE for spec in loaded.inputs for dim in spec.dims if isinstance(dim, str)}
-    sizes |= {dim: batch_size or SYNTHETIC_BATCH for spec in loaded.inputs for dim in spec.dims[:1] if isinstance(dim, str)}
+    sizes |= {
+        dim: batch_size or SYNTHETIC_BATCH for spec in loaded.inputs for dim in spec.dims[:1] if isinstance(dim, str)
+    }
     return synthetic_data(loaded.inputs, sizes)
 
 

@@ -113,9 +113,13 @@ class Manifest(_Strict):
             ActxError: it cannot be written.
         """
         try:
-            path.write_text(json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            path.write_text(
+                json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+            )
         except OSError as error:
-            raise ActxError(f"cannot write {path}", note=str(error), remedy="Check the free space and permissions.") from error
+            raise ActxError(
+                f"cannot write {path}", note=str(error), remedy="Check the free space and permissions."
+            ) from error
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
@@ -131,7 +135,9 @@ class Manifest(_Strict):
         version = content.get("version") if isinstance(content, dict) else None
         if version != VERSION:
             raise ActxError(
-                f"{path} has manifest version {version!r}", note=f"this actx reads {VERSION}", remedy="Export the model again."
+                f"{path} has manifest version {version!r}",
+                note=f"this actx reads {VERSION}",
+                remedy="Export the model again.",
             )
         try:
             return cls.model_validate(content)

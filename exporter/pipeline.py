@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import hashlib
 import importlib.metadata
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from actx.exporter import bundle, runtime
 from actx.exporter.calibrate import SiteStatistics, calibrate
-from actx.exporter.drift import DriftReport, check
 from actx.exporter.choose import Choice, choose
 from actx.exporter.comparison import tap
+from actx.exporter.drift import DriftReport, check
 from actx.exporter.errors import RequirementError
 from actx.exporter.inspection import open_data, owners
+from actx.exporter.latency import LatencyReport, profile
 from actx.exporter.lift import Site, lift
-from actx.exporter.load import LoadedModel, load
+from actx.exporter.load import load
 from actx.exporter.lower import Lowered, Placement, lower
 from actx.exporter.manifest import (
     MANIFEST,
@@ -32,13 +32,14 @@ from actx.exporter.manifest import (
     StatisticsEntry,
 )
 from actx.exporter.metrics import check_metric
-from actx.exporter.latency import LatencyReport, profile
 from actx.exporter.save import save
 from actx.exporter.targets import Target, find_target
 from actx.exporter.workspace import workspace
 
 if TYPE_CHECKING:
-    from actx.exporter.data import Data, InputSpec
+    from pathlib import Path
+
+    from actx.exporter.data import InputSpec
     from actx.exporter.fit import Fit, Form
 
 # Called with the name of a step, how much of it is done and how much there is to do.
@@ -155,7 +156,7 @@ def export(
             )  # fmt: skip
         manifest = Manifest(
             version=1,
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             source=SourceEntry(file=model.name, format=loaded.format, sha256=loaded.sha256, opset=loaded.opset),
             request=request,
             versions=_versions(),

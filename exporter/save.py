@@ -42,7 +42,9 @@ def save(graphs: Mapping[str, ir.Model], folder: Path, weights: str = WEIGHTS) -
         for name, model in graphs.items():
             _save_graph(model, folder / name, stored)
     except OSError as error:
-        raise ActxError(f"cannot write to {folder}", note=str(error), remedy="Check the free space and permissions.") from error
+        raise ActxError(
+            f"cannot write to {folder}", note=str(error), remedy="Check the free space and permissions."
+        ) from error
 
 
 def _save_graph(model: ir.Model, path: Path, stored: Mapping[str, ir.TensorProtocol]) -> None:

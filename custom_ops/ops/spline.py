@@ -69,7 +69,9 @@ def schema() -> defs.OpSchema:
         attributes=[
             attribute("degree", defs.OpSchema.AttrType.INT, "degree of the pieces", required=True),
             attribute("knots", defs.OpSchema.AttrType.FLOATS, "[C,] n - 1 ascending knots", required=True),
-            attribute("coefficients", defs.OpSchema.AttrType.FLOATS, "[C,] n, degree + 1 ascending powers", required=True),
+            attribute(
+                "coefficients", defs.OpSchema.AttrType.FLOATS, "[C,] n, degree + 1 ascending powers", required=True
+            ),
             attribute("origins", defs.OpSchema.AttrType.FLOATS, "[C,] n origins of the powers", required=True),
             attribute("axis", defs.OpSchema.AttrType.INT, "channel axis of a per-channel table", required=False),
             attribute("channels", defs.OpSchema.AttrType.INT, "number of channels C of such a table", required=False),
@@ -79,7 +81,7 @@ def schema() -> defs.OpSchema:
     return op
 
 
-def _infer_shape(context: Any) -> None:  # noqa: ANN401 - onnx's own context type is private
+def _infer_shape(context: Any) -> None:
     input_type: TypeProto = context.get_input_type(0)
     context.set_output_type(0, input_type)
 
@@ -89,9 +91,7 @@ class ReferenceSpline(OpRun):
 
     op_domain = DOMAIN
 
-    def _run(  # type: ignore[override]
-        self, x: NDArray[Any], u: NDArray[Any] | None = None, **attributes: Any  # noqa: ANN401 - attributes are a table
-    ) -> tuple[NDArray[Any]]:
+    def _run(self, x: NDArray[Any], u: NDArray[Any] | None = None, **attributes: Any) -> tuple[NDArray[Any]]:
         return (reference(x, u, Spline.from_attributes(attributes)),)
 
 

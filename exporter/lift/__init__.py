@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,8 @@ from actx.exporter.lift.regions import Region, grow
 from actx.exporter.lift.rule import ENDS, NORMALISATIONS, objection
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 __all__ = ["Gate", "Lifted", "Rejection", "ScalarFunction", "Site", "lift"]
@@ -174,5 +175,7 @@ def _rejections(
         for name, (region, reason) in zip(names, refused, strict=True)
     ]
     whole = Counter(node.op_type for node in graph if node.op_type in NORMALISATIONS | (ENDS - {"Shape", "Size"}))
-    rows += [Rejection(f"{count} nodes", op, "acts on whole rows, not elementwise") for op, count in sorted(whole.items())]
+    rows += [
+        Rejection(f"{count} nodes", op, "acts on whole rows, not elementwise") for op, count in sorted(whole.items())
+    ]
     return tuple(rows)

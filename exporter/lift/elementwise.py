@@ -6,6 +6,7 @@ region of such ops with one non-constant input is a scalar function. Formulas fo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Any, TypeAlias
@@ -21,13 +22,16 @@ Array: TypeAlias = NDArray[Any]
 Attributes: TypeAlias = Mapping[str, Any]
 Evaluate: TypeAlias = Callable[..., Array]
 
+# A constant with more elements is a weight, not a parameter of an activation.
+MAX_CONSTANT = 1 << 16
+
 
 def _gelu(a: Attributes, x: Array) -> Array:
     return ACTIVATIONS["gelu_tanh" if a.get("approximate") == "tanh" else "gelu"].formula(x)
 
 
 def _hard_sigmoid(a: Attributes, x: Array) -> Array:
-    return np.clip(a.get("alpha", 0.2) * x + a.get("beta", 0.5), 0, 1)
+    return np.asarray(np.clip(a.get("alpha", 0.2) * x + a.get("beta", 0.5), 0, 1))
 
 
 def _elu(a: Attributes, x: Array) -> Array:
@@ -40,7 +44,7 @@ def _celu(a: Attributes, x: Array) -> Array:
 
 def _selu(a: Attributes, x: Array) -> Array:
     alpha, gamma = a.get("alpha", 1.67326319217681884765625), a.get("gamma", 1.05070102214813232421875)
-    return gamma * np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
+    return np.asarray(gamma * np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0))))
 
 
 def _leaky_relu(a: Attributes, x: Array) -> Array:
@@ -66,7 +70,7 @@ def _prelu(_: Attributes, x: Array, slope: Array) -> Array:
 
 
 def _swish(a: Attributes, x: Array) -> Array:
-    return x * expit(a.get("alpha", 1.0) * x)
+    return np.asarray(x * expit(a.get("alpha", 1.0) * x))
 
 
 def _spline(a: Attributes, x: Array, *u: Array) -> Array:
@@ -77,22 +81,27 @@ def _mod(a: Attributes, x: Array, y: Array) -> Array:
     return np.fmod(x, y) if a.get("fmod") else np.mod(x, y)
 
 
+def _first(_: Attributes, x: Array, *_rest: Array) -> Array:
+    return np.asarray(x)
+
+
 def _mean(_: Attributes, *xs: Array) -> Array:
     return reduce(np.add, xs) / len(xs)
 
 
 def _plain(function: Callable[..., Array]) -> Evaluate:
-    """A formula without attributes."""
+    """Return a formula without attributes."""
     return lambda _, *xs: function(*xs)
 
 
 def _fold(function: Callable[..., Array]) -> Evaluate:
-    """A formula over any number of inputs."""
+    """Return a formula over any number of inputs."""
     return lambda _, *xs: reduce(function, xs)
 
 
 def _catalogue(name: str) -> Evaluate:
-    return lambda _, x: ACTIVATIONS[name].formula(x)
+    formula = ACTIVATIONS[name].formula
+    return lambda _, x: formula(x)
 
 
 ELEMENTWISE: Mapping[tuple[str, str], Evaluate] = {
@@ -115,8 +124,8 @@ ELEMENTWISE: Mapping[tuple[str, str], Evaluate] = {
         "LessOrEqual": _plain(np.less_equal), "Equal": _plain(np.equal), "And": _plain(np.logical_and),
         "Or": _plain(np.logical_or), "Xor": _plain(np.logical_xor), "Not": _plain(np.logical_not), "IsNaN": _plain(np.isnan),
         "IsInf": _plain(np.isinf), "Where": _plain(np.where),
-        "Identity": _plain(np.asarray), "Cast": _plain(np.asarray), "CastLike": lambda _, x, *like: np.asarray(x),
-        "Dropout": lambda _, x, *rest: np.asarray(x),
+        "Identity": _plain(np.asarray), "Cast": _plain(np.asarray), "CastLike": _first,
+        "Dropout": _first,
     }.items()},
     ("com.microsoft", "Gelu"): _catalogue("gelu"),
     ("com.microsoft", "FastGelu"): _catalogue("gelu_tanh"),
@@ -124,6 +133,41 @@ ELEMENTWISE: Mapping[tuple[str, str], Evaluate] = {
     ("actx", "Spline"): _spline,
 }  # fmt: skip
 
+
+def _unsqueeze(_: Attributes, x: Array, axes: Array) -> Array:
+    return np.expand_dims(x, tuple(axes.reshape(-1).tolist()))
+
+
+def _squeeze(_: Attributes, x: Array, axes: Array | None = None) -> Array:
+    return np.squeeze(x, None if axes is None else tuple(axes.reshape(-1).tolist()))
+
+
+def _constant_of_shape(a: Attributes, shape: Array) -> Array:
+    value = a["value"].numpy().reshape(()) if "value" in a else np.float32(0)
+    return np.full(_small(shape), value)
+
+
+def _expand(_: Attributes, x: Array, shape: Array) -> Array:
+    return np.asarray(x * np.ones(_small(shape), x.dtype))
+
+
+def _small(shape: Array) -> list[int]:
+    """Refuse to make a constant larger than a parameter of an activation can be."""
+    sizes = [int(size) for size in shape.reshape(-1)]
+    if math.prod(sizes) > MAX_CONSTANT:
+        msg = f"a constant of shape {sizes} is no parameter"
+        raise ValueError(msg)
+    return sizes
+
+
+# Not elementwise, but on constants they only lay out what an elementwise op then takes as its parameter.
+CONSTANT_LAYOUT: Mapping[tuple[str, str], Evaluate] = {
+    ("", "Reshape"): lambda _, x, shape: x.reshape(shape.tolist()),
+    ("", "Unsqueeze"): _unsqueeze,
+    ("", "Squeeze"): _squeeze,
+    ("", "Expand"): _expand,
+    ("", "ConstantOfShape"): _constant_of_shape,
+}
 # Linear in their one non-constant operand: a layer's bias or a normalisation's scale where the constant is per channel.
 AFFINE_WITH_CONSTANT = frozenset({"Add", "Sub", "Mul", "Div"})
 # Change the type or nothing at all.

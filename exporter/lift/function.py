@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from actx.exporter.lift.elementwise import ELEMENTWISE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import ArrayLike, NDArray
 
 
 @dataclass(frozen=True)
@@ -63,14 +66,14 @@ class ScalarFunction:
         values: list[Any] = [np.asarray(x, dtype=np.float64)]
         rank = values[0].ndim
 
-        def operand(of: int | Constant | None) -> Any:  # noqa: ANN401 - float64 or bool arrays
+        def operand(of: int | Constant | None) -> Any:
             if isinstance(of, Constant):
                 return of.values.reshape(-1, *[1] * (rank - 1)) if of.per_channel else of.values
             return None if of is None else values[of]
 
         with np.errstate(all="ignore"):
-            for step in self.steps:
-                values.append(ELEMENTWISE[step.op](step.attributes, *map(operand, step.operands)))
+            for step in self.steps:  # a step reads what the steps before it gave
+                values.append(ELEMENTWISE[step.op](step.attributes, *map(operand, step.operands)))  # noqa: PERF401
         result = np.asarray(values[-1], dtype=np.float64)
         return result if result.ndim else result[()]
 
@@ -81,8 +84,7 @@ class ScalarFunction:
         for step in self.steps:
             digest.update(repr((step.op, sorted(step.attributes.items()))).encode())
             for operand in step.operands:
-                is_constant = isinstance(operand, Constant)
-                digest.update(operand.values.tobytes() if is_constant else repr(operand).encode())
+                digest.update(operand.values.tobytes() if isinstance(operand, Constant) else repr(operand).encode())
                 digest.update(b"|")
         return digest.hexdigest()
 

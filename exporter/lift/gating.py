@@ -12,6 +12,7 @@ from actx.exporter.lift.rule import is_linear
 if TYPE_CHECKING:
     from actx.exporter.lift.regions import Region
 
+
 def find_gate(region: Region) -> tuple[ir.Value, ir.Value] | None:
     """Return (u, f(g) * u) where the region's one use is a product with a non-constant value of the same shape."""
     output = region.output

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import ast
-from os.path import commonprefix
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,11 +31,8 @@ def site_names(regions: Iterable[Sequence[ir.Node]]) -> list[str]:
 def _scope_of(nodes: Sequence[ir.Node]) -> str:
     """Return the deepest module that all nodes belong to, dots between its parts."""
     scopes = [scope for node in nodes if (scope := _module_path(node))]
-    return _deepest(commonprefix(scopes)) if scopes else ""
-
-
-def _deepest(scopes: Sequence[str]) -> str:
-    return scopes[-1] if scopes else ""
+    shared = [level for level, *others in zip(*scopes, strict=False) if all(other == level for other in others)]
+    return shared[-1] if shared else ""
 
 
 def _module_path(node: ir.Node) -> list[str]:

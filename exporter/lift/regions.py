@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from actx.exporter.lift.elementwise import AFFINE_WITH_CONSTANT, ELEMENTWISE
+from actx.exporter.lift.elementwise import AFFINE_WITH_CONSTANT, CONSTANT_LAYOUT, ELEMENTWISE, MAX_CONSTANT
 from actx.exporter.lift.function import Constant, ScalarFunction, Step
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 # A chain of elementwise ops longer than this is cut, so that growing stays linear in the size of the graph.
 MAX_DOMINATORS = 128
-# A constant with more elements is a weight, not a parameter of an activation.
-MAX_CONSTANT = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -76,19 +74,33 @@ def grow(graph: ir.Graph) -> list[Region]:
 
 
 def constant_of(value: ir.Value, known: dict[ir.Value, NDArray[Any] | None]) -> NDArray[Any] | None:
-    """Return the value's constant array, following elementwise ops on constants; None where it is not constant."""
+    """Return the value's constant array, following small ops on constants; None where it is not constant."""
     if value in known:
         return known[value]
     known[value] = None  # also ends a cycle of an invalid graph
     tensor = None if value.is_graph_input() else ir.convenience.get_const_tensor(value)
     if tensor is not None:
         known[value] = tensor.numpy() if tensor.size <= MAX_CONSTANT else None
-    elif (node := value.producer()) is not None and _evaluator(node) is not None:
-        operands = [None if v is None else constant_of(v, known) for v in node.inputs]
-        if operands and all(o is not None for o, v in zip(operands, node.inputs, strict=True) if v is not None):
-            with np.errstate(all="ignore"):
-                known[value] = np.asarray(ELEMENTWISE[_op(node)](attributes_of(node), *operands))
+    elif (node := value.producer()) is not None:
+        known[value] = _computed(node, known)
     return known[value]
+
+
+def _computed(node: ir.Node, known: dict[ir.Value, NDArray[Any] | None]) -> NDArray[Any] | None:
+    evaluate = ELEMENTWISE.get(_op(node)) or CONSTANT_LAYOUT.get(_op(node))
+    operands = [None if v is None else constant_of(v, known) for v in node.inputs]
+    if (
+        evaluate is None
+        or not operands
+        or any(o is None and v is not None for o, v in zip(operands, node.inputs, strict=True))
+    ):
+        return None
+    try:
+        with np.errstate(all="ignore"):
+            result = np.asarray(evaluate(attributes_of(node), *operands))
+    except (ValueError, TypeError, MemoryError):  # shapes that do not fit: the runtime will say so
+        return None
+    return result if result.size <= MAX_CONSTANT else None
 
 
 def attributes_of(node: ir.Node) -> dict[str, Any]:
@@ -104,7 +116,7 @@ def _op(node: ir.Node) -> tuple[str, str]:
     return ("" if node.domain == "ai.onnx" else node.domain), node.op_type
 
 
-def _evaluator(node: ir.Node) -> Any:  # noqa: ANN401 - a formula over arrays
+def _evaluator(node: ir.Node) -> Any:
     return ELEMENTWISE.get(_op(node)) if node.inputs and node.outputs else None
 
 

@@ -52,7 +52,10 @@ def objection(region: Region, affine: bool) -> str | None:
         (dtype is None or not dtype.is_floating_point(), f"its type is {dtype}, not float"),
         (not _same_shape(region), "its output has another shape than its input"),
         (not comes_from_layer(region.root), "its input does not come from a linear op or a normalisation"),
-        (not reaches_layer(region.output), "its output reaches no linear op or graph output but through a reduction of itself"),
+        (
+            not reaches_layer(region.output),
+            "its output reaches no linear op or graph output but through a reduction of itself",
+        ),
     )
     return next((reason for failed, reason in checks if failed), None)
 
@@ -122,7 +125,18 @@ def _is_root_of_mean(value: ir.Value) -> bool:
         if node.op_type in POOLINGS:
             return rooted or node.op_type == "ReduceL2"
         rooted = rooted or node.op_type in {"Sqrt", "Pow"}
-        if node.op_type not in {"Sqrt", "Pow", "Reciprocal", "Div", "Add", "Cast", "Max", "Clip", "Unsqueeze", "Expand"}:
+        if node.op_type not in {
+            "Sqrt",
+            "Pow",
+            "Reciprocal",
+            "Div",
+            "Add",
+            "Cast",
+            "Max",
+            "Clip",
+            "Unsqueeze",
+            "Expand",
+        }:
             return False
         data = [v for v in node.inputs if v is not None and ir.convenience.get_const_tensor(v) is None]
         if not data:

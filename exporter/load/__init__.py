@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import onnx_ir as ir
-
-from actx.exporter.data import InputSpec
 from actx.exporter.errors import ActxError, UsageError
 from actx.exporter.load.formats import Format, detect
 from actx.exporter.load.inputs import apply_specs, input_specs, name_batch
@@ -18,17 +14,23 @@ from actx.exporter.load.prepare import prepare
 from actx.exporter.load.torch_archive import read_archive
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    import onnx_ir as ir
+
+    from actx.exporter.data import InputSpec
 
 __all__ = ["LoadedModel", "load"]
 
 MIN_OPSET, MAX_OPSET = 13, 25
 
+_EXPORT = "torch.export.save(torch.export.export(module, args), 'model.pt2')"
 _REFUSED = {
     Format.OLD_ARCHIVE: "Load it with the torch that wrote it and save it again with torch.export.save of torch 2.8 or newer.",
-    Format.TORCHSCRIPT: "Export the original module: torch.export.save(torch.export.export(module, args), 'model.pt2').",
-    Format.PICKLE: "Load it in your own code and export it: torch.export.save(torch.export.export(module, args), 'model.pt2').",
-    Format.SAFETENSORS: "Load it into its module and export that: torch.export.save(torch.export.export(module, args), 'model.pt2').",
+    Format.TORCHSCRIPT: f"Export the original module: {_EXPORT}.",
+    Format.PICKLE: f"Load it in your own code and export it: {_EXPORT}.",
+    Format.SAFETENSORS: f"Load it into its module and export that: {_EXPORT}.",
     Format.DATA: "Give the model first and the data with --data.",
 }
 
@@ -72,7 +74,9 @@ def load(path: Path, *, inputs: Sequence[InputSpec] = (), trust: bool = False) -
     """
     found = detect(path)
     if found in _REFUSED:
-        raise ActxError(f"{path} is {found.value}", note="actx reads ONNX models and torch.export archives", remedy=_REFUSED[found])
+        raise ActxError(
+            f"{path} is {found.value}", note="actx reads ONNX models and torch.export archives", remedy=_REFUSED[found]
+        )
     model = read_archive(path, trust=trust) if found is Format.ARCHIVE else read_onnx(path)
     _check_opset(path, model)
     name_batch(model)

@@ -99,14 +99,14 @@ def _descriptions(archive: zipfile.ZipFile) -> Iterator[str]:
                 yield f"it evaluates the expression {value[:60]!r}"
 
 
-def _read_json(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Any:  # noqa: ANN401 - JSON
+def _read_json(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Any:
     if info.file_size > MAX_DESCRIPTION:
         msg = f"{info.filename} claims {info.file_size} bytes"
         raise ValueError(msg)
     return json.loads(archive.read(info))
 
 
-def _walk(tree: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - JSON
+def _walk(tree: Any) -> Iterator[tuple[str, Any]]:
     """Yield every (key, leaf) of a JSON tree; the items of a list have the list's key."""
     stack: list[tuple[str, Any]] = [("", tree)]
     while stack:

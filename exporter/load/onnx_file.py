@@ -22,7 +22,7 @@ def read_onnx(path: Path) -> ir.Model:
     """
     try:
         model = ir.load(path)
-    except Exception as error:  # noqa: BLE001 - protobuf and onnx_ir raise many kinds
+    except Exception as error:
         raise _not_onnx(path, str(error)) from error
     if not model.opset_imports or (not list(model.graph) and not model.graph.outputs):
         raise _not_onnx(path, "it holds no graph")
@@ -56,7 +56,9 @@ def _check_external(path: Path, name: str, tensor: ir.ExternalTensor) -> None:
         )
     file = path.parent / location
     if not file.resolve().is_relative_to(path.parent.resolve()):
-        raise ActxError(f"{path} keeps {name} outside its own folder", note=f"{location} is a link", remedy="Copy the data there.")
+        raise ActxError(
+            f"{path} keeps {name} outside its own folder", note=f"{location} is a link", remedy="Copy the data there."
+        )
     needed = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
     if not file.is_file() or file.stat().st_size < needed:
         got = f"{file.stat().st_size} bytes" if file.is_file() else "no such file"

@@ -40,14 +40,18 @@ def read_archive(path: Path, *, trust: bool) -> ir.Model:
         try:
             with path.open("rb") as file:  # by its handle: torch wants a path to end in .pt2
                 program = torch.export.load(file)
-        except Exception as error:  # noqa: BLE001 - torch raises many kinds
+        except Exception as error:
             what = f"torch {torch.__version__} cannot load {path}"
-            raise ActxError(what, note=str(error), remedy="Save it again with torch.export.save of this torch.") from error
+            raise ActxError(
+                what, note=str(error), remedy="Save it again with torch.export.save of this torch."
+            ) from error
         try:
             converted = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, optimize=True)
-        except Exception as error:  # noqa: BLE001 - torch raises many kinds
+        except Exception as error:
             what = f"torch cannot convert {path} to ONNX"
-            raise ActxError(what, note=str(error), remedy="The note names the operator: rewrite it, or export to ONNX yourself.") from error
+            raise ActxError(
+                what, note=str(error), remedy="The note names the operator: rewrite it, or export to ONNX yourself."
+            ) from error
     assert converted is not None
     model: ir.Model = converted.model
     _strip(model)
@@ -95,10 +99,10 @@ def _register_containers(path: Path) -> None:
 
 
 def _strip(model: ir.Model) -> None:
-    for holder in (model, model.graph, *model.graph.all_nodes(), *model.functions.values()):
+    nodes = list(model.graph.all_nodes())
+    properties = [model.metadata_props, model.graph.metadata_props]
+    properties += [node.metadata_props for node in nodes]
+    properties += [value.metadata_props for node in nodes for value in node.outputs]
+    for table in properties:
         for key in PRIVATE_METADATA:
-            holder.metadata_props.pop(key, None)
-    for node in model.graph.all_nodes():
-        for value in node.outputs:
-            for key in PRIVATE_METADATA:
-                value.metadata_props.pop(key, None)
+            table.pop(key, None)

@@ -10,14 +10,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from actx.custom_ops import Spline
 from actx.custom_ops.ops import DOMAIN, OPSET
 from actx.exporter.collection import no_garbage_collection
 from actx.exporter.lower.emitter import SITE_METADATA, Constants, Emitter, substitute
@@ -26,6 +23,11 @@ from actx.exporter.lower.own import standard_op
 from actx.exporter.lower.portable import emit_spline
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import onnx_ir as ir
+
+    from actx.custom_ops import Spline
     from actx.exporter.choose import Choice
 
 __all__ = ["SITE_METADATA", "Lowered", "Placement", "lower"]
@@ -132,7 +134,9 @@ def _place(
         node = values[name].producer()
         assert node is not None
         node.metadata_props[SITE_METADATA] = site.name
-    kept = Placement(site.name, "+".join(_op_types(values[name] for name in site.values)), site.input, site.output, 1.0, site.values)
+    kept = Placement(
+        site.name, "+".join(_op_types(values[name] for name in site.values)), site.input, site.output, 1.0, site.values
+    )
     if fit is None:
         return kept  # 2.
     last = old.producer()

@@ -70,7 +70,7 @@ class Emitter:
         *inputs: ir.Value | ArrayLike | None,
         domain: str = "",
         dtype: ir.DataType | None = None,
-        **attributes: Any,  # noqa: ANN401 - whatever the op takes
+        **attributes: Any,
     ) -> ir.Value:
         """Insert a node and return its output; inputs that are numbers become constants."""
         values = [v if v is None or isinstance(v, ir.Value) else self.constant(v) for v in inputs]
@@ -81,7 +81,7 @@ class Emitter:
         output.name = f"{name}_output"
         data = next(v for v in values if v is not None)
         result = data.dtype if dtype is None else dtype
-        output.type = data.type if result == data.dtype else ir.TensorType(result)
+        output.type = data.type if result is None or result == data.dtype else ir.TensorType(result)
         output.shape = data.shape
         self.graph.insert_before(self.before, node)
         self.values.append(output)
@@ -96,7 +96,7 @@ class Emitter:
         return self.constants.get(array, self.dtype)
 
 
-def _attribute(name: str, value: Any) -> ir.Attr:  # noqa: ANN401 - whatever the op takes
+def _attribute(name: str, value: Any) -> ir.Attr:
     """Type the attribute here where its type is plain: onnx_ir's own inference takes longer than the rest of a node."""
     if isinstance(value, float):
         return ir.AttrFloat32(name, value)

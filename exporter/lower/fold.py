@@ -35,7 +35,9 @@ class _Absorption:
     factor: float
 
 
-def fold_slope(graph: ir.Graph, site_input: ir.Value, site_output: ir.Value, readers: Collection[str], slope: float) -> bool:
+def fold_slope(
+    graph: ir.Graph, site_input: ir.Value, site_output: ir.Value, readers: Collection[str], slope: float
+) -> bool:
     """Multiply a site's input and output by the slope, if the layers around it can absorb that.
 
     Args:
@@ -119,9 +121,9 @@ def _forward(value: ir.Value, factor: float) -> list[_Absorption] | None:
             absorbed = _absorb_input(node, current, factor)
             if absorbed is not None:
                 found.append(absorbed)
-            elif node.op_type in LAYOUT and node.inputs[0] is current:
-                queue.append(node.outputs[0])
-            elif node.op_type == "Mul" and list(node.inputs).count(current) == 1:
+            elif (node.op_type in LAYOUT and node.inputs[0] is current) or (
+                node.op_type == "Mul" and list(node.inputs).count(current) == 1
+            ):
                 queue.append(node.outputs[0])
             else:
                 return None

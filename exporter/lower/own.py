@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
+    from collections.abc import Callable, Mapping
 
     from actx.exporter.lift import Site
 

@@ -51,7 +51,8 @@ class _Table:
         """Return the values (C, n-1) of the pieces to the left (0) or to the right (1) of every knot."""
         pieces = slice(side, self.segments - 1 + side)
         t = self.knots - self.origins[:, pieces]
-        return sum(self.pieces[:, pieces, j] * t**j for j in range(self.pieces.shape[2]))
+        powers = t[..., None] ** np.arange(self.pieces.shape[2])
+        return np.asarray((self.pieces[:, pieces] * powers).sum(axis=-1))
 
     def is_continuous(self) -> bool:
         left, right = self.at_knots(0), self.at_knots(1)
@@ -80,7 +81,7 @@ def emit_spline(emit: Emitter, x: ir.Value, spline: Spline) -> ir.Value:
 
 
 def _in_float32(emit: Emitter, x: ir.Value, table: _Table) -> ir.Value:
-    """Sums of pieces lose too much in half precision, and runtimes on CPUs widen every op anyway."""
+    """Widen half precision: sums of pieces lose too much in it, and runtimes on CPUs widen every op anyway."""
     narrow = emit.dtype
     if narrow in {ir.DataType.FLOAT, ir.DataType.DOUBLE}:
         return _composed(emit, x, table)
@@ -118,7 +119,9 @@ def _hardswish_slope(table: _Table) -> float | None:
     if not c > 0:
         return None
     expected = np.array([[0, 0, 0], [0, 0.5, c / 6], [0, 1, 0]])
-    near = np.allclose(table.pieces[0], expected, rtol=1e-6, atol=0) and np.allclose(table.knots[0] * c, (-3, 3), rtol=1e-6)
+    near = np.allclose(table.pieces[0], expected, rtol=1e-6, atol=0) and np.allclose(
+        table.knots[0] * c, (-3, 3), rtol=1e-6
+    )
     return c if near else None
 
 
@@ -146,7 +149,9 @@ def _leaky_chain(emit: Emitter, x: ir.Value, table: _Table) -> ir.Value | None:
     t = _clip(emit, x, table, first, last)
     slopes = table.slopes()[:, 1:-1]
     spread = slopes.max(axis=1) - slopes.min(axis=1)
-    lift = np.maximum(0, MIN_SLOPE_SHARE * spread - slopes.min(axis=1)) if slopes.shape[1] > 1 else np.zeros(len(slopes))
+    lift = (
+        np.maximum(0, MIN_SLOPE_SHARE * spread - slopes.min(axis=1)) if slopes.shape[1] > 1 else np.zeros(len(slopes))
+    )
     lifted = slopes + lift[:, None]
     y = t if (lifted[:, -1] == 1).all() else emit.op("Mul", t, table.plain(lifted[:, -1]))
     at_knots = lifted[:, -1:] * table.knots
@@ -192,7 +197,7 @@ def _with_tails(
 
 
 def _even_polynomial(emit: Emitter, x: ir.Value, table: _Table) -> ir.Value | None:
-    """3. Knots -T, 0, T, tails a_0 x + b and a_3 x + b, and pieces that differ by a multiple of x and the sign of odd powers."""
+    """3. Knots -T, 0, T, tails a_0 x + b and a_3 x + b, and pieces alike but for a multiple of x and the sign of odd powers."""
     if table.segments != 4 or table.per_channel or not table.has_linear_tails() or table.origins.any():
         return None
     knots, pieces = table.knots[0], table.pieces[0]
@@ -242,7 +247,8 @@ def _piece(emit: Emitter, x: ir.Value, table: _Table, i: int) -> ir.Value:
 
 def _horner(emit: Emitter, t: ir.Value, coefficients: NDArray[np.float64]) -> ir.Value:
     """Insert sum_j c_j t^j, without its zero leading coefficients; c is (d+1,) or (C, d+1)."""
-    coefficients = polynomial.polytrim(coefficients) if coefficients.ndim == 1 else coefficients
+    if coefficients.ndim == 1:
+        coefficients = np.asarray(polynomial.polytrim(coefficients))
     *lower, lead = np.moveaxis(coefficients, -1, 0)
     if not lower:
         return emit.constant(lead)

@@ -14,8 +14,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from scipy.special import ndtr
 
-from actx.exporter.drift import SiteTap, check
 from actx.exporter.data import InputSpec, load_data, synthetic_data
+from actx.exporter.drift import SiteTap, check
 from actx.exporter.errors import ActxError, UsageError
 
 if TYPE_CHECKING:
