@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MAX_TAIL_DEGREE = 3
 _NEAREST = 2.0**13.5  # where "far out" begins; fp16 ends two and a half octaves later
-_EXACT = 1e-12  # residual of 1., relative to the largest value
+_EXACT = 1e-10  # residual of 1., relative to the largest value: sums of hinges cancel
 _ALGEBRAIC = 3e-11  # residual of 2.
 _INVERSE_POWERS = 4
 _NOISE = 1e-12  # a coefficient whose part of f is smaller is a zero seen through rounding

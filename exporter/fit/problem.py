@@ -149,7 +149,8 @@ def _jumps(x: NDArray[np.float64], y: NDArray[np.float64], cells: Cells) -> froz
     found: set[int] = set()
     scale = float(np.ptp(np.quantile(y, [0.2, 0.8])))
     for low, high in cells.breaks:
-        first, last = (int(i) for i in np.searchsorted(x, [low, high]))
+        first = max(int(np.searchsorted(x, low, side="right")) - 1, 0)
+        last = min(int(np.searchsorted(x, high)), len(x) - 1)
         around = y[max(first - 4, 0) : last + 5]
         size = abs(y[last] - y[first])
         least = max(1e-3 * np.ptp(around), _LEAST_JUMP * (np.abs(around).max() + scale))

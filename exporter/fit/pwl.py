@@ -25,6 +25,7 @@ from actx.exporter.fit.tails import last_outside, tail_error, tail_value
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from actx.custom_ops.spline import Spline
     from actx.exporter.fit.form import Form
     from actx.exporter.fit.problem import Problem, Span
 
@@ -63,27 +64,34 @@ def solve(problem: Problem, form: Form) -> Solution:
     """Fit the table; the symmetric one where it is as good."""
     guess = 1.2 * law(problem.cells, 1, form.segments)
     if problem.symmetry is None or form.segments % 2:
-        return Solution(_fit(problem.span, form.segments, guess).rounded(1))
+        return Solution(_whole(problem, form, guess))
     half = _fit(problem.span.right_half(), form.segments // 2, guess)
+    if half is None:
+        return Solution(_whole(problem, form, guess))
     mirrored = half.mirrored(problem.symmetry).rounded(1)
     if _path(problem.span, problem.error(mirrored) / _SYMMETRY_MAY_COST, form.segments) is None:
         return Solution(mirrored)
-    return Solution(_fit(problem.span, form.segments, guess).rounded(1))
+    return Solution(_whole(problem, form, guess))
 
 
-def _fit(span: Span, segments: int, guess: float) -> Chain:
+def _whole(problem: Problem, form: Form, guess: float) -> Spline:
+    chain = _fit(problem.span, form.segments, guess)
+    if chain is None:
+        raise ActxError(
+            f"{form.segments} segments cannot follow the function",
+            note="a continuous piecewise-linear fit must join the asymptotes",
+            remedy="Use more segments, or give an interval: calibration data or --range.",
+        )
+    return chain.rounded(1)
+
+
+def _fit(span: Span, segments: int, guess: float) -> Chain | None:
     def reached(error: float) -> float:
         return -1.0 if _path(span, error, segments) is None else 1.0
 
     error = smallest_error(reached, span.scale, guess)
     path = _path(span, error, segments)
-    if path is None:
-        raise ActxError(
-            f"{segments} segments cannot follow the function",
-            note="a continuous piecewise-linear fit must join the asymptotes",
-            remedy="Use more segments, or give an interval: calibration data or --range.",
-        )
-    return _chain(span, path)
+    return None if path is None else _chain(span, path)
 
 
 def _path(span: Span, error: float, limit: int) -> list[_Link] | None:
@@ -163,7 +171,7 @@ def _around(
     return fine, links[-1](fine)
 
 
-def _next_link(  # noqa: PLR0917 - the tube and the leaving points
+def _next_link(
     span: Span,
     lower: NDArray[np.float64],
     upper: NDArray[np.float64],
@@ -210,7 +218,7 @@ def _cones(
     return np.maximum.accumulate(low, axis=1), np.minimum.accumulate(high, axis=1)
 
 
-def _closing(  # noqa: PLR0917 - the cones and what they were made of
+def _closing(
     span: Span,
     first: int,
     stop: int,
@@ -243,7 +251,7 @@ def _closing(  # noqa: PLR0917 - the cones and what they were made of
     return _Link(float(x[row]), float(y[row]), float(slopes[row, column]), float(x[row]), float(grid[column]))
 
 
-def _reach(  # noqa: PLR0917 - one row of the cones
+def _reach(
     span: Span,
     lower: NDArray[np.float64],
     upper: NDArray[np.float64],

@@ -29,6 +29,7 @@ _SMALLEST = 1e-10  # smallest cell relative to |x|
 _NARROW = 1e-4  # a cell this narrow whose bend rounding hides holds a break; a wider one may be smooth
 _SHARE = 1 / 500  # largest share of a cell in the whole weight
 _LEVELS = 64
+_BLUR = 1e-6  # distance of breaks that are one, relative
 _EVEN_SHARE = 0.1  # of the grid's points, spread over the cells whatever they weigh
 _VISIBLE_ROUNDING = 1e-10  # second differences over 3e-7 x of a smooth f are below 1e-12
 _PARTS = 5  # an odd number, so that no break at a round fraction falls on an edge
@@ -55,7 +56,7 @@ def cells(
     function: Callable[[NDArray[np.float64]], NDArray[np.float64]], low: float, high: float, degree: int
 ) -> Cells:
     """Cut [low, high] into cells that weigh about the same for segments of the given degree."""
-    edges = _first_edges(low, high)
+    edges = _first_edges(low, high, degree + 1)
     weigh = _Scales(function, degree + 1, *_running_size(function, edges), _rounding_unit(function, low, high))
     left, right, weights = _first_cells(weigh, edges)
     done = np.zeros(len(left), dtype=bool)
@@ -121,11 +122,11 @@ def _rounding_unit(function: Callable[[NDArray[np.float64]], NDArray[np.float64]
     return found if found > _VISIBLE_ROUNDING else float(np.finfo(np.float64).eps)
 
 
-def _first_edges(low: float, high: float) -> NDArray[np.float64]:
+def _first_edges(low: float, high: float, order: int) -> NDArray[np.float64]:
     """Cells at every scale around zero, and cells of equal width over the interval and over [-16, 16]."""
     # Few near zero, where a high difference over a narrow cell would drown in rounding.
     octaves = 1.0037 * np.exp2(np.concatenate([np.arange(-24, -4), np.arange(4, 16.01, 1 / 8)]))
-    core = np.arange(-16, 16, 1 / 4) + _OFFSET
+    core = np.arange(-16, 16, order / 8) + _OFFSET
     # Not mirrored: the fourth difference of relu(x)^2 vanishes on a cell with zero in its middle.
     edges = np.concatenate([-0.9713 * octaves, octaves, core, np.linspace(low, high, 65) + _OFFSET * (high - low) / 64])
     inside = edges[(edges > low) & (edges < high)]
@@ -176,9 +177,15 @@ class _Scales:
 def _running_size(
     function: Callable[[NDArray[np.float64]], NDArray[np.float64]], x: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Largest |f| up to each distance from zero."""
+    """Size of the numbers that f is made of, up to each distance from zero.
+
+    The largest |f| there, or |x| times the steepest slope: in a sum of hinges, terms of that size cancel far out.
+    """
     sort = np.argsort(np.abs(x), kind="stable")
-    return np.abs(x)[sort], np.maximum.accumulate(np.abs(function(x))[sort])
+    distance, y = np.abs(x)[sort], function(x)
+    slope = np.abs(np.diff(y) / np.diff(x))
+    steepest = np.maximum(np.append(slope, 0.0), np.append(0.0, slope))[sort]
+    return distance, np.maximum(np.maximum.accumulate(np.abs(y)[sort]), np.maximum.accumulate(steepest) * distance)
 
 
 def _smallest(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -197,9 +204,10 @@ def _too_heavy(
 
 
 def _merge(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Join broken cells that touch."""
+    """Join broken cells that touch or nearly do: rounding blurs one break into several."""
     if len(left) == 0:
         return np.empty((0, 2))
-    first = np.concatenate([[True], left[1:] > right[:-1]])
+    apart = left[1:] - right[:-1] > _BLUR * np.maximum(np.abs(left[1:]), 1e-2)
+    first = np.concatenate([[True], apart])
     last = np.concatenate([first[1:], [True]])
     return np.stack([left[first], right[last]], axis=1)

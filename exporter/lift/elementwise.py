@@ -104,8 +104,7 @@ def _catalogue(name: str) -> Evaluate:
     return lambda _, x: formula(x)
 
 
-ELEMENTWISE: Mapping[tuple[str, str], Evaluate] = {
-    **{("", name): evaluate for name, evaluate in {
+_STANDARD: Mapping[str, Evaluate] = {
         "Abs": _plain(np.abs), "Neg": _plain(np.negative), "Sign": _plain(np.sign), "Reciprocal": _plain(np.reciprocal),
         "Floor": _plain(np.floor), "Ceil": _plain(np.ceil), "Round": _plain(np.round),
         "Exp": _plain(np.exp), "Log": _plain(np.log), "Sqrt": _plain(np.sqrt), "Erf": _plain(erf),
@@ -126,12 +125,14 @@ ELEMENTWISE: Mapping[tuple[str, str], Evaluate] = {
         "IsInf": _plain(np.isinf), "Where": _plain(np.where),
         "Identity": _plain(np.asarray), "Cast": _plain(np.asarray), "CastLike": _first,
         "Dropout": _first,
-    }.items()},
+}  # fmt: skip
+ELEMENTWISE: Mapping[tuple[str, str], Evaluate] = {
+    **{("", name): evaluate for name, evaluate in _STANDARD.items()},
     ("com.microsoft", "Gelu"): _catalogue("gelu"),
     ("com.microsoft", "FastGelu"): _catalogue("gelu_tanh"),
     ("com.microsoft", "QuickGelu"): lambda a, x: x * expit(a.get("alpha", 1.702) * x),
     ("actx", "Spline"): _spline,
-}  # fmt: skip
+}
 
 
 def _unsqueeze(_: Attributes, x: Array, axes: Array) -> Array:
