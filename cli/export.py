@@ -10,7 +10,7 @@ import typer
 from actx.cli import options
 
 if TYPE_CHECKING:
-    from actx.exporter.fit import Form
+    from actx.exporter.fitting import Form
     from actx.exporter.pipeline import Exported
 
 EXAMPLE = "Example: actx export model.pt2 --form pwl:16 --data calib.npz --max-drift 0.01 --metric cosine -o out"

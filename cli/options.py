@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from actx.exporter.data import InputSpec
-    from actx.exporter.fit import Form
+    from actx.exporter.fitting import Form
     from actx.exporter.runtime import RuntimeOptions
 
 FORMS = (
@@ -91,7 +91,7 @@ def parse_inputs(texts: Sequence[str] | None) -> list[InputSpec]:
 
 def parse_form(text: str | None) -> Form | None:
     """Read the value of --form."""
-    from actx.exporter.fit import Form  # noqa: PLC0415
+    from actx.exporter.fitting import Form  # noqa: PLC0415
 
     return None if text is None else Form.parse(text)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from actx.exporter.comparison import check, profile
-    from actx.exporter.fit import Form, fit
+    from actx.exporter.fitting import Form, fit
     from actx.exporter.inspection import inspect
     from actx.exporter.opening import session
     from actx.exporter.pipeline import export
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["Form", "check", "export", "fit", "inspect", "profile", "session"]
 
 _HOMES = {
-    "Form": "fit",
+    "Form": "fitting",
     "check": "comparison",
     "export": "pipeline",
-    "fit": "fit",
+    "fit": "fitting",
     "inspect": "inspection",
     "profile": "comparison",
     "session": "opening",

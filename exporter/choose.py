@@ -19,7 +19,7 @@ import numpy as np
 
 from actx.custom_ops import Spline
 from actx.exporter.errors import ActxError, UsageError
-from actx.exporter.fit import Fit, Form, fit
+from actx.exporter.fitting import Fit, Form, fit
 
 if TYPE_CHECKING:
     from actx.exporter.calibrate import SiteStatistics

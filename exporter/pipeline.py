@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from actx.exporter.data import InputSpec
-    from actx.exporter.fit import Fit, Form
+    from actx.exporter.fitting import Fit, Form
 
 # Called with the name of a step, how much of it is done and how much there is to do.
 Progress: TypeAlias = Callable[[str, int, int], None]

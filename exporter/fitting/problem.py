@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from actx.exporter.errors import ActxError
-from actx.exporter.fit.chain import Symmetry
-from actx.exporter.fit.sampling import Cells, grid
+from actx.exporter.fitting.chain import Symmetry
+from actx.exporter.fitting.sampling import Cells, grid
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,6 +1,6 @@
 """Fit a form to a scalar function: `fit(function, Form.parse("pwl:16"))`."""
 
-from actx.exporter.fit.fitting import Fit, fit
-from actx.exporter.fit.form import Form
+from actx.exporter.fitting.fitting import Fit, fit
+from actx.exporter.fitting.form import Form
 
 __all__ = ["Fit", "Form", "fit"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from actx.custom_ops.spline import Spline
-from actx.exporter.fit.family import Family, Solution
+from actx.exporter.fitting.family import Family, Solution
 
 if TYPE_CHECKING:
-    from actx.exporter.fit.form import Form
-    from actx.exporter.fit.problem import Problem
+    from actx.exporter.fitting.form import Form
+    from actx.exporter.fitting.problem import Problem
 
 
 def solve(problem: Problem, form: Form) -> Solution:  # noqa: ARG001 - every solver has this signature

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from actx.custom_ops.activations import ACTIVATIONS
 from actx.exporter.errors import ActxError, UsageError
-from actx.exporter.fit import Fit, Form, fit
-from actx.exporter.fit.sampling import cells, law
+from actx.exporter.fitting import Fit, Form, fit
+from actx.exporter.fitting.sampling import cells, law
 
 Array = NDArray[np.float64]
 

@@ -10,7 +10,7 @@ from numpy.polynomial import polynomial
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from actx.exporter.fit.problem import Span
+    from actx.exporter.fitting.problem import Span
 
 
 _ROUNDING = 2.0**-48

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from actx.custom_ops.spline import Spline
-    from actx.exporter.fit.form import Form
-    from actx.exporter.fit.problem import Problem
+    from actx.exporter.fitting.form import Form
+    from actx.exporter.fitting.problem import Problem
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from actx.exporter.errors import ActxError
-from actx.exporter.fit.chain import Chain, Piece
-from actx.exporter.fit.family import Family, Parameter, Solution
-from actx.exporter.fit.minimax import Approximation, approximate
-from actx.exporter.fit.sampling import law
-from actx.exporter.fit.search import smallest_error
-from actx.exporter.fit.tails import last_outside, tail_error
+from actx.exporter.fitting.chain import Chain, Piece
+from actx.exporter.fitting.family import Family, Parameter, Solution
+from actx.exporter.fitting.minimax import Approximation, approximate
+from actx.exporter.fitting.sampling import law
+from actx.exporter.fitting.search import smallest_error
+from actx.exporter.fitting.tails import last_outside, tail_error
 
 if TYPE_CHECKING:
-    from actx.exporter.fit.form import Form
-    from actx.exporter.fit.problem import Problem, Span
+    from actx.exporter.fitting.form import Form
+    from actx.exporter.fitting.problem import Problem, Span
 
 _POINTS = 48  # of a segment while searching
 _NARROW = 1e-6  # relative width

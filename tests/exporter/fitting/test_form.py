@@ -1,7 +1,7 @@
 import pytest
 
 from actx.exporter.errors import UsageError
-from actx.exporter.fit import Form
+from actx.exporter.fitting import Form
 
 MALFORMED = [
     "",

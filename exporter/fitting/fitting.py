@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from actx.exporter.errors import ActxError, UsageError
-from actx.exporter.fit.asymptote import asymptote
-from actx.exporter.fit.exact import recognise
-from actx.exporter.fit.family import Solution
-from actx.exporter.fit.measure import measure
-from actx.exporter.fit.problem import Function, Problem, require_finite, sample, symmetry_of
-from actx.exporter.fit.sampling import FP16_MAX, Cells, cells, law
+from actx.exporter.fitting.asymptote import asymptote
+from actx.exporter.fitting.exact import recognise
+from actx.exporter.fitting.family import Solution
+from actx.exporter.fitting.measure import measure
+from actx.exporter.fitting.problem import Function, Problem, require_finite, sample, symmetry_of
+from actx.exporter.fitting.sampling import FP16_MAX, Cells, cells, law
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actx.custom_ops.spline import Spline
-    from actx.exporter.fit.form import Form
-    from actx.exporter.fit.problem import Span, Tail
+    from actx.exporter.fitting.form import Form
+    from actx.exporter.fitting.problem import Span, Tail
 
 _LEAST_POINTS = 2048
 _POINTS_PER_SEGMENT = 128

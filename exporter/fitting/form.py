@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from actx.exporter.errors import UsageError
-from actx.exporter.fit.registry import FAMILIES
+from actx.exporter.fitting.registry import FAMILIES
 
 if TYPE_CHECKING:
-    from actx.exporter.fit.family import Family
+    from actx.exporter.fitting.family import Family
 
 
 @dataclass(frozen=True, order=True)

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.polynomial import polynomial
 
-from actx.exporter.fit.chain import Chain, Piece
+from actx.exporter.fitting.chain import Chain, Piece
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from actx.exporter.fit.problem import Function, Problem
+    from actx.exporter.fitting.problem import Function, Problem
 
 _RESIDUAL = 1e-11  # of a polynomial between two breaks, relative to the largest value there
 _AGREEMENT = 1e-9  # of the whole with f, relative

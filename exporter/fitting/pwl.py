@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from actx.exporter.errors import ActxError
-from actx.exporter.fit.chain import Chain, Piece
-from actx.exporter.fit.family import Family, Parameter, Solution
-from actx.exporter.fit.sampling import law
-from actx.exporter.fit.search import smallest_error
-from actx.exporter.fit.tails import last_outside, tail_error, tail_value
+from actx.exporter.fitting.chain import Chain, Piece
+from actx.exporter.fitting.family import Family, Parameter, Solution
+from actx.exporter.fitting.sampling import law
+from actx.exporter.fitting.search import smallest_error
+from actx.exporter.fitting.tails import last_outside, tail_error, tail_value
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actx.custom_ops.spline import Spline
-    from actx.exporter.fit.form import Form
-    from actx.exporter.fit.problem import Problem, Span
+    from actx.exporter.fitting.form import Form
+    from actx.exporter.fitting.problem import Problem, Span
 
 _LEAVES = 17  # points tried at which a link may leave the one before
 _REFINEMENTS = 2

@@ -4,8 +4,8 @@ import pytest
 
 from actx.custom_ops.activations import ACTIVATIONS
 from actx.exporter.errors import UsageError
-from actx.exporter.fit import Form, fit
-from actx.exporter.fit.plot import draw
+from actx.exporter.fitting import Form, fit
+from actx.exporter.fitting.plot import draw
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.polynomial import polynomial
 
-from actx.exporter.fit.problem import require_finite
-from actx.exporter.fit.sampling import FP16_MAX
+from actx.exporter.fitting.problem import require_finite
+from actx.exporter.fitting.sampling import FP16_MAX
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actx.custom_ops.spline import Spline
-    from actx.exporter.fit.problem import Problem
+    from actx.exporter.fitting.problem import Problem
 
 _PER_SEGMENT = 192
 _PEAKS = 48

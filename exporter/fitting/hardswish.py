@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from actx.custom_ops.spline import Spline
-from actx.exporter.fit.family import Family, Solution
+from actx.exporter.fitting.family import Family, Solution
 
 if TYPE_CHECKING:
-    from actx.exporter.fit.form import Form
-    from actx.exporter.fit.problem import Problem
+    from actx.exporter.fitting.form import Form
+    from actx.exporter.fitting.problem import Problem
 
 _OCTAVES = 14.0  # slopes from 2^-14 to 2^14 are searched
 _COARSE = 113

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-    from actx.exporter.fit.fitting import Fit
-    from actx.exporter.fit.problem import Function
+    from actx.exporter.fitting.fitting import Fit
+    from actx.exporter.fitting.problem import Function
 
 _POINTS = 4001
 _FORMATS = (".png", ".svg")

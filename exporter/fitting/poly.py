@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from actx.exporter.errors import ActxError
-from actx.exporter.fit.chain import Chain, Piece
-from actx.exporter.fit.family import Family, Parameter, Solution
-from actx.exporter.fit.minimax import Approximation, approximate
-from actx.exporter.fit.tails import tail_error, tail_value
+from actx.exporter.fitting.chain import Chain, Piece
+from actx.exporter.fitting.family import Family, Parameter, Solution
+from actx.exporter.fitting.minimax import Approximation, approximate
+from actx.exporter.fitting.tails import tail_error, tail_value
 
 if TYPE_CHECKING:
     from actx.custom_ops.spline import Spline
-    from actx.exporter.fit.form import Form
-    from actx.exporter.fit.problem import Problem, Span
+    from actx.exporter.fitting.form import Form
+    from actx.exporter.fitting.problem import Problem, Span
 
 _POINTS = 400  # of a piece
 _BALANCED = 1.001  # inner error over the tail's: the precision of the minimax fit

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from actx.exporter.fit.sampling import FP16_MAX
+from actx.exporter.fitting.sampling import FP16_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from actx.exporter.fit.family import Family
+from actx.exporter.fitting.family import Family
 
 FAMILY = Family("keep", (), shape=lambda _: (0, 0), solve=None, tail_degree=lambda _: 0)
