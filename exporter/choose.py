@@ -138,7 +138,7 @@ def _default(fitter: _Fitter, site: Site, target: Target, observed: SiteStatisti
             found = fitter.fit(site, form, observed)
         except ActxError as error:
             return Choice(site, KEEP, None, f"kept: {error.what}")
-        if found.max_error <= DEFAULT_ERROR:
+        if found.core_error <= DEFAULT_ERROR:
             return Choice(site, form, found, f"smallest spline within {DEFAULT_ERROR:g}")
     return Choice(site, KEEP, None, f"kept: no spline of 32 segments is within {DEFAULT_ERROR:g}")
 

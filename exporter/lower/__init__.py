@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from actx.custom_ops import Spline
     from actx.exporter.choose import Choice
+    from actx.exporter.fitting import Fit
 
 __all__ = ["SITE_METADATA", "Lowered", "Placement", "lower"]
 
@@ -110,12 +111,17 @@ def _fold_slopes(model: ir.Model, choices: Sequence[Choice]) -> dict[str, float]
     scales: dict[str, float] = {}
     for choice in choices:
         slope = None if choice.fit is None else choice.fit.slope
-        if slope is None or slope == 1:
+        if slope is None or slope == 1 or _is_own(choice.fit):
             continue
         site = choice.site
         if fold_slope(model.graph, values[site.input], values[site.output], site.values, slope):
             scales[site.name] = slope
     return scales
+
+
+def _is_own(fit: Fit | None) -> bool:
+    """Tell whether the form is as good as the source, apart from the rounding of its float32 tails far out."""
+    return fit is not None and fit.core_error <= OWN_MATHEMATICS
 
 
 def _spline(choice: Choice, scale: float) -> Spline:
@@ -142,7 +148,7 @@ def _place(
     last = old.producer()
     assert last is not None
     emit = Emitter(graph, constants, last, site.name, site.dtype, site.axis)
-    if fit.max_error <= OWN_MATHEMATICS and scale == 1:  # 3.
+    if _is_own(fit):  # 3.
         op = standard_op(site, emit.opset)
         if op is None or len(site.values) == 1:
             return kept
