@@ -1,12 +1,19 @@
-"""Look into a torch.export archive before torch does, and say what in it could run code.
+"""Look into a torch.export archive before torch loads it, and say what in it could run code.
 
-`torch.export.load` unpickles what an archive asks it to, evaluates its symbolic expressions and guards as Python, and resolves
-the targets of its nodes to any attribute of torch. An archive is plain when all of that is data:
+`torch.export.load` unpickles what an archive asks it to, evaluates its symbolic expressions and guards as Python, resolves the
+targets of its nodes to any attribute of torch, imports modules that its containers name, and writes the names of its values
+into Python source that is run. An archive is plain when all of that is data:
 
-1. no weight or constant is marked as pickled, and no custom or opaque object, compiled library or old-style payload is held;
-2. the sample inputs hold nothing but tensors and containers (what `torch.load(weights_only=True)` accepts);
-3. node targets are registered torch operators or arithmetic;
-4. symbolic expressions and guards are arithmetic over sizes.
+1. every record is one that `torch.export.save` writes for a program of tensors, so none is a pickle or compiled code;
+2. no weight or constant is marked as pickled, and none claims more elements than the file can hold;
+3. the sample inputs hold nothing but tensors and containers (what `torch.load(weights_only=True)` accepts);
+4. node targets are registered torch operators or arithmetic;
+5. symbolic expressions and guards are arithmetic over sizes;
+6. containers name no module to import;
+7. every other text of the description is a plain name.
+
+The records are read through torch's own reader, by the same names: another reader of zip files may see another archive in the
+same bytes (torch's finds names whatever their case, and takes the place of the directory from another field).
 """
 
 from __future__ import annotations
@@ -14,18 +21,30 @@ from __future__ import annotations
 import ast
 import io
 import json
+import math
 import re
-import zipfile
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# A graph description larger than this is not one.
-MAX_DESCRIPTION = 1 << 30
-_PAYLOAD_PREFIXES = ("weight_", "tensor_")
-_TARGET = re.compile(r"torch\.ops\.(?!load_library)\w+\.\w+(\.\w+)?|torch\.sym_\w+|torch\._sym_\w+|math\.\w+")
+    from torch.export.pt2_archive import PT2ArchiveReader
+
+# Stored tensors may be views that repeat their elements, such as a mask; a view of more than this is no mask.
+MAX_VIEW = 1 << 28
+_CONFIG = re.compile(r"data/(?:weights/[^/]+_weights|constants/[^/]+_constants)_config\.json")
+_SAMPLES = re.compile(r"data/sample_inputs/[^/]+\.pt")
+_DESCRIPTION = re.compile(r"models/[^/]+\.json")
+_TENSOR = re.compile(r"data/(?:weights/weight|constants/tensor)_\d+")
+_OTHER = re.compile(r"archive_format|archive_version|byteorder|\.data/\w+|extra/.+")
+_PAYLOAD = re.compile(r"(?:weight|tensor)_\d+")
+_NAME = re.compile(r"[\w.:-]*")
+_SPECS = ("in_spec", "out_spec")
+_FREE_TEXT = frozenset({"as_string", "as_strings", "torch_version"})
+_IMPORTS = frozenset({"__enum__", "default_factory_module"})
+
+_TARGET = re.compile(r"torch\.ops\.\w+\.\w+(\.\w+)?|torch\.sym_\w+|torch\._sym_\w+|math\.\w+")
 _OPERATORS = frozenset({
     "getitem", "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "neg", "pos", "abs", "lt", "le", "gt", "ge", "eq",
     "ne", "and_", "or_", "not_", "xor", "lshift", "rshift", "index",
@@ -53,80 +72,128 @@ def dangers(path: Path) -> list[str]:
         path: a torch.export archive.
 
     Raises:
-        zipfile.BadZipFile, OSError, ValueError: the archive is damaged.
+        Exception: the archive is damaged, as torch's reader, the JSON parser or a missing field says.
     """
-    with zipfile.ZipFile(path) as archive:
-        return list(dict.fromkeys([*_payloads(archive), *_descriptions(archive)]))
+    from torch.export.pt2_archive import PT2ArchiveReader  # noqa: PLC0415 - slow, and not needed for ONNX files
+
+    size = path.stat().st_size
+    with path.open("rb") as file, PT2ArchiveReader(file) as archive:
+        names = archive.get_file_names()
+        for name in names:
+            claimed = archive.archive_file.get_record_size(name)
+            if claimed > size:
+                raise _too_large(name, f"{claimed} bytes", size)
+        found = [danger for name in names for danger in _look_into(archive, name, size)]
+    return list(dict.fromkeys(found))
 
 
-def _payloads(archive: zipfile.ZipFile) -> Iterator[str]:
-    """1. and 2."""
-    for info in archive.infolist():
-        parts = info.filename.split("/")
-        folder, name = parts[1:-1], parts[-1]
-        if folder[:1] == ["data"] and folder[1:2] in (["weights"], ["constants"]):
-            if name.endswith("_config.json"):
-                if any(entry.get("use_pickle", True) for entry in _read_json(archive, info)["config"].values()):
-                    yield "it stores tensors as pickles"
-            elif not name.startswith(_PAYLOAD_PREFIXES):
-                yield f"it holds {name!r}, an object or payload that is unpickled"
-        elif folder[:2] == ["data", "sample_inputs"]:
-            if not _holds_only_tensors(archive, info):
-                yield "its sample inputs are pickled objects"
-        elif folder[:1] == ["data"] and folder[1:2] == ["aotinductor"]:
-            yield "it holds compiled code"
+def _too_large(name: str, claimed: str, size: int) -> ValueError:
+    return ValueError(f"{name} claims {claimed}, and the file has {size} bytes")
 
 
-def _holds_only_tensors(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bool:
-    import torch  # noqa: PLC0415 - needed for this file only, and slow to import
+def _look_into(archive: PT2ArchiveReader, name: str, size: int) -> Iterator[str]:
+    if _CONFIG.fullmatch(name):
+        yield from _payloads(json.loads(archive.read_bytes(name)), size)
+    elif _SAMPLES.fullmatch(name):
+        if not _holds_only_tensors(archive.read_bytes(name)):
+            yield "its sample inputs are pickled objects"
+    elif _DESCRIPTION.fullmatch(name):
+        yield from _texts(json.loads(archive.read_bytes(name)))
+    elif name.startswith("data/aotinductor/"):
+        yield "it holds compiled code"
+    elif not (_TENSOR.fullmatch(name) or _OTHER.fullmatch(name)):  # 1.
+        yield f"it holds {name!r}, an object or payload that may be unpickled"
+
+
+def _payloads(config: Any, size: int) -> Iterator[str]:
+    """2."""
+    for name, entry in config["config"].items():
+        if entry.get("use_pickle", True):
+            yield "it stores tensors as pickles"
+        elif not _PAYLOAD.fullmatch(entry["path_name"]):
+            yield f"it takes {name!r} from {entry['path_name']!r}, an object that is unpickled"
+        else:
+            elements = math.prod(length["as_int"] for length in entry["tensor_meta"]["sizes"])
+            if elements > max(size, MAX_VIEW):
+                raise _too_large(name, f"{elements} elements", size)
+
+
+def _holds_only_tensors(content: bytes) -> bool:
+    """3."""
+    import torch  # noqa: PLC0415 - slow, and not needed for ONNX files
 
     try:
-        torch.load(io.BytesIO(archive.read(info)), weights_only=True)
+        torch.load(io.BytesIO(content), weights_only=True)
     except Exception:  # noqa: BLE001 - whatever torch refuses is not plain data
         return False
     return True
 
 
-def _descriptions(archive: zipfile.ZipFile) -> Iterator[str]:
-    """3. and 4."""
-    for info in archive.infolist():
-        if info.filename.split("/")[1:2] != ["models"] or not info.filename.endswith(".json"):
+def _texts(description: Any) -> Iterator[str]:
+    """4. to 7."""
+    for key, text in _walk(description):
+        if not isinstance(text, str):
             continue
-        for key, value in _walk(_read_json(archive, info)):
-            if key == "target" and isinstance(value, str) and not _is_plain_target(value):
-                yield f"a node calls {value[:60]!r}"
-            if key in {"expr_str", "guards_code"} and isinstance(value, str) and not _is_arithmetic(value):
-                yield f"it evaluates the expression {value[:60]!r}"
-
-
-def _read_json(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Any:
-    if info.file_size > MAX_DESCRIPTION:
-        msg = f"{info.filename} claims {info.file_size} bytes"
-        raise ValueError(msg)
-    return json.loads(archive.read(info))
+        if key in {"target", "as_operator"}:
+            if not _is_plain_target(text):
+                yield f"a node calls {text[:60]!r}"
+        elif key in {"expr_str", "guards_code"}:
+            if not _is_arithmetic(text):
+                yield f"it evaluates the expression {text[:60]!r}"
+        elif key in _SPECS:
+            if _imports(text):
+                yield "its containers name modules to import"
+        elif key not in _FREE_TEXT and not _NAME.fullmatch(text):
+            yield f"it has {text[:60]!r} for a name"
 
 
 def _walk(tree: Any) -> Iterator[tuple[str, Any]]:
-    """Yield every (key, leaf) of a JSON tree; the items of a list have the list's key."""
+    """Yield every (key, leaf) of a JSON tree but the notes on its nodes; the items of a list have the list's key."""
     stack: list[tuple[str, Any]] = [("", tree)]
     while stack:
         key, value = stack.pop()
         if isinstance(value, dict):
-            stack.extend(value.items())
+            notes = key == "metadata" and all(isinstance(text, str) for text in value.values())
+            stack.extend({} if notes else value.items())
         elif isinstance(value, list):
             stack.extend((key, item) for item in value)
         else:
             yield key, value
 
 
+def _imports(text: str) -> bool:
+    """6. A specification is JSON, and its contexts may be JSON in turn."""
+    try:
+        tree = json.loads(text)
+    except ValueError:
+        return False  # torch cannot read it either
+    return any(
+        key in _IMPORTS or (key == "context" and isinstance(leaf, str) and _imports(leaf)) for key, leaf in _walk(tree)
+    )
+
+
 def _is_plain_target(target: str) -> bool:
+    """4. Namespaces and operators are found as attributes, so others must not pass for them: only those are taken."""
     if target.startswith("_operator."):
         return target.removeprefix("_operator.") in _OPERATORS
-    return _TARGET.fullmatch(target) is not None
+    if _TARGET.fullmatch(target) is None:
+        return False
+    return not target.startswith("torch.ops.") or _is_operator(target.split(".")[2:])
+
+
+def _is_operator(names: list[str]) -> bool:
+    import torch  # noqa: PLC0415 - slow, and not needed for ONNX files
+    from torch._ops import HigherOrderOperator, OpOverload  # noqa: PLC0415
+
+    found: Any = torch.ops
+    for name in names:
+        found = getattr(found, name, None)
+    # What is not registered torch cannot call either, and says so.
+    return found is None or isinstance(found, (OpOverload, HigherOrderOperator))
 
 
 def _is_arithmetic(text: str) -> bool:
-    """Tell whether a Python expression only computes with sizes: no other names, calls, attributes or strings."""
+    """5. Tell whether a Python expression only computes with sizes: no other names, calls, attributes or strings."""
     try:
         tree = ast.parse(text, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -140,7 +207,9 @@ def _is_arithmetic(text: str) -> bool:
             return False
         if isinstance(node, ast.Attribute) and node.attr not in _ATTRIBUTES:
             return False
-        if isinstance(node, ast.Constant) and isinstance(node.value, (str, bytes)) and id(node) not in named:
+        if isinstance(node, ast.Constant) and not (
+            isinstance(node.value, (int, float)) or (id(node) in named and _NAME.fullmatch(str(node.value)))
+        ):
             return False
     return True
 

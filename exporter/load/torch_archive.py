@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Gelu and every newer activation is one op from here on, and all runtimes of note take it.
 OPSET = 20
+# What torch.export.save calls the program.
+PROGRAM = "model"
 # Metadata that quotes the machine the model was written on, and is no use on another.
 PRIVATE_METADATA = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node", "pkg.torch.export.ExportedProgram")
 
@@ -35,11 +37,14 @@ def read_archive(path: Path, *, trust: bool) -> ir.Model:
         _refuse_code(path)
     import torch  # noqa: PLC0415 - slow to import, and not needed for ONNX files
 
+    # Not torch.export.load: what this cannot load, that takes for an archive of the old layout, and unpickles it.
+    from torch.export.pt2_archive._package import load_pt2  # noqa: PLC0415
+
     with _quiet():
         _register_containers(path)
         try:
             with path.open("rb") as file:  # by its handle: torch wants a path to end in .pt2
-                program = torch.export.load(file)
+                program = load_pt2(file).exported_programs[PROGRAM]
         except Exception as error:
             what = f"torch {torch.__version__} cannot load {path}"
             raise ActxError(
@@ -61,7 +66,7 @@ def read_archive(path: Path, *, trust: bool) -> ir.Model:
 def _refuse_code(path: Path) -> None:
     try:
         found = dangers(path)
-    except (zipfile.BadZipFile, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except Exception as error:
         what = f"{path} is a damaged torch.export archive"
         raise ActxError(what, note=str(error), remedy="Copy or export it again.") from error
     if found:
