@@ -11,6 +11,7 @@ from actx.exporter.load.formats import Format, detect
 from actx.exporter.load.inputs import apply_specs, input_specs, name_batch
 from actx.exporter.load.onnx_file import read_onnx
 from actx.exporter.load.prepare import prepare
+from actx.exporter.load.quiet import quiet
 from actx.exporter.load.torch_archive import read_archive
 
 if TYPE_CHECKING:
@@ -77,11 +78,12 @@ def load(path: Path, *, inputs: Sequence[InputSpec] = (), trust: bool = False) -
         raise ActxError(
             f"{path} is {found.value}", note="actx reads ONNX models and torch.export archives", remedy=_REFUSED[found]
         )
-    model = read_archive(path, trust=trust) if found is Format.ARCHIVE else read_onnx(path)
-    _check_opset(path, model)
-    name_batch(model)
-    apply_specs(model, inputs)
-    prepare(model)
+    with quiet():
+        model = read_archive(path, trust=trust) if found is Format.ARCHIVE else read_onnx(path)
+        _check_opset(path, model)
+        name_batch(model)
+        apply_specs(model, inputs)
+        prepare(model)
     return LoadedModel(model, input_specs(model), path, found.value, _digest(path))
 
 

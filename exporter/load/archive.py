@@ -208,7 +208,7 @@ def _is_arithmetic(text: str) -> bool:
         if isinstance(node, ast.Attribute) and node.attr not in _ATTRIBUTES:
             return False
         if isinstance(node, ast.Constant) and not (
-            isinstance(node.value, (int, float)) or (id(node) in named and _NAME.fullmatch(str(node.value)))
+            isinstance(node.value, (int, float, type(None))) or (id(node) in named and _NAME.fullmatch(str(node.value)))
         ):
             return False
     return True

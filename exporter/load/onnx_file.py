@@ -26,8 +26,15 @@ def read_onnx(path: Path) -> ir.Model:
         raise _not_onnx(path, str(error)) from error
     if not model.opset_imports or (not list(model.graph) and not model.graph.outputs):
         raise _not_onnx(path, "it holds no graph")
-    for name, tensor in _external(model):
-        _check_external(path, name, tensor)
+    for name, tensor in _tensors(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            _check_external(path, name, tensor)
+        elif not _is_complete(tensor):
+            raise ActxError(
+                f"{path} is damaged",
+                note=f"{name} claims {tensor.nbytes} bytes, and its data has another size",
+                remedy="Copy or export it again.",
+            )
     return model
 
 
@@ -39,11 +46,24 @@ def _not_onnx(path: Path, note: str) -> ActxError:
     )
 
 
-def _external(model: ir.Model) -> Iterator[tuple[str, ir.ExternalTensor]]:
+def _tensors(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
     for graph in model.graphs():
         for name, value in graph.initializers.items():
-            if isinstance(value.const_value, ir.ExternalTensor):
+            if value.const_value is not None:
                 yield name, value.const_value
+        for node in graph:
+            for attribute in node.attributes.values():
+                if attribute.type is ir.AttributeType.TENSOR and not attribute.is_ref():
+                    yield f"{attribute.name} of node {node.name}", attribute.as_tensor()
+
+
+def _is_complete(tensor: ir.TensorProtocol) -> bool:
+    if tensor.dtype is ir.DataType.STRING:
+        return True
+    try:
+        return len(tensor.tobytes()) == tensor.nbytes
+    except (ValueError, TypeError):
+        return False
 
 
 def _check_external(path: Path, name: str, tensor: ir.ExternalTensor) -> None:

@@ -24,7 +24,8 @@ def prepare(model: ir.Model) -> None:
 
     1. Weights that old exporters also list as inputs are no inputs.
     2. Local functions are inlined.
-    3. Nodes are sorted, names made unique, types and shapes inferred.
+    3. Nodes are sorted and names made unique; every value must come from somewhere.
+    4. Types and shapes are inferred as far as that goes: strict inference gives nothing at all where one node has none.
 
     Raises:
         ActxError: the graph is invalid.
@@ -34,11 +35,18 @@ def prepare(model: ir.Model) -> None:
         InlinePass(),
         TopologicalSortPass(),
         NameFixPass(),
-        ShapeInferencePass(),
+        ShapeInferencePass(check_type=False, strict_mode=False),
     )
     try:
         Sequential(*passes)(model)
     except Exception as error:
         cause = error.__cause__ or error
-        note, remedy = str(cause), "Check it with onnx.checker.check_model."
-        raise ActxError("the model's graph is invalid", note=note, remedy=remedy) from error
+        raise _invalid(str(cause)) from error
+    for node in model.graph.all_nodes():
+        for value in node.inputs:
+            if value is not None and not (value.producer() or value.is_graph_input() or value.is_initializer()):
+                raise _invalid(f"node {node.name} takes {value.name}, which nothing gives")
+
+
+def _invalid(note: str) -> ActxError:
+    return ActxError("the model's graph is invalid", note=note, remedy="Check it with onnx.checker.check_model.")

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import io
-import logging
-import warnings
 import zipfile
 from typing import TYPE_CHECKING
 
@@ -14,7 +10,6 @@ from actx.exporter.errors import ActxError
 from actx.exporter.load.archive import dangers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     import onnx_ir as ir
@@ -40,23 +35,20 @@ def read_archive(path: Path, *, trust: bool) -> ir.Model:
     # Not torch.export.load: what this cannot load, that takes for an archive of the old layout, and unpickles it.
     from torch.export.pt2_archive._package import load_pt2  # noqa: PLC0415
 
-    with _quiet():
-        _register_containers(path)
-        try:
-            with path.open("rb") as file:  # by its handle: torch wants a path to end in .pt2
-                program = load_pt2(file).exported_programs[PROGRAM]
-        except Exception as error:
-            what = f"torch {torch.__version__} cannot load {path}"
-            raise ActxError(
-                what, note=str(error), remedy="Save it again with torch.export.save of this torch."
-            ) from error
-        try:
-            converted = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, optimize=True)
-        except Exception as error:
-            what = f"torch cannot convert {path} to ONNX"
-            raise ActxError(
-                what, note=str(error), remedy="The note names the operator: rewrite it, or export to ONNX yourself."
-            ) from error
+    _register_containers(path)
+    try:
+        with path.open("rb") as file:  # by its handle: torch wants a path to end in .pt2
+            program = load_pt2(file).exported_programs[PROGRAM]
+    except Exception as error:
+        what = f"torch {torch.__version__} cannot load {path}"
+        raise ActxError(what, note=str(error), remedy="Save it again with torch.export.save of this torch.") from error
+    try:
+        converted = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, optimize=True)
+    except Exception as error:
+        what = f"torch cannot convert {path} to ONNX"
+        raise ActxError(
+            what, note=str(error), remedy="The note names the operator: rewrite it, or export to ONNX yourself."
+        ) from error
     assert converted is not None
     model: ir.Model = converted.model
     _strip(model)
@@ -75,19 +67,6 @@ def _refuse_code(path: Path) -> None:
             note="; ".join(found[:3]),
             remedy="If you made it or trust who did, add --trust.",
         )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch's notes about its own exporter off the user's terminal."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _register_containers(path: Path) -> None:
