@@ -132,7 +132,7 @@ def test_a_bare_pickle_is_not_loaded(tmp_path: Path) -> None:
 
 def test_a_scripted_module_is_torchscript(tmp_path: Path) -> None:
     buffer = io.BytesIO()
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="deprecated"):
         torch.jit.save(torch.jit.script(torch.nn.ReLU()), buffer)
     file = tmp_path / "model.pt"
     file.write_bytes(buffer.getvalue())
