@@ -115,9 +115,15 @@ def _identify(
     key = region.function.key
     if key not in memo:
         affine = is_affine(region.function)
-        half = any(v.dtype in {ir.DataType.FLOAT16, ir.DataType.BFLOAT16} for n in region.nodes for v in n.outputs)
-        memo[key] = (affine, *(("", {}) if affine else recognise(region.function, 2.0**-11 if half else 2.0**-24)))
+        memo[key] = (affine, *(("", {}) if affine else recognise(region.function, _rounding_unit(region))))
     return memo[key]
+
+
+def _rounding_unit(region: Region) -> float:
+    """Return the rounding unit of the coarsest type in the region."""
+    units = {ir.DataType.BFLOAT16: 2.0**-8, ir.DataType.FLOAT16: 2.0**-11}
+    values = (region.root, *(v for node in region.nodes for v in node.outputs))
+    return max(2.0**-24 if v.dtype is None else units.get(v.dtype, 2.0**-24) for v in values)
 
 
 def _site(

@@ -12,6 +12,7 @@ from functools import reduce
 from typing import Any, TypeAlias
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 from scipy.special import erf, expit
 
@@ -85,6 +86,21 @@ def _first(_: Attributes, x: Array, *_rest: Array) -> Array:
     return np.asarray(x)
 
 
+def _cast(a: Attributes, x: Array) -> Array:
+    """Cast to a float type or to bool; integers never are part of a region."""
+    return np.asarray(x, dtype=bool if a["to"] == ir.DataType.BOOL else np.float64)
+
+
+def _cast_like(_: Attributes, x: Array, like: Array) -> Array:
+    return np.asarray(x, dtype=bool if np.asarray(like).dtype == bool else np.float64)
+
+
+def _with_bias(name: str) -> Evaluate:
+    """Return an activation that takes an optional bias."""
+    formula = ACTIVATIONS[name].formula
+    return lambda _, x, bias=0.0: formula(x + bias)
+
+
 def _mean(_: Attributes, *xs: Array) -> Array:
     return reduce(np.add, xs) / len(xs)
 
@@ -123,13 +139,13 @@ _STANDARD: Mapping[str, Evaluate] = {
         "LessOrEqual": _plain(np.less_equal), "Equal": _plain(np.equal), "And": _plain(np.logical_and),
         "Or": _plain(np.logical_or), "Xor": _plain(np.logical_xor), "Not": _plain(np.logical_not), "IsNaN": _plain(np.isnan),
         "IsInf": _plain(np.isinf), "Where": _plain(np.where),
-        "Identity": _plain(np.asarray), "Cast": _plain(np.asarray), "CastLike": _first,
+        "Identity": _plain(np.asarray), "Cast": _cast, "CastLike": _cast_like,
         "Dropout": _first,
 }  # fmt: skip
 ELEMENTWISE: Mapping[tuple[str, str], Evaluate] = {
     **{("", name): evaluate for name, evaluate in _STANDARD.items()},
     ("com.microsoft", "Gelu"): _catalogue("gelu"),
-    ("com.microsoft", "FastGelu"): _catalogue("gelu_tanh"),
+    ("com.microsoft", "FastGelu"): _with_bias("gelu_tanh"),
     ("com.microsoft", "QuickGelu"): lambda a, x: x * expit(a.get("alpha", 1.702) * x),
     ("actx", "Spline"): _spline,
 }

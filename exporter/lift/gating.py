@@ -69,4 +69,5 @@ def _same_layer(a: ir.Value, b: ir.Value) -> bool:
         return False
     weights = [node.inputs[1] for node in (left, right)]
     shapes = [None if w is None else w.shape for w in weights]
-    return shapes[0] is not None and shapes[0] == shapes[1] and left.attributes.keys() == right.attributes.keys()
+    settings = [{name: attribute.value for name, attribute in node.attributes.items()} for node in (left, right)]
+    return shapes[0] is not None and shapes[0] == shapes[1] and settings[0] == settings[1]

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,14 +19,15 @@ if TYPE_CHECKING:
 
 def site_names(regions: Iterable[Sequence[ir.Node]]) -> list[str]:
     """Return one unique name per region; the second and later ones of a scope get ``:1``, ``:2`` ..."""
-    taken: dict[str, int] = {}
-    names = []
+    count: Counter[str] = Counter()
+    names: dict[str, None] = {}
     for nodes in regions:
-        name = _scope_of(nodes) or nodes[-1].name or str(nodes[-1].outputs[0].name)
-        count = taken.get(name, 0)
-        taken[name] = count + 1
-        names.append(f"{name}:{count}" if count else name)
-    return names
+        scope = name = _scope_of(nodes) or nodes[-1].name or str(nodes[-1].outputs[0].name)
+        while name in names:
+            count[scope] += 1
+            name = f"{scope}:{count[scope]}"
+        names[name] = None
+    return list(names)
 
 
 def _scope_of(nodes: Sequence[ir.Node]) -> str:

@@ -16,9 +16,15 @@ if TYPE_CHECKING:
     from actx.exporter.lift.function import ScalarFunction
 
 UNNAMED = "scalar"
-# The constants of a graph are rounded to its type; half a dozen such roundings may add up in a region.
-ROUNDINGS = 8
-_GRID = np.linspace(-12.0, 12.0, 241)
+# An entry fits where f is nearer to it than half a rounding of f's own type: what the constants of a graph lose when they
+# are rounded to that type is less. Some constants of the ONNX operators are float32 whatever the graph's type.
+ROUNDINGS = 0.25
+FLOAT32_ROUNDINGS = 8 * 2.0**-24
+# Of entries that fit, one without parameters comes before one with, if its error is a rounding of one constant.
+NEARLY = 1 / 32
+_NEAR = np.linspace(-12.0, 12.0, 241)
+_FAR = np.geomspace(12.5, 6e4, 40)  # a clamp far out makes another function
+_GRID = np.concatenate([_NEAR, -_FAR, _FAR])
 
 
 def recognise(function: ScalarFunction, unit: float) -> tuple[str, dict[str, NDArray[np.float64]]]:
@@ -29,34 +35,38 @@ def recognise(function: ScalarFunction, unit: float) -> tuple[str, dict[str, NDA
 
     Args:
         function: f, per channel or not.
-        unit: the rounding unit of the graph's float type (2**-24 for float32, 2**-11 for float16).
+        unit: the rounding unit of the graph's float type (2**-24 for float32, 2**-11 for float16, 2**-8 for bfloat16).
 
     Returns:
         The name, and per parameter its value: shape ``()``, or ``(C,)`` where it differs per channel.
     """
     values = np.atleast_2d(function(np.broadcast_to(_GRID, (function.channels or 1, _GRID.size))))
-    if not np.isfinite(values).all():
+    if not np.isfinite(values[:, : _NEAR.size]).all():
         return UNNAMED, {}
     found = [(*_mismatch(entry, function, values), entry) for entry in ACTIVATIONS.values()]
-    tolerance = ROUNDINGS * unit
+    tolerance = max(ROUNDINGS * unit, FLOAT32_ROUNDINGS)
     fitting = [row for row in found if row[0] <= tolerance]
     if not fitting:
         return UNNAMED, {}
     best = min(row[0] for row in fitting)
-    _, parameters, entry = next(row for row in fitting if row[0] <= max(4 * best, unit / 4))
+    _, parameters, entry = next(row for row in fitting if row[0] <= max(4 * best, NEARLY * unit))
     return entry.name, dict(zip(entry.parameters, parameters, strict=True))
 
 
 def _mismatch(
     entry: Activation, function: ScalarFunction, values: NDArray[np.float64]
 ) -> tuple[float, list[NDArray[np.float64]]]:
-    """Return the largest error relative to 1 + |x| + |f(x)|, and the parameters (float64, shape () or (C,))."""
+    """Return the largest error relative to 1 + |x| + |f(x)|, and the parameters (float64, shape () or (C,)).
+
+    Far out, where the graph's own way to compute f overflows, the entry may say what it would.
+    """
     parameters = _parameters(entry, function)
     if not all(np.isfinite(p).all() for p in parameters):
         return np.inf, []
     with np.errstate(all="ignore"):
         expected = entry.formula(_GRID[None, :], *(np.reshape(p, (-1, 1)) for p in parameters))
         error = np.abs(values - expected) / (1 + np.abs(_GRID) + np.abs(values))
+    error = np.where(np.isfinite(values), error, 0.0)
     return (float(error.max()) if np.isfinite(error).all() else np.inf), parameters
 
 

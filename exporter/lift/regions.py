@@ -1,7 +1,7 @@
 """Grow the connected regions of elementwise ops that have one non-constant input.
 
-1. Every value knows its *dominators*: the values it is a function of, nearest first. An elementwise node adds itself to
-   what its non-constant operands have in common; any other node starts anew.
+1. Every value knows its *dominators*, the values it is a function of: an elementwise node adds itself to what its
+   non-constant operands have in common; any other node starts anew, and so does one that gives integers.
 2. A *barrier* ends a region: a per-channel constant on the only way from the input (a bias, or the scale of a
    normalisation: it belongs to the layer before). A per-channel constant beside that way (a PReLU's slope, a Swish's
    beta) stays inside.
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# A chain of elementwise ops longer than this is cut, so that growing stays linear in the size of the graph.
-MAX_DOMINATORS = 128
-
 
 @dataclass(frozen=True)
 class Region:
@@ -47,12 +44,56 @@ class Region:
     axis: int | None
 
 
+class _Dominator:
+    """A value in the tree of dominators, whose depth may be that of the graph.
+
+    `jump` leads to some ancestor, so chosen that any one is reached in logarithmically many steps (Myers, An applicative
+    random-access stack, 1983).
+    """
+
+    __slots__ = ("depth", "jump", "parent", "root", "value")
+
+    def __init__(self, value: ir.Value, parent: _Dominator | None) -> None:
+        self.value = value
+        self.parent: _Dominator = self if parent is None else parent
+        self.root: _Dominator = self if parent is None else parent.root
+        self.depth: int = 0 if parent is None else parent.depth + 1
+        near = self.parent
+        even = near.depth - near.jump.depth == near.jump.depth - near.jump.jump.depth if parent else False
+        self.jump: _Dominator = near.jump.jump if even else near
+
+    def ancestor(self, depth: int) -> _Dominator:
+        node = self
+        while node.depth > depth:
+            node = node.jump if node.jump.depth >= depth else node.parent
+        return node
+
+    def common(self, other: _Dominator) -> _Dominator | None:
+        """Return the nearest value that dominates both, either of them included; None where nothing does."""
+        if self.root is not other.root:
+            return None
+        depth = min(self.depth, other.depth)
+        a, b = self.ancestor(depth), other.ancestor(depth)
+        while a is not b:
+            a, b = (a.jump, b.jump) if a.jump is not b.jump else (a.parent, b.parent)
+        return a
+
+    def path(self) -> Iterator[ir.Value]:
+        """Yield the value and its dominators, nearest first."""
+        node = self
+        while node.depth > 0:
+            yield node.value
+            node = node.parent
+        yield node.value
+
+
 @dataclass
 class _Growth:
-    """Working state of one graph."""
+    """Working state of one graph. `dominators` has the results of elementwise nodes only."""
 
     constants: dict[ir.Value, NDArray[Any] | None] = field(default_factory=dict)
-    dominators: dict[ir.Value, tuple[ir.Value, ...]] = field(default_factory=dict)
+    dominators: dict[ir.Value, _Dominator] = field(default_factory=dict)
+    starts: dict[ir.Value, _Dominator] = field(default_factory=dict)
     barriers: set[ir.Value] = field(default_factory=set)
     cuts: set[ir.Value] = field(default_factory=set)
 
@@ -67,7 +108,6 @@ def grow(graph: ir.Graph) -> list[Region]:
         if cuts <= growth.cuts:
             break
         growth.cuts |= cuts
-        growth.dominators.clear()
     found = [region for value in _outputs(nodes, growth) for region in _split(value, growth)]
     place = {node: i for i, node in enumerate(nodes)}
     return sorted(found, key=lambda region: place[region.nodes[-1]])
@@ -95,9 +135,11 @@ def _computed(node: ir.Node, known: dict[ir.Value, NDArray[Any] | None]) -> NDAr
         or any(o is None and v is not None for o, v in zip(operands, node.inputs, strict=True))
     ):
         return None
+    dtype = node.outputs[0].dtype
     try:
         with np.errstate(all="ignore"):
             result = np.asarray(evaluate(attributes_of(node), *operands))
+            result = result if dtype is None else result.astype(dtype.numpy())  # rounded, or truncated, as the op does
     except (ValueError, TypeError, MemoryError):  # shapes that do not fit: the runtime will say so
         return None
     return result if result.size <= MAX_CONSTANT else None
@@ -126,29 +168,42 @@ def _operands(node: ir.Node, growth: _Growth) -> list[ir.Value]:
 
 
 def _dominate(nodes: Sequence[ir.Node], growth: _Growth) -> None:
+    growth.dominators.clear()
     for node in nodes:
         operands = _operands(node, growth)
-        if _evaluator(node) is None or not operands or channels_of(node, growth.constants) is None:
+        wide = channels_of(node, growth.constants)
+        if _evaluator(node) is None or not operands or wide is None or _is_integer(node.outputs[0]):
             continue
-        common = _common([(v, *_beyond(v, growth)) for v in operands])
         output = node.outputs[0]
-        growth.dominators[output] = common[:MAX_DOMINATORS]
-        if len(operands) == 1 and node.op_type in AFFINE_WITH_CONSTANT and channels_of(node, growth.constants):
+        growth.dominators[output] = _Dominator(output, _common([_before(v, growth) for v in operands]))
+        if len(operands) == 1 and node.op_type in AFFINE_WITH_CONSTANT and wide:
             growth.barriers.add(output)
 
 
-def _beyond(value: ir.Value, growth: _Growth) -> tuple[ir.Value, ...]:
-    return () if value in growth.cuts else growth.dominators.get(value, ())
+def _is_integer(value: ir.Value) -> bool:
+    """Tell whether the value is known to be of a type whose arithmetic is neither real nor logical."""
+    dtype = value.dtype
+    return dtype is not None and dtype is not ir.DataType.BOOL and not dtype.is_floating_point()
 
 
-def _common(chains: Sequence[tuple[ir.Value, ...]]) -> tuple[ir.Value, ...]:
-    first, *rest = chains
-    shared = [set(chain) for chain in rest]
-    return tuple(v for v in first if all(v in chain for chain in shared))
+def _before(value: ir.Value, growth: _Growth) -> _Dominator:
+    """Return the operand's place; a value that is not in a region, or a cut, is the root of what follows."""
+    if value in growth.dominators and value not in growth.cuts:
+        return growth.dominators[value]
+    return growth.starts.setdefault(value, _Dominator(value, None))
+
+
+def _common(places: Sequence[_Dominator]) -> _Dominator | None:
+    found: _Dominator | None = places[0]
+    for place in places[1:]:
+        found = None if found is None else found.common(place)
+    return found
 
 
 def channels_of(node: ir.Node, known: dict[ir.Value, NDArray[Any] | None]) -> tuple[int, ...] | None:
     """Return () where all constants are scalar, (axis, C) where they run along one axis, None where neither."""
+    if "axis" in node.attributes:  # the only elementwise op with one is a spline per channel
+        return None
     found: set[tuple[int, ...]] = set()
     for value in node.inputs:
         array = None if value is None else constant_of(value, known)
@@ -165,8 +220,8 @@ def channels_of(node: ir.Node, known: dict[ir.Value, NDArray[Any] | None]) -> tu
 
 def _root(value: ir.Value, growth: _Growth) -> ir.Value:
     """Return the furthest dominator; the value itself where it starts anew."""
-    dominators = growth.dominators.get(value)
-    return dominators[-1] if dominators else value
+    place = growth.dominators.get(value)
+    return value if place is None else place.root.value
 
 
 def _continues(value: ir.Value, consumer: ir.Node, growth: _Growth) -> bool:
@@ -205,12 +260,12 @@ def _outputs(nodes: Sequence[ir.Node], growth: _Growth) -> Iterator[ir.Value]:
 
 def _split(output: ir.Value, growth: _Growth) -> Iterator[Region]:
     """Yield the regions on the way from `output` back to its root, which barriers divide."""
-    run = [output]
-    for dominator in growth.dominators[output]:
-        if run[-1] in growth.barriers:
+    run: list[ir.Value] = []
+    for value in growth.dominators[output].path():
+        if run and run[-1] in growth.barriers:
             yield from _largest(run, growth)
             run = []
-        run.append(dominator)
+        run.append(value)
     yield from _largest(run, growth)
 
 

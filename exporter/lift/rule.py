@@ -1,6 +1,6 @@
 """The rule that makes a region a site.
 
-1. Its function is not affine and its type is float.
+1. Its function is not affine, its type is one that the op `Spline` takes and its output has the shape of its input.
 2. Its input comes from a linear op or a normalisation, through bias, residual sums and changes of layout.
 3. Its output reaches a linear op or a graph output, and not only through a reduction of itself: what a pooling gives may
    only be laid out and scaled on its way; a softmax, or a division by its own sum, ends the way.
@@ -40,6 +40,7 @@ POOLINGS = frozenset({
 # A way of the output never goes through these.
 ENDS = frozenset({"Softmax", "LogSoftmax", "Hardmax", "TopK", "ArgMax", "ArgMin", "CumSum", "NonZero", "Shape", "Size"})
 AFFINE = frozenset({"Add", "Sub", "Mul", "Div"})
+TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 # How far back the rule looks; a model has a handful of steps between a layer and its activation.
 MAX_WALK = 64
 
@@ -49,7 +50,7 @@ def objection(region: Region, affine: bool) -> str | None:
     dtype = region.output.dtype or region.root.dtype
     checks = (
         (affine, "affine: nothing to rewrite"),
-        (dtype is None or not dtype.is_floating_point(), f"its type is {dtype}, not float"),
+        (dtype not in TYPES, f"its type is {dtype or 'unknown'}, not float32, float16 or bfloat16"),
         (not _same_shape(region), "its output has another shape than its input"),
         (not comes_from_layer(region.root), "its input does not come from a linear op or a normalisation"),
         (
@@ -61,8 +62,12 @@ def objection(region: Region, affine: bool) -> str | None:
 
 
 def _same_shape(region: Region) -> bool:
+    """Tell whether the shapes are the same as far as they are known: parameters may have widened the output."""
     before, after = region.root.shape, region.output.shape
-    return before is None or after is None or len(before) == len(after)
+    if before is None or after is None:
+        return True
+    sizes = zip(before, after, strict=False)
+    return len(before) == len(after) and all(p == q for p, q in sizes if isinstance(p, int) and isinstance(q, int))
 
 
 def is_linear(node: ir.Node) -> bool:

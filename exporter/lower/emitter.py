@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from actx.exporter.lift.elementwise import ELEMENTWISE
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
@@ -87,6 +89,21 @@ class Emitter:
         self.values.append(output)
         return output
 
+    def evaluate(self, x: ir.Value, at: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Compute what the last inserted node gives where x is `at`, float64 (C,), every op rounded to `dtype` as it is."""
+        results = {x: self._rounded(at)}
+        start = self.values.index(x) + 1 if x in self.values else 0
+        for value in self.values[start:]:
+            node = value.producer()
+            assert node is not None
+            attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+            operands = [results[v] if v in results else _number(v) for v in node.inputs]
+            results[value] = self._rounded(ELEMENTWISE[node.domain, node.op_type](attributes, *operands))
+        return results[self.values[-1]]
+
+    def _rounded(self, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+        return numbers.astype(self.dtype.numpy()).astype(np.float64)
+
     def constant(self, number: ArrayLike) -> ir.Value:
         """Return an initializer: a scalar, or one number per channel, laid out along the channel axis."""
         array = np.asarray(number, dtype=self.dtype.numpy())
@@ -96,10 +113,16 @@ class Emitter:
         return self.constants.get(array, self.dtype)
 
 
+def _number(value: ir.Value | None) -> NDArray[np.float64]:
+    assert value is not None
+    assert value.const_value is not None
+    return value.const_value.numpy().reshape(-1).astype(np.float64)
+
+
 def _attribute(name: str, value: Any) -> ir.Attr:
     """Type the attribute here where its type is plain: onnx_ir's own inference takes longer than the rest of a node."""
     if isinstance(value, float):
-        return ir.AttrFloat32(name, value)
+        return ir.AttrFloat32(name, float(np.float32(value)))
     if isinstance(value, int):
         return ir.AttrInt64(name, value)
     return ir.convenience.convert_attribute(name, value)

@@ -8,7 +8,9 @@ One pass over 1.5 M floats takes 0.2 to 0.4 ms there, whatever the op, so the co
 4. linear tails and one polynomial between them: Horner's rule on the clipped input;
 5. anything else, jumps included: every piece by Horner's rule, selected by Where.
 
-Tails of slope 0 are left out, so that infinities follow the asymptotes and nothing becomes inf - inf; s(0) = 0 stays exact.
+Tails of slope 0 are left out, so that infinities follow the asymptotes and nothing becomes inf - inf. NaN gives NaN: it
+fails every comparison, so the selection begins with a piece that depends on x. Where s(0) = 0 the result is 0: the
+constant that 2 and 4 add makes up for what their own rounding leaves there.
 """
 
 from __future__ import annotations
@@ -53,6 +55,13 @@ class _Table:
         t = self.knots - self.origins[:, pieces]
         powers = t[..., None] ** np.arange(self.pieces.shape[2])
         return np.asarray((self.pieces[:, pieces] * powers).sum(axis=-1))
+
+    def at_zero(self) -> NDArray[np.float64]:
+        """Return s(0), (C,)."""
+        piece = (self.knots <= 0).sum(axis=1)
+        rows = np.arange(len(piece))
+        powers = (-self.origins[rows, piece])[:, None] ** np.arange(self.pieces.shape[2])
+        return np.asarray((self.pieces[rows, piece] * powers).sum(axis=-1))
 
     def is_continuous(self) -> bool:
         left, right = self.at_knots(0), self.at_knots(1)
@@ -145,7 +154,7 @@ def _leaky_chain(emit: Emitter, x: ir.Value, table: _Table) -> ir.Value | None:
         return None
     first, last = table.knots[:, 0], table.knots[:, -1]
     if table.segments == 2:
-        return _with_tails(emit, x, None, table, np.zeros(len(first)))
+        return _with_tails(emit, x, None, table)
     t = _clip(emit, x, table, first, last)
     slopes = table.slopes()[:, 1:-1]
     spread = slopes.max(axis=1) - slopes.min(axis=1)
@@ -163,7 +172,7 @@ def _leaky_chain(emit: Emitter, x: ir.Value, table: _Table) -> ir.Value | None:
         at_knots = np.where(at_knots < 0, ratio[:, None] * at_knots, at_knots)
     if lift.any():
         y = emit.op("Sub", y, emit.op("Mul", t, table.plain(lift)))
-    return _with_tails(emit, x, y, table, at_knots[:, 0] - lift * first)
+    return _with_tails(emit, x, y, table)
 
 
 def _clip(emit: Emitter, x: ir.Value, table: _Table, low: NDArray[np.float64], high: NDArray[np.float64]) -> ir.Value:
@@ -173,27 +182,26 @@ def _clip(emit: Emitter, x: ir.Value, table: _Table, low: NDArray[np.float64], h
     return emit.op("Clip", x, low[0], high[0])
 
 
-def _with_tails(
-    emit: Emitter, x: ir.Value, inner: ir.Value | None, table: _Table, inner_at_first: NDArray[np.float64]
-) -> ir.Value:
-    """Add the tails ``a_0 Min(x, k_1)`` and ``a_m Max(x, k_m)``, and the constant that makes s(k_1) right."""
-    first, last = table.knots[:, 0], table.knots[:, -1]
-    value_at_first = table.at_knots(0)[:, 0]
-    offset = value_at_first - inner_at_first
+def _with_tails(emit: Emitter, x: ir.Value, inner: ir.Value | None, table: _Table) -> ir.Value:
+    """Add the tails ``a_0 Min(x, k_1)`` and ``a_m Max(x, k_m)``, and the constant that makes s right at one place.
+
+    That place is zero where s(0) = 0, else the first knot.
+    """
     terms = [] if inner is None else [inner]
-    for op_type, knot, slope in (("Min", first, table.tail(0)[1]), ("Max", last, table.tail(-1)[1])):
+    for op_type, knot, slope in (("Min", 0, table.tail(0)[1]), ("Max", -1, table.tail(-1)[1])):
         if slope.any():
-            bounded = emit.op(op_type, x, table.plain(knot))
+            bounded = emit.op(op_type, x, table.plain(table.knots[:, knot]))
             terms.append(bounded if (slope == 1).all() else emit.op("Mul", bounded, table.plain(slope)))
-            offset = offset - slope * knot
     if not terms:  # constant on both sides
         terms = [emit.op("Mul", x, 0.0)]
     total = terms[0]
-    if offset.any():
-        total = emit.op("Add", total, table.plain(offset))
     for term in terms[1:]:
         total = emit.op("Add", total, term)
-    return total
+    at_zero = table.at_zero()
+    places = np.where(at_zero == 0, 0.0, table.knots[:, 0])
+    values = np.where(at_zero == 0, 0.0, table.at_knots(0)[:, 0])
+    offset = values - emit.evaluate(x, places)
+    return emit.op("Add", total, table.plain(offset)) if offset.any() else total
 
 
 def _even_polynomial(emit: Emitter, x: ir.Value, table: _Table) -> ir.Value | None:
@@ -226,15 +234,21 @@ def _clipped_polynomial(emit: Emitter, x: ir.Value, table: _Table) -> ir.Value |
     t = emit.op("Clip", x, knots[0], knots[1])
     origin = table.origins[0, 1]
     inner = _horner(emit, emit.op("Sub", t, origin) if origin else t, table.pieces[0, 1])
-    return _with_tails(emit, x, inner, table, table.at_knots(1)[:, 0])
+    return _with_tails(emit, x, inner, table)
 
 
 def _selected_pieces(emit: Emitter, x: ir.Value, table: _Table) -> ir.Value:
     """5."""
-    result = _piece(emit, x, table, 0)
-    for i in range(1, table.segments):
-        right_of = emit.op("GreaterOrEqual", x, table.plain(table.knots[:, i - 1]), dtype=ir.DataType.BOOL)
-        result = emit.op("Where", right_of, _piece(emit, x, table, i), result, dtype=x.dtype)
+    varying = np.flatnonzero(table.pieces[:, :, 1:].any(axis=(0, 2)))
+    first = int(varying[0]) if len(varying) else 0
+    result = _piece(emit, x, table, first)
+    others = [("GreaterOrEqual", i - 1, i) for i in range(first + 1, table.segments)]
+    others += [("Less", i, i) for i in reversed(range(first))]
+    for op_type, knot, i in others:
+        beyond = emit.op(op_type, x, table.plain(table.knots[:, knot]), dtype=ir.DataType.BOOL)
+        result = emit.op("Where", beyond, _piece(emit, x, table, i), result, dtype=x.dtype)
+    if not len(varying):
+        result = emit.op("Where", emit.op("IsNaN", x, dtype=ir.DataType.BOOL), x, result, dtype=x.dtype)
     return result
 
 
