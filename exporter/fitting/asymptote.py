@@ -22,6 +22,8 @@ _NEAREST = 2.0**13.5  # where "far out" begins; fp16 ends two and a half octaves
 _EXACT = 1e-10  # residual of 1., relative to the largest value: sums of hinges cancel
 _ALGEBRAIC = 3e-11  # residual of 2.
 _INVERSE_POWERS = 4
+# What float64 leaves of a difference of terms as large as the input: a tail of zeros is seen through it.
+_ROUNDING = 256 * 2.0**-52 * FP16_MAX
 _NOISE = 1e-12  # a coefficient whose part of f is smaller is a zero seen through rounding
 
 
@@ -50,11 +52,11 @@ def _fit(
     matrix = (x[:, None] / FP16_MAX) ** powers
     norms = np.abs(matrix).max(axis=0)
     solution, *_ = np.linalg.lstsq(matrix / norms, y, rcond=None)
-    if np.abs(matrix / norms @ solution - y).max() > tolerance * scale:
+    if np.abs(matrix / norms @ solution - y).max() > max(tolerance * scale, _ROUNDING):
         return None
     solution /= norms
     result = np.zeros(MAX_TAIL_DEGREE + 1)
-    kept = np.where(np.abs(solution) <= _NOISE * scale, 0.0, solution)[powers >= 0]
+    kept = np.where(np.abs(solution) <= max(_NOISE * scale, _ROUNDING), 0.0, solution)[powers >= 0]
     result[: degree + 1] = kept / FP16_MAX ** np.arange(degree + 1)
     return _snap(result)
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from actx.exporter.fitting.problem import Function, Problem
 
 _RESIDUAL = 1e-11  # of a polynomial between two breaks, relative to the largest value there
+_CANCELLED = 256 * 2.0**-52  # what a sum of hinges as large as x leaves where it is zero
 _AGREEMENT = 1e-9  # of the whole with f, relative
 _NEAR = 1e-5  # how far a sharpened knot may lie from its break, relative
 
@@ -54,11 +55,12 @@ def _polynomial(function: Function, low: float, high: float, degree: int, *, tai
     x = (a + b) / 2 + (b - a) / 2 * 0.999 * np.cos(np.pi * (np.arange(6 * degree + 6) + 0.5) / (6 * degree + 6))
     y = function(x)
     size, scale = float(np.abs(x).max()), float(np.abs(y).max())
+    rounding = max(_RESIDUAL * scale, _CANCELLED * size)
     for order in range(degree + 1):
         matrix = (x / size)[:, None] ** np.arange(order + 1)
         coefficients, *_ = np.linalg.lstsq(matrix, y, rcond=None)
-        if np.abs(matrix @ coefficients - y).max() <= _RESIDUAL * scale:
-            coefficients = np.where(np.abs(coefficients) <= _RESIDUAL * scale, 0.0, coefficients)
+        if np.abs(matrix @ coefficients - y).max() <= rounding:
+            coefficients = np.where(np.abs(coefficients) <= rounding, 0.0, coefficients)
             return Piece(coefficients / size ** np.arange(order + 1), 0.0, tail)
     return None
 

@@ -32,6 +32,7 @@ _LEVELS = 64
 _BLUR = 1e-6  # distance of breaks that are one, relative
 _EVEN_SHARE = 0.1  # of the grid's points, spread over the cells whatever they weigh
 _VISIBLE_ROUNDING = 1e-10  # second differences over 3e-7 x of a smooth f are below 1e-12
+_AT_ZERO = 1e-9  # closer to zero than any feature of an activation
 _PARTS = 5  # an odd number, so that no break at a round fraction falls on an edge
 _MAX_ACTIVE = 4000  # cells split per level: bounds the work where f is noise
 
@@ -185,7 +186,18 @@ def _running_size(
     distance, y = np.abs(x)[sort], function(x)
     slope = np.abs(np.diff(y) / np.diff(x))
     steepest = np.maximum(np.append(slope, 0.0), np.append(0.0, slope))[sort]
-    return distance, np.maximum(np.maximum.accumulate(np.abs(y)[sort]), np.maximum.accumulate(steepest) * distance)
+    size = np.maximum(np.maximum.accumulate(np.abs(y)[sort]), np.maximum.accumulate(steepest) * distance)
+    return distance, np.maximum(size, _cancelled(function))
+
+
+def _cancelled(function: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> float:
+    """Size of the numbers that cancel at zero, where the largest |f| up to there says nothing: 1 in 1 - (x + 1).
+
+    So close to zero second differences of f are rounding, or nothing.
+    """
+    x = np.linspace(1, 2, 65) * _AT_ZERO
+    blur = max(float(np.abs(np.diff(function(side * x), 2)).max()) for side in (-1.0, 1.0))
+    return blur / float(np.finfo(np.float64).eps) if np.isfinite(blur) else 0.0
 
 
 def _smallest(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
