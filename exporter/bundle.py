@@ -1,11 +1,13 @@
 """The output folder: written beside its final place and renamed when complete.
 
-A crash or a full disk leaves the old bundle or none, never half of one. A folder that is no bundle is never replaced.
+A crash or a full disk leaves the old bundle or none, never half of one. Only what an export wrote is ever replaced: a folder
+that is no bundle, or that holds anything beside its bundle, stays.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import tempfile
@@ -31,14 +33,12 @@ def check_destination(out: Path, *, force: bool) -> None:
     """Raise where a bundle cannot go to `out`, before any work is done.
 
     Raises:
-        UsageError: something is there already, and `force` is not given or it is no bundle.
+        UsageError: something is there already, and `force` is not given or it is more than a bundle.
         ActxError: the parent folder does not exist or cannot be written to.
     """
-    if out.exists() or out.is_symlink():
-        if not _is_bundle(out):
-            raise UsageError(
-                f"{out} exists and is no bundle", remedy="Choose another place: actx only replaces bundles."
-            )
+    if _taken(out):
+        if reason := _irreplaceable(out):
+            raise UsageError(f"{out} exists and {reason}", remedy="Choose another place: actx only replaces bundles.")
         if not force:
             raise UsageError(f"{out} exists", remedy="Replace it with --force, or choose another place.")
     parent = out.absolute().parent
@@ -48,15 +48,45 @@ def check_destination(out: Path, *, force: bool) -> None:
         raise ActxError(f"the folder {parent} is read-only", remedy="Choose another place with -o.")
 
 
+def _taken(out: Path) -> bool:
+    try:
+        out.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise ActxError(f"cannot write {out}", note=str(error), remedy="Choose another place with -o.") from error
+    return True
+
+
+def rejected_place(out: Path) -> Path:
+    """Return where a bundle goes that misses a requirement."""
+    return out.absolute().with_name(out.absolute().name + REJECTED)
+
+
 def _is_bundle(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink() and (path / MANIFEST).is_file()
 
 
-@contextlib.contextmanager
-def staging(out: Path) -> Iterator[Path]:
-    """Give an empty folder beside `out`; what is still there at the end is removed."""
+def _irreplaceable(path: Path) -> str:
+    """Say why a path must not be replaced; empty where all that is there was written by an export.
+
+    The manifest may be of another version, so only its list of files is read.
+    """
+    if not _is_bundle(path):
+        return "is no bundle"
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.absolute().parent))
+        files = set(json.loads((path / MANIFEST).read_bytes())["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"its {MANIFEST} is not that of a bundle"
+    others = sorted(entry.name for entry in path.iterdir() if entry.name not in files | {MANIFEST})
+    return f"holds {others[0]!r}, which no export wrote" if others else ""
+
+
+@contextlib.contextmanager
+def staging(out: Path, suffix: str = ".partial") -> Iterator[Path]:
+    """Give an empty hidden folder beside `out`; what is still there at the end is removed."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=suffix, dir=out.absolute().parent))
     except OSError as error:
         raise ActxError(
             f"cannot write beside {out}", note=str(error), remedy="Choose another place with -o."
@@ -67,12 +97,14 @@ def staging(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def commit(folder: Path, out: Path) -> None:
+def commit(folder: Path, out: Path, *, force: bool) -> None:
     """Put a complete staging folder in the place of `out`.
 
     Raises:
+        UsageError: something else was put there since `check_destination`.
         ActxError: it cannot be renamed; the old bundle is then where it was.
     """
+    check_destination(out, force=force)
     try:
         for file in folder.iterdir():
             _flush(file)
@@ -85,20 +117,15 @@ def commit(folder: Path, out: Path) -> None:
 
 
 def _swap(folder: Path, out: Path) -> None:
-    if not out.exists():
-        folder.rename(out)
-        return
-    if not _is_bundle(out):
-        raise FileExistsError(f"{out} is no bundle")
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.absolute().parent))
-    out.rename(old / out.name)
-    try:
-        folder.rename(out)
-    except OSError:
-        (old / out.name).rename(out)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    with staging(out, ".old") as aside:
+        old = aside / out.name
+        if out.exists():
+            out.rename(old)
+        try:
+            folder.rename(out)
+        finally:  # also where the user interrupts between the two
+            if old.exists() and not out.exists():
+                old.rename(out)
 
 
 def _flush(path: Path) -> None:

@@ -116,6 +116,8 @@ def export(
     goal = find_target(target)
     check_metric(metric)
     bundle.check_destination(out, force=force)
+    if max_drift is not None:
+        bundle.check_destination(bundle.rejected_place(out), force=True)
     steps = _Steps(progress)
     loaded = load(model, inputs=inputs, trust=trust)
     lifted = lift(loaded.model)
@@ -168,7 +170,7 @@ def export(
             notes=[*samples.notes, *_notes(lifted.sites, goal, lowered)],
         )
         manifest.write(folder / MANIFEST)
-        return _finish(folder, out, Exported(out, manifest, drift, latency))
+        return _finish(folder, Exported(out, manifest, drift, latency), force=force)
 
 
 class _Steps:
@@ -182,15 +184,14 @@ class _Steps:
         return None if progress is None else lambda done, total: progress(step, done, total)
 
 
-def _finish(folder: Path, out: Path, exported: Exported) -> Exported:
+def _finish(folder: Path, exported: Exported, *, force: bool) -> Exported:
     """Commit the bundle where it belongs."""
     drift = exported.drift
     if drift is None or drift:
-        bundle.commit(folder, out)
+        bundle.commit(folder, exported.path, force=force)
         return exported
-    rejected = out.with_name(out.name + bundle.REJECTED)
-    bundle.check_destination(rejected, force=True)
-    bundle.commit(folder, rejected)
+    rejected = bundle.rejected_place(exported.path)
+    bundle.commit(folder, rejected, force=True)
     budget = "the artifact gives NaN or infinity" if drift.max_drift is None else f"the budget is {drift.max_drift:g}"
     worst = f"; site {drift.worst_site} adds the most noise" if drift.worst_site else ""
     raise RequirementError(
