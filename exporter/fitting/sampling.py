@@ -28,7 +28,7 @@ _OFFSET = 0.0123713
 _SMALLEST = 1e-10  # smallest cell relative to |x|
 _NARROW = 1e-4  # a cell this narrow whose bend rounding hides holds a break; a wider one may be smooth
 _SHARE = 1 / 500  # largest share of a cell in the whole weight
-_LEVELS = 64
+_LEVELS = 192  # a faint kink waits until the steeper ones are found
 _BLUR = 1e-6  # distance of breaks that are one, relative
 _EVEN_SHARE = 0.1  # of the grid's points, spread over the cells whatever they weigh
 _VISIBLE_ROUNDING = 1e-10  # second differences over 3e-7 x of a smooth f are below 1e-12
@@ -81,7 +81,7 @@ def cells(
     sort = np.argsort(left)
     left, right, weights, done = left[sort], right[sort], weights[sort], done[sort]
     narrow = right - left <= np.where(done, _NARROW / _SMALLEST, 1.0) * _smallest(left, right)
-    broken = narrow & (done | (weights > _SHARE * weights.sum()))
+    broken = narrow & (done | (weights > _limit(left, right, weights, done)))
     return Cells(np.append(left, right[-1]), np.where(broken, 0.0, weights), _merge(left[broken], right[broken]))
 
 
@@ -205,11 +205,19 @@ def _smallest(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[
     return result
 
 
+def _limit(
+    left: NDArray[np.float64], right: NDArray[np.float64], weights: NDArray[np.float64], done: NDArray[np.bool_]
+) -> float:
+    """Weight that is too much. Breaks found do not count: beside a steep kink a faint one would never be too heavy."""
+    open_ = ~done & (right - left > _smallest(left, right))
+    return _SHARE * float(weights[open_].sum())
+
+
 def _too_heavy(
     left: NDArray[np.float64], right: NDArray[np.float64], weights: NDArray[np.float64], done: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    limit = _SHARE * weights[~done].sum()
-    heavy: NDArray[np.bool_] = (weights > limit) & (right - left > _smallest(left, right)) & ~done
+    heavy: NDArray[np.bool_] = (weights > _limit(left, right, weights, done)) & ~done
+    heavy &= right - left > _smallest(left, right)
     if heavy.sum() > _MAX_ACTIVE:
         heavy &= weights >= np.partition(weights[heavy], -_MAX_ACTIVE)[-_MAX_ACTIVE]
     return heavy
