@@ -20,13 +20,16 @@ def command(
     metric: options.Metric = "l2",
     max_drift: options.MaxDrift = None,
     logits: Annotated[
-        list[str] | None, typer.Option("--logits", help="An output that holds logits. May be repeated.")
+        list[str] | None, typer.Option("--logits", metavar="NAME", help="An output that holds logits. May be repeated.")
     ] = None,
     threads: options.Threads = 0,
     trust: options.Trust = False,
     json: options.Json = False,
 ) -> None:
-    """Measure how far an artifact's outputs are from the original's, and at which site the drift arises."""
+    """Measure how far an artifact's outputs are from the original's.
+
+    For a bundle, also at which site the drift arises.
+    """
     from actx.cli import printing  # noqa: PLC0415 - the help must answer without the library
     from actx.exporter import check  # noqa: PLC0415
 

@@ -17,15 +17,18 @@ DATA = "evaluation.npz"
 
 
 def command(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The bundle's folder; a bundle there is replaced.")] = Path(
-        "actx-demo"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="OUT", help="The bundle's folder; a bundle there is replaced.")
+    ] = Path("actx-demo"),
     form: options.FormText = "hardswish",
     runs: options.Runs = 50,
     threads: options.Threads = 1,
     json: options.Json = False,
 ) -> None:
-    """Export, check and profile the trained model that comes with actx: a vision transformer for handwritten digits."""
+    """Export the trained model that comes with actx.
+
+    It is a vision transformer for handwritten digits; its bundle is checked and profiled on digits that it was not trained on.
+    """
     from actx.cli import printing  # noqa: PLC0415 - the help must answer without the library
     from actx.exporter import export  # noqa: PLC0415
     from actx.models.demo import demo_path  # noqa: PLC0415

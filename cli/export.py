@@ -18,14 +18,17 @@ EXAMPLE = "Example: actx export model.pt2 --form pwl:16 --data calib.npz --max-d
 
 def command(
     model: options.Model,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The bundle's folder.")] = Path("out"),
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The bundle's folder.")] = Path("out"),
     target: Annotated[
-        str, typer.Option("--target", "-t", autocompletion=options.complete_target, help="ort-cpu or onnx.")
+        str,
+        typer.Option("--target", "-t", metavar="NAME", autocompletion=options.complete_target, help="ort-cpu or onnx."),
     ] = "ort-cpu",
     form: options.FormText = None,
     site: Annotated[
         list[str] | None,
-        typer.Option("--site", help="A form for single sites: 'layers.*.act=pwl:16'. May be repeated."),
+        typer.Option(
+            "--site", metavar="NAME=FORM", help="A form for single sites: 'layers.*.act=pwl:16'. May be repeated."
+        ),
     ] = None,
     data: options.DataSource = None,
     inputs: options.Inputs = None,
@@ -43,7 +46,7 @@ def command(
     trust: options.Trust = False,
     json: options.Json = False,
 ) -> None:
-    """Export a model into a bundle: rewritten, checked against the original and profiled.
+    """Rewrite a model into a bundle, check it and profile it.
 
     A bundle whose drift exceeds --max-drift goes to OUT.rejected, the exit code is then 3 and OUT is left as it was.
     """
@@ -97,7 +100,6 @@ def print_exported(exported: Exported) -> None:
         printing.print_drift(exported.drift)
     if exported.latency is not None:
         printing.print_latency(exported.latency)
-    out = printing.console()
     for note in manifest.notes:
-        out.print(f"Note: {note}", markup=False)
-    out.print(f"bundle: {exported.path}", markup=False)
+        printing.print_line(f"Note: {note}")
+    printing.print_line(f"bundle: {exported.path}")

@@ -24,18 +24,24 @@ def command(
     form: Annotated[
         str,
         typer.Option(
-            "--form", autocompletion=options.complete_form, help="relu, hardswish, pwl:K, poly:N, spline:KxD."
+            "--form",
+            metavar="FORM",
+            autocompletion=options.complete_form,
+            help="relu, hardswish, pwl:K, poly:N, spline:KxD.",
         ),
     ] = "pwl:16",
     interval: Annotated[
         str | None, typer.Option("--range", metavar="LOW,HIGH", help="Where it must hold. Without it: everywhere.")
     ] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Draw both curves and the error: .png or .svg.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw both curves and the error: .png or .svg.")
+    ] = None,
     json: options.Json = False,
 ) -> None:
-    """Fit a form to an activation, and print its knots, its error and how close that is to the best possible."""
+    """Fit a form to an activation and print it with its error."""
     from actx.cli import printing  # noqa: PLC0415 - the help must answer without the library
     from actx.exporter import fit  # noqa: PLC0415
+    from actx.exporter.errors import ActxError  # noqa: PLC0415
 
     function = _find(activation)
     parsed = options.parse_form(form)
@@ -44,7 +50,10 @@ def command(
     if plot is not None:
         from actx.exporter.fitting.plot import draw  # noqa: PLC0415
 
-        draw(found, function, activation, plot)
+        try:
+            draw(found, function, activation, plot)
+        except OSError as error:
+            raise ActxError(f"cannot write {plot}", note=str(error), remedy="Check the path.") from error
     if json:
         printing.print_json(_to_dict(activation, found, plot))
     else:
@@ -97,7 +106,6 @@ def _finite(value: float) -> float | str:
 def _print(name: str, found: Fit, plot: Path | None) -> None:
     from actx.cli import printing  # noqa: PLC0415
 
-    out = printing.console()
     where = "everywhere" if math.isinf(found.interval[0]) else f"on [{found.interval[0]:g}, {found.interval[1]:g}]"
     ratio = found.ratio
     law = (
@@ -114,12 +122,12 @@ def _print(name: str, found: Fit, plot: Path | None) -> None:
     rows = [
         [
             f"{ends[i]} .. {ends[i + 1]}",
-            f"{spline.origins[i]:.7g}",
-            "  ".join(f"{c:.7g}" for c in spline.coefficients[i]),
+            f"{spline.origins[i] + 0.0:.7g}",
+            "  ".join(f"{c + 0.0:.7g}" for c in spline.coefficients[i]),
         ]
         for i in range(spline.segments)
     ]
     printing.print_table(title, ("segment", "origin", "coefficients, ascending powers of x - origin"), rows)
-    out.print(f"max error {where}: {found.max_error:.4g} at x = {found.at:.4g}{law}", markup=False)
+    printing.print_line(f"max error {where}: {found.max_error:.4g} at x = {found.at:.4g}{law}")
     if plot is not None:
-        out.print(f"plot: {plot}", markup=False)
+        printing.print_line(f"plot: {plot}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,7 +11,10 @@ import typer
 from actx.cli import options
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from actx.exporter.inspection import Inspection
+    from actx.exporter.lift import Rejection
 
 EXAMPLE = "Example: actx inspect model.pt2 --data calib.npz --explain"
 
@@ -24,7 +29,7 @@ def command(
     trust: options.Trust = False,
     json: options.Json = False,
 ) -> None:
-    """List the sites of a model: where its nonlinearities act, what they are, and what they cost.
+    """List the sites of a model, what they are and what they cost.
 
     A site is any connected region of elementwise ops that is a nonlinear function of one input, whatever it is called.
     """
@@ -52,25 +57,32 @@ def _print(found: Inspection, *, explain: bool) -> None:
                 site["name"],
                 site["kind"] + _parameters(site["parameters"]),
                 "gated" if site["gated"] else "",
-                printing.number(site["elements_per_sample"]),
+                _count(site["elements_per_sample"]),
                 "not measured" if observed is None else f"{observed[0]:.3g} .. {observed[1]:.3g}",
                 printing.share(site["zeros"]),
                 printing.share(site["latency_share"]),
             ]
         )
-    mark = " [synthetic input: no ranges]" if found.synthetic else ""
+    mark = " [synthetic input: no ranges observed]" if found.synthetic else ""
     title = f"{len(rows)} sites in {found.model.source.name}: {found.model.format}, opset {found.model.opset}{mark}"
     columns = ("site", "kind", "gated", "elements/sample", "observed range", "exact zeros", "share of latency")
     printing.print_table(title, columns, rows)
-    out = printing.console()
-    out.print(
-        f"all sites together: {printing.share(found.activation_share)} of latency (ONNX Runtime CPU)", markup=False
-    )
+    printing.print_line(f"all sites together: {printing.share(found.activation_share)} of latency (ONNX Runtime CPU)")
     for note in found.notes:
-        out.print(f"Note: {note}", markup=False)
+        printing.print_line(f"Note: {note}")
     if explain:
-        why = [[r.name, r.ops, r.reason] for r in found.rejections]
-        printing.print_table("No sites", ("region", "ops", "because"), why)
+        printing.print_line("")
+        printing.print_table("No sites", ("region", "ops", "because"), _grouped(found.rejections))
+
+
+def _grouped(rejections: Sequence[Rejection]) -> list[list[str]]:
+    """Put the layers of a model, which have one number in their names, on one line each."""
+    groups = Counter((re.sub(r"(?<=\.)\d+(?=\.)", "*", r.name), r.ops, r.reason) for r in rejections)
+    return [[name + (f" ({n} times)" if n > 1 else ""), ops, reason] for (name, ops, reason), n in groups.items()]
+
+
+def _count(value: float | None) -> str:
+    return "-" if value is None else f"{value:.10g}"
 
 
 def _parameters(parameters: dict[str, float | list[float]]) -> str:

@@ -6,15 +6,14 @@ Exit codes: 0 ok, 1 error, 2 usage, 3 a stated requirement missed, 4 target not 
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from actx.cli import check, demo, export, fit, inspect, profile
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     name="actx",
@@ -49,19 +48,20 @@ def main() -> None:
 
 def run() -> int:
     """Run the command line and return the exit code; every error is at most three lines on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names in a model may have letters that a terminal lacks
     try:
-        app()
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except KeyboardInterrupt:
-        typer.echo("Interrupted: nothing was replaced.", err=True)
-        return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:  # noqa: BLE001 - the one funnel
         return _report(error)
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def _report(error: Exception) -> int:
@@ -74,11 +74,25 @@ def _report(error: Exception) -> int:
     if isinstance(error, ActxError):
         typer.echo(f"Error: {error}", err=True)
         return error.exit_code
+    if hasattr(error, "format_message"):  # of the command line itself: typer has no public name for all of these
+        return _report_usage(error)
     typer.echo(f"Error: {type(error).__name__}: {one_line(str(error))}", err=True)
     typer.echo(
         "Note: this is not an error that actx expects.\nRun again with ACTX_DEBUG=1 for the traceback.", err=True
     )
     return 1
+
+
+def _report_usage(error: Any) -> int:
+    """Say what is wrong with the command line; without any arguments, the message is the help itself."""
+    message = error.format_message().rstrip()
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "actx"
+    if "\n" in message:
+        typer.echo(message, err=True)
+    else:
+        typer.echo(f"Error: {message[:1].lower()}{message[1:].rstrip('.')}\nSee {command} --help.", err=True)
+    return int(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -51,31 +51,42 @@ Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A bundle, or
 DataSource = Annotated[
     str | None,
     typer.Option(
-        "--data", "-d", help="Samples: an .npz file, a folder of them, or pkg.mod:callable. Without it: random input."
+        "--data",
+        "-d",
+        metavar="SOURCE",
+        help="Samples: an .npz file, a folder of them, or pkg.mod:callable. Without it: random input.",
     ),
 ]
 Inputs = Annotated[
     list[str] | None,
-    typer.Option("--input", help="Type and dimensions of an input: ids:int64[batch,seq]. May be repeated."),
+    typer.Option(
+        "--input", metavar="SPEC", help="Type and dimensions of an input: ids:int64[batch,seq]. May be repeated."
+    ),
 ]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Samples per run.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", metavar="N", min=1, help="Samples per run.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Load archives even if they can run code.")]
-Threads = Annotated[int, typer.Option("--threads", min=0, help="Threads of the runtime, 0 for one per core.")]
-Runs = Annotated[int, typer.Option("--runs", min=1, help="Rounds to measure latency over.")]
+Threads = Annotated[
+    int, typer.Option("--threads", metavar="N", min=0, help="Threads of the runtime, 0 for one per core.")
+]
+Runs = Annotated[int, typer.Option("--runs", metavar="N", min=1, help="Rounds to measure latency over.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Metric = Annotated[
     str,
     typer.Option(
         "--metric",
+        metavar="NAME",
         autocompletion=complete_metric,
         help="Of the drift: l2, cosine, max_abs, kl, top1 or pkg.mod:callable.",
     ),
 ]
-MaxDrift = Annotated[float | None, typer.Option("--max-drift", min=0, help="Exit with 3 if the drift is larger.")]
+MaxDrift = Annotated[
+    float | None, typer.Option("--max-drift", metavar="X", min=0, help="Exit with 3 if the drift is larger.")
+]
 FormText = Annotated[
     str | None,
     typer.Option(
         "--form",
+        metavar="FORM",
         autocompletion=complete_form,
         help="Of every site: keep, relu, hardswish, pwl:K, poly:N, spline:KxD. Without it: what the target does best.",
     ),

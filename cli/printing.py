@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import shutil
 import sys
 from typing import TYPE_CHECKING, Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,41 +15,55 @@ if TYPE_CHECKING:
     from actx.exporter.drift import DriftReport
     from actx.exporter.latency import LatencyReport
 
-# Wide enough for the tables where the terminal does not say: a pipe or a log.
-PLAIN_WIDTH = 140
+_NUMBER = re.compile(r"[+-]?(\d[\d.]*(e[+-]?\d+)?|inf|nan)( ?(%|dB|ms))?")
+_NO_NUMBER = ("", "-", "not measured", "no noise")
+_GAP = "  "
 
 
 def print_json(value: Mapping[str, Any]) -> None:
     """Print the one machine-readable object."""
-    sys.stdout.write(json.dumps(value, indent=1, allow_nan=False) + "\n")
+    print_line(json.dumps(value, indent=1, allow_nan=False))
 
 
-def console() -> Console:
-    """Return the console for results."""
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+def print_line(text: str) -> None:
+    """Print one line of a result, as it is."""
+    sys.stdout.write(text + "\n")
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; columns other than the first are set right where they hold numbers."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for i, column in enumerate(columns):
-        numeric = i > 0 and all(_is_number(row[i]) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console().print(table)
+    """Print a title and a table.
+
+    Numbers are set right, and columns without any content are left out. Where the terminal is too narrow, each row's first
+    cell, its name, gets a line of its own, so that names are never broken. A pipe or a file is as wide as it need be.
+    """
+    print_line(title)
+    used = [i for i in range(len(columns)) if i == 0 or any(row[i] for row in rows)]
+    cells = [[line[i] for i in used] for line in (columns, *rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(used))]
+    right = [i > 0 and _is_numeric([line[i] for line in cells[1:]]) for i in range(len(used))]
+    total = sum(widths) + len(_GAP) * (len(widths) - 1)
+    stacked = len(used) > 1 and sys.stdout.isatty() and total > shutil.get_terminal_size().columns
+    for line in cells:
+        padded = [
+            cell.rjust(width) if numeric else cell.ljust(width)
+            for cell, width, numeric in zip(line, widths, right, strict=True)
+        ]
+        if stacked:
+            print_line(line[0])
+            padded[0] = ""
+        print_line(_GAP.join(padded).rstrip())
 
 
-def _is_number(text: str) -> bool:
-    return (
-        text.strip("+-.%~ <>=x") == ""
-        or text.lstrip("+-~<").rstrip("% xdBms").replace(".", "").replace("e-", "").isdigit()
-    )
+def _is_numeric(cells: Sequence[str]) -> bool:
+    return all(cell in _NO_NUMBER or _NUMBER.fullmatch(cell) for cell in cells)
 
 
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
     """Give a function to report steps with: a bar on stderr where that is a terminal, nothing elsewhere."""
+    from rich.console import Console  # noqa: PLC0415 - slow to import, and of use on a terminal only
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     stderr = Console(stderr=True)
     with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bars:
@@ -84,34 +96,39 @@ def decibels(value: float | None) -> str:
 
 def print_drift(report: DriftReport) -> None:
     """Print what `check` measured."""
-    mark = " [synthetic input]" if report.synthetic else ""
+    mark = ", synthetic input" if report.synthetic else ""
     rows = [
         [
             out.name, number(out.max_abs), number(out.mean_abs), number(out.l2), number(out.cosine), decibels(out.sqnr_db),
-            share(None if out.top1 is None else 1 - out.top1) if out.top1 is not None else "-", number(out.kl),
+            "-" if out.top1 is None else share(1 - out.top1), number(out.kl),
         ]
         for out in report.outputs
     ]  # fmt: skip
     columns = ("output", "max abs", "mean abs", "rel. l2", "1 - cosine", "SQNR", "top-1 agreement", "KL")
-    print_table(f"Drift over {report.samples} samples of {report.source}{mark}", columns, rows)
+    print_line("")
+    print_table(f"Drift over {_samples(report)}", columns, rows)
     if report.sites:
+        print_line("")
         rows = [[site.name, decibels(site.added_db), decibels(site.accumulated_db)] for site in report.sites]
         print_table(
             "SQNR per site: of what it adds itself, and of all up to it", ("site", "added", "accumulated"), rows
         )
-    out = console()
     if report.accuracy is not None:
         before, after = report.accuracy.original, report.accuracy.artifact
-        out.print(f"accuracy on the labels: {share(before)} before, {share(after)} after", markup=False)
+        print_line(f"accuracy on the labels: {share(before)} before, {share(after)} after")
     if report.worst_site is not None:
-        out.print(f"the most noise arises at {report.worst_site}", markup=False)
+        print_line(f"the most noise arises at {report.worst_site}")
     budget = "" if report.max_drift is None else f", budget {report.max_drift:g}: {'met' if report else 'MISSED'}"
-    out.print(f"drift ({report.metric}{mark}): {report.drift:.6g}{budget}", markup=False)
+    print_line(f"drift ({report.metric}{mark}): {report.drift:.6g}{budget}")
+
+
+def _samples(report: DriftReport) -> str:
+    where = "synthetic input" if report.synthetic else report.source
+    return f"{report.samples} sample{'' if report.samples == 1 else 's'} of {where}"
 
 
 def print_latency(report: LatencyReport) -> None:
     """Print what `profile` measured."""
-    mark = " [synthetic input]" if report.synthetic else ""
     rows = [
         [name, *(f"{value:.3f}" for value in (row.min, row.p50, row.p90, row.p95, row.p99)), f"{row.throughput:.1f}"]
         for name, row in (
@@ -119,14 +136,17 @@ def print_latency(report: LatencyReport) -> None:
         )
     ]  # fmt: skip
     columns = ("ms per run", "min", "p50", "p90", "p95", "p99", "samples/s")
-    print_table(f"Latency over {report.runs} interleaved rounds on {report.source}{mark}", columns, rows)
-    sites = sorted({*report.original_nodes.sites, *report.artifact_nodes.sites})
+    where = "synthetic input" if report.synthetic else report.source
+    print_line("")
+    print_table(f"Latency over {report.runs} interleaved rounds on {where}", columns, rows)
+    sites = dict.fromkeys([*report.original_nodes.sites, *report.artifact_nodes.sites])
     if sites:
         before, after = report.original_nodes, report.artifact_nodes
         rows = [[site, share(before.sites.get(site)), share(after.sites.get(site))] for site in sites]
         rows.append(["all sites", share(before.activation_share), share(after.activation_share)])
+        print_line("")
         print_table("Share of latency", ("site", "original", "artifact"), rows)
-    console().print(_verdict(report), markup=False)
+    print_line(_verdict(report))
 
 
 def _verdict(report: LatencyReport) -> str:

@@ -18,9 +18,10 @@ def command(
     trust: options.Trust = False,
     json: options.Json = False,
 ) -> None:
-    """Measure an artifact's latency against the original's, interleaved in one process.
+    """Measure an artifact's latency against the original's.
 
-    The original is also measured against itself: a ratio within that noise is reported as no difference.
+    Both run in one process, in turns. The original is also measured against itself: a ratio within that noise is reported as
+    no difference.
     """
     from actx.cli import printing  # noqa: PLC0415 - the help must answer without the library
     from actx.exporter import profile  # noqa: PLC0415
