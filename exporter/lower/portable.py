@@ -4,22 +4,25 @@ One pass over 1.5 M floats takes 0.2 to 0.4 ms there, whatever the op, so the co
 
 1. one op where the spline is one: Relu, LeakyRelu, PRelu, HardSwish;
 2. continuous pieces of degree 1: a chain of leaky ReLUs, two ops a knot (a sum of hinges takes three, and half the speed);
-3. linear tails and an even polynomial between them, ``Relu(x) + R(Min(|x|, T))``: Horner's rule once for both sides;
-4. linear tails and one polynomial between them: Horner's rule on the clipped input;
-5. anything else, jumps included: every piece by Horner's rule, selected by Where.
+3. linear tails and one polynomial between them: Horner's rule on the clipped input;
+4. anything else, jumps included: every piece by Horner's rule, selected by Where;
+5. a spline that is alike on both sides but for a multiple of x, such as one of gelu or silu, is
+   ``a_m Relu(x) + a_0 Min(x, 0) + R(|x|)``: 2 to 4 for R take half the ops. At a jump to the left of zero it is the other
+   piece that counts, one point each.
 
 Tails of slope 0 are left out, so that infinities follow the asymptotes and nothing becomes inf - inf. NaN gives NaN: it
 fails every comparison, so the selection begins with a piece that depends on x. Where s(0) = 0 the result is 0: the
-constant that 2 and 4 add makes up for what their own rounding leaves there.
+constant that 2 and 3 add makes up for what their own rounding leaves there.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
-from numpy.polynomial import polynomial
+from numpy.polynomial import Polynomial, polynomial
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 
 # Relative to the size of the function at a knot: float32 coefficients meet there only up to their rounding.
 CONTINUITY = 8 * 2.0**-24
+# Horner's rule loses as many roundings of the sum of its magnitudes; a sum this much larger is worth another op.
+CANCELLATION = 64.0
 HARD_SWISH_OPSET = 14
 # The smallest inner slope of the chain, as a share of the range of slopes: keeps its ratios moderate.
 MIN_SLOPE_SHARE = 0.25
@@ -44,6 +49,12 @@ class _Table:
         self.pieces = spline.coefficients.astype(np.float64)[lead]
         self.origins = spline.origins.astype(np.float64)[lead]
         self.segments = spline.segments
+        self.floor = -np.inf
+
+    def bounds(self, i: int) -> tuple[float, float]:
+        """Return the ends of piece i of a table that is not per channel."""
+        ends = [self.floor, *self.knots[0].tolist(), np.inf]
+        return ends[i], ends[i + 1]
 
     def plain(self, column: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return (C,) for a per-channel table, else the one number."""
@@ -75,6 +86,39 @@ class _Table:
         """Return (C, n) for a table of degree 1."""
         return self.pieces[:, :, 1] if self.pieces.shape[2] > 1 else np.zeros(self.pieces.shape[:2])
 
+    def right_half(self) -> _Table | None:
+        """Return R of ``s(x) = a_m Max(x, 0) + a_0 Min(x, 0) + R(|x|)`` for a table that is alike on both sides, else None."""
+        (_, left), (_, right) = self.tail(0), self.tail(-1)
+        lines = np.stack([self.origins, np.ones_like(self.origins)], axis=-1)
+        straight = np.zeros_like(self.pieces)
+        width = min(2, straight.shape[2])
+        straight[:, :, :width] = lines[:, :, :width]
+        signs = (-1.0) ** np.arange(self.pieces.shape[2])
+        mirrored = self.pieces[:, ::-1] * signs
+        odd = self.pieces - mirrored - (left + right)[:, None, None] * straight
+        scale = 1 + np.abs(self.pieces).max()
+        alike = (
+            self.segments > 2
+            and self.has_linear_tails()
+            and np.array_equal(self.knots, -self.knots[:, ::-1])
+            and np.array_equal(self.origins, -self.origins[:, ::-1])
+            and bool((np.abs(odd[:, self.segments // 2 :]) <= CONTINUITY * scale).all())
+        )
+        if not alike:
+            return None
+        half = copy.copy(self)
+        first = self.segments // 2
+        half.knots = self.knots[:, first:]
+        half.pieces = (self.pieces - right[:, None, None] * straight)[:, first:]
+        half.origins = self.origins[:, first:]
+        half.segments = half.pieces.shape[1]
+        half.floor = 0.0
+        return half
+
+    def tail_slopes(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the slopes (C,) of both tails."""
+        return self.tail(0)[1], self.tail(-1)[1]
+
     def tail(self, side: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return offset and slope (C,) of the linear tail."""
         piece = self.pieces[:, side]
@@ -100,11 +144,21 @@ def _in_float32(emit: Emitter, x: ir.Value, table: _Table) -> ir.Value:
 
 
 def _composed(emit: Emitter, x: ir.Value, table: _Table) -> ir.Value:
-    for attempt in (_leaky_chain, _even_polynomial, _clipped_polynomial):
-        result = attempt(emit, x, table)
-        if result is not None:
-            return result
-    return _selected_pieces(emit, x, table)
+    """Insert 2 to 5: what lies between the tails, as a function of x or of |x|, plus the tails."""
+    half = table.right_half()
+    part, variable = (table, x) if half is None else (half, emit.op("Abs", x))
+    inside = slice(1 if half is None else 0, part.segments - 1)
+    tails = _Tails(table, (table.knots[:, 0], table.knots[:, -1]) if half is None else _AT_ZERO)
+    if table.is_continuous() and table.has_linear_tails() and part.segments > 1:
+        pieces = part.pieces[:, inside]
+        if pieces.shape[1] == 0:
+            return tails.add(emit, x, None)
+        if pieces.shape[2] <= 2:
+            return tails.add(emit, x, _leaky_chain(emit, _clip(emit, variable, part, inside), part, inside))
+        if pieces.shape[1] == 1:
+            return tails.add(emit, x, _piece(emit, _clip(emit, variable, part, inside), part, inside.start))
+    selected = _selected_pieces(emit, variable, part)
+    return selected if half is None else tails.add(emit, x, selected)
 
 
 def _single_op(emit: Emitter, x: ir.Value, table: _Table) -> ir.Value | None:
@@ -144,101 +198,75 @@ def _hardswish(emit: Emitter, x: ir.Value, slope: float) -> ir.Value:
     return result if plain else emit.op("Mul", result, 1 / slope)
 
 
-def _leaky_chain(emit: Emitter, x: ir.Value, table: _Table) -> ir.Value | None:
+def _leaky_chain(emit: Emitter, t: ir.Value, table: _Table, inside: slice) -> ir.Value:
     """2. The inner part plus lambda t is monotone, so that it is a composition of maps with one knot each.
 
     With slopes b_i = a_i + lambda > 0, ``y = b_last t``, then from the last knot to the first
-    ``y = LeakyRelu(y - y(knot), b_i / b_(i+1))``: slope 1 to the right of the knot, the ratio to its left.
+    ``y = LeakyRelu(y - y(knot), b_i / b_(i+1))``: slope 1 to the right of the knot, the ratio to its left. The result is
+    right up to a constant.
     """
-    if table.pieces.shape[2] != 2 or table.segments < 2 or not table.is_continuous():
-        return None
-    first, last = table.knots[:, 0], table.knots[:, -1]
-    if table.segments == 2:
-        return _with_tails(emit, x, None, table)
-    t = _clip(emit, x, table, first, last)
-    slopes = table.slopes()[:, 1:-1]
-    spread = slopes.max(axis=1) - slopes.min(axis=1)
-    lift = (
-        np.maximum(0, MIN_SLOPE_SHARE * spread - slopes.min(axis=1)) if slopes.shape[1] > 1 else np.zeros(len(slopes))
-    )
+    slopes, knots = table.slopes()[:, inside], table.knots[:, inside.start : inside.stop - 1]
+    least, spread = slopes.min(axis=1), slopes.max(axis=1) - slopes.min(axis=1)
+    lift = np.where(spread > 0, np.maximum(0, MIN_SLOPE_SHARE * spread - least), 0)
     lifted = slopes + lift[:, None]
     y = t if (lifted[:, -1] == 1).all() else emit.op("Mul", t, table.plain(lifted[:, -1]))
-    at_knots = lifted[:, -1:] * table.knots
-    for knot in range(slopes.shape[1] - 1, 0, -1):
-        ratio = lifted[:, knot - 1] / lifted[:, knot]
+    at_knots = lifted[:, -1:] * knots
+    for knot in reversed(range(knots.shape[1])):
+        ratio = lifted[:, knot] / lifted[:, knot + 1]
         y = emit.op("Sub", y, table.plain(at_knots[:, knot]))
         y = emit.op("PRelu", y, ratio) if table.per_channel else emit.op("LeakyRelu", y, alpha=float(ratio[0]))
         at_knots = at_knots - at_knots[:, knot : knot + 1]
         at_knots = np.where(at_knots < 0, ratio[:, None] * at_knots, at_knots)
-    if lift.any():
-        y = emit.op("Sub", y, emit.op("Mul", t, table.plain(lift)))
-    return _with_tails(emit, x, y, table)
+    return emit.op("Sub", y, emit.op("Mul", t, table.plain(lift))) if lift.any() else y
 
 
-def _clip(emit: Emitter, x: ir.Value, table: _Table, low: NDArray[np.float64], high: NDArray[np.float64]) -> ir.Value:
-    """Clip takes scalar bounds only."""
-    if table.per_channel:
-        return emit.op("Min", emit.op("Max", x, low), high)
-    return emit.op("Clip", x, low[0], high[0])
+def _clip(emit: Emitter, x: ir.Value, table: _Table, inside: slice) -> ir.Value:
+    """Keep x within the pieces; Clip takes scalar bounds only."""
+    high = table.plain(table.knots[:, inside.stop - 1])
+    if inside.start == 0:
+        return emit.op("Min", x, high)
+    low = table.plain(table.knots[:, inside.start - 1])
+    return emit.op("Min", emit.op("Max", x, low), high) if table.per_channel else emit.op("Clip", x, low, high)
 
 
-def _with_tails(emit: Emitter, x: ir.Value, inner: ir.Value | None, table: _Table) -> ir.Value:
-    """Add the tails ``a_0 Min(x, k_1)`` and ``a_m Max(x, k_m)``, and the constant that makes s right at one place.
+class _Tails:
+    """The linear tails ``a_0 Min(x, low)`` and ``a_m Max(x, high)``, and the constant that makes s right at one place.
 
     That place is zero where s(0) = 0, else the first knot.
     """
-    terms = [] if inner is None else [inner]
-    for op_type, knot, slope in (("Min", 0, table.tail(0)[1]), ("Max", -1, table.tail(-1)[1])):
-        if slope.any():
-            bounded = emit.op(op_type, x, table.plain(table.knots[:, knot]))
-            terms.append(bounded if (slope == 1).all() else emit.op("Mul", bounded, table.plain(slope)))
-    if not terms:  # constant on both sides
-        terms = [emit.op("Mul", x, 0.0)]
-    total = terms[0]
-    for term in terms[1:]:
-        total = emit.op("Add", total, term)
-    at_zero = table.at_zero()
-    places = np.where(at_zero == 0, 0.0, table.knots[:, 0])
-    values = np.where(at_zero == 0, 0.0, table.at_knots(0)[:, 0])
-    offset = values - emit.evaluate(x, places)
-    return emit.op("Add", total, table.plain(offset)) if offset.any() else total
+
+    def __init__(self, table: _Table, bounds: tuple[NDArray[np.float64], NDArray[np.float64]]) -> None:
+        self._table = table
+        self._bounds = bounds
+
+    def add(self, emit: Emitter, x: ir.Value, inner: ir.Value | None) -> ir.Value:
+        table = self._table
+        terms = [] if inner is None else [inner]
+        for op_type, bound, slope in zip(("Min", "Max"), self._bounds, table.tail_slopes(), strict=True):
+            if slope.any():
+                at_zero = op_type == "Max" and not bound.any()
+                limit = np.broadcast_to(bound, slope.shape)
+                term = emit.op("Relu", x) if at_zero else emit.op(op_type, x, table.plain(limit))
+                terms.append(term if (slope == 1).all() else emit.op("Mul", term, table.plain(slope)))
+        total = terms[0] if terms else emit.op("Mul", x, 0.0)  # constant on both sides
+        for term in terms[1:]:
+            total = emit.op("Add", total, term)
+        offset = self._offset(emit, x)
+        return emit.op("Add", total, table.plain(offset)) if offset.any() else total
+
+    def _offset(self, emit: Emitter, x: ir.Value) -> NDArray[np.float64]:
+        table = self._table
+        zero = table.at_zero() == 0
+        values = np.where(zero, 0.0, table.at_knots(0)[:, 0])
+        offset = values - emit.evaluate(x, np.where(zero, 0.0, table.knots[:, 0]))
+        return np.where(~zero & (np.abs(offset) <= CONTINUITY * (1 + np.abs(values))), 0.0, offset)
 
 
-def _even_polynomial(emit: Emitter, x: ir.Value, table: _Table) -> ir.Value | None:
-    """3. Knots -T, 0, T, tails a_0 x + b and a_3 x + b, and pieces alike but for a multiple of x and the sign of odd powers."""
-    if table.segments != 4 or table.per_channel or not table.has_linear_tails() or table.origins.any():
-        return None
-    knots, pieces = table.knots[0], table.pieces[0]
-    signs = (-1.0) ** np.arange(pieces.shape[1])
-    mirrored = pieces[1] * signs
-    slopes = np.zeros_like(mirrored)
-    slopes[1] = pieces[0, 1] + pieces[3, 1]
-    even = knots[1] == 0 and knots[0] == -knots[2] and pieces[0, 0] == pieces[3, 0]
-    if not even or not np.allclose(pieces[2] - mirrored, slopes, rtol=0, atol=CONTINUITY) or not table.is_continuous():
-        return None
-    remainder = pieces[2].copy()
-    remainder[1] -= pieces[3, 1]
-    y = _horner(emit, emit.op("Min", emit.op("Abs", x), knots[2]), remainder)
-    for op_type, slope in (("Max", pieces[3, 1]), ("Min", pieces[0, 1])):
-        if slope:
-            bounded = emit.op("Relu", x) if op_type == "Max" else emit.op("Min", x, 0.0)
-            y = emit.op("Add", y, bounded if slope == 1 else emit.op("Mul", bounded, slope))
-    return y
-
-
-def _clipped_polynomial(emit: Emitter, x: ir.Value, table: _Table) -> ir.Value | None:
-    """4."""
-    if table.segments != 3 or table.per_channel or not table.has_linear_tails() or not table.is_continuous():
-        return None
-    knots = table.knots[0]
-    t = emit.op("Clip", x, knots[0], knots[1])
-    origin = table.origins[0, 1]
-    inner = _horner(emit, emit.op("Sub", t, origin) if origin else t, table.pieces[0, 1])
-    return _with_tails(emit, x, inner, table)
+_AT_ZERO = (np.zeros(1), np.zeros(1))
 
 
 def _selected_pieces(emit: Emitter, x: ir.Value, table: _Table) -> ir.Value:
-    """5."""
+    """4."""
     varying = np.flatnonzero(table.pieces[:, :, 1:].any(axis=(0, 2)))
     first = int(varying[0]) if len(varying) else 0
     result = _piece(emit, x, table, first)
@@ -253,10 +281,31 @@ def _selected_pieces(emit: Emitter, x: ir.Value, table: _Table) -> ir.Value:
 
 
 def _piece(emit: Emitter, x: ir.Value, table: _Table, i: int) -> ir.Value:
-    origin = table.plain(table.origins[:, i])
-    t = emit.op("Sub", x, origin) if np.any(origin) else x
-    pieces = table.pieces[:, i]
-    return _horner(emit, t, pieces if table.per_channel else pieces[0])
+    """Insert piece i; one that is zero at zero stays so in any precision."""
+    origin, coefficients = table.origins[:, i], table.pieces[:, i]
+    low, high = table.bounds(i)
+    if table.per_channel or not np.isfinite(high - low) or not _cancels(origin[0], coefficients[0], low, high):
+        return _about(emit, x, table.plain(origin), table.plain(coefficients))
+    plain = Polynomial(coefficients[0])(Polynomial([-origin[0], 1.0])).coef
+    through_zero = plain[0] == 0
+    middle = (low + high) / 2
+    moved = Polynomial(plain[1:] if through_zero else plain)(Polynomial([middle, 1.0])).coef
+    y = _about(emit, x, middle, np.asarray(moved, dtype=np.float64))
+    return emit.op("Mul", y, x) if through_zero else y
+
+
+def _cancels(origin: float, coefficients: NDArray[np.float64], low: float, high: float) -> bool:
+    """Tell whether the powers cancel in float32, as those of degree 12 about the end of their piece do."""
+    moved = Polynomial(coefficients)(Polynomial([(low + high) / 2 - origin, 1.0])).coef
+    reach = max(abs(low - origin), abs(high - origin))
+    lost = np.abs(coefficients) @ reach ** np.arange(len(coefficients))
+    return bool(lost > CANCELLATION * (np.abs(moved) @ ((high - low) / 2) ** np.arange(len(moved))))
+
+
+def _about(
+    emit: Emitter, x: ir.Value, origin: float | NDArray[np.float64], coefficients: NDArray[np.float64]
+) -> ir.Value:
+    return _horner(emit, emit.op("Sub", x, origin) if np.any(origin) else x, coefficients)
 
 
 def _horner(emit: Emitter, t: ir.Value, coefficients: NDArray[np.float64]) -> ir.Value:
