@@ -47,7 +47,8 @@ class Spline:
     def __post_init__(self) -> None:
         """Store the arrays as read-only float32 and check them."""
         for name in ("knots", "coefficients", "origins"):
-            array = np.array(getattr(self, name), dtype=np.float32)
+            with np.errstate(over="ignore"):  # what overflows is refused
+                array = np.array(getattr(self, name), dtype=np.float32)
             if not np.isfinite(array).all():
                 msg = f"spline {name} must be finite, got {array[~np.isfinite(array)][0]}"
                 raise ValueError(msg)
@@ -82,11 +83,12 @@ class Spline:
         """Build a single-table spline from anything array-like; origins default to zero."""
         table = np.asarray(coefficients, dtype=np.float64)
         zeros = np.zeros(table.shape[0])
-        return cls(
-            np.asarray(knots, dtype=np.float32).reshape(-1),
-            table.astype(np.float32),
-            np.asarray(zeros if origins is None else origins, dtype=np.float32),
-        )
+        with np.errstate(over="ignore"):  # what overflows is refused
+            return cls(
+                np.asarray(knots, dtype=np.float32).reshape(-1),
+                table.astype(np.float32),
+                np.asarray(zeros if origins is None else origins, dtype=np.float32),
+            )
 
     @property
     def segments(self) -> int:
@@ -152,11 +154,12 @@ class Spline:
         Raises:
             ValueError: an attribute is missing or the lengths do not fit together.
         """
-        missing = [name for name in ("degree", "knots", "coefficients", "origins") if attributes.get(name) is None]
+        axis = attributes.get("axis")
+        needed = ("degree", "knots", "coefficients", "origins", *(() if axis is None else ("channels",)))
+        missing = [name for name in needed if attributes.get(name) is None]
         if missing:
             msg = f"actx::Spline needs the attribute {missing[0]}"
             raise ValueError(msg)
-        axis = attributes.get("axis")
         lead: Sequence[int] = () if axis is None else (int(attributes["channels"]),)
         width = int(attributes["degree"]) + 1
         try:
