@@ -76,7 +76,7 @@ def _irreplaceable(path: Path) -> str:
         return "is no bundle"
     try:
         files = set(json.loads((path / MANIFEST).read_bytes())["files"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return f"its {MANIFEST} is not that of a bundle"
     others = sorted(entry.name for entry in path.iterdir() if entry.name not in files | {MANIFEST})
     return f"holds {others[0]!r}, which no export wrote" if others else ""

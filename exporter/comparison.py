@@ -13,6 +13,7 @@ from actx.exporter import runtime
 from actx.exporter.bundle import read_bundle
 from actx.exporter.drift import DriftReport, SiteTap
 from actx.exporter.drift import check as check_graphs
+from actx.exporter.errors import ActxError
 from actx.exporter.inspection import open_data, owners
 from actx.exporter.latency import LatencyReport
 from actx.exporter.latency import profile as profile_graphs
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from actx.exporter.data import Data, InputSpec
     from actx.exporter.lift import Site
+    from actx.exporter.load import LoadedModel
 
 Progress: TypeAlias = Callable[[int, int], None]
 
@@ -127,8 +129,10 @@ def _opened(
     sites = lift(loaded.model).sites
     samples = open_data(loaded, data, batch_size)
     with workspace(loaded) as original:
+        proto = _read(graph)
+        _check_names(loaded, proto)
         taps = tuple(_taps(artifact, {site.name: site for site in sites}))
-        yield _Compared(original, graph, samples, taps, owners(sites), _marked(graph))
+        yield _Compared(original, graph, samples, taps, owners(sites), _marked(proto))
 
 
 def _taps(artifact: Path, sites: Mapping[str, Site]) -> Iterator[SiteTap]:
@@ -145,9 +149,29 @@ def tap(site: Site, artifact_input: str, artifact_output: str, scale: float) -> 
     return SiteTap(site.name, site.evaluate, site.output, artifact_input, artifact_output, scale, scale)
 
 
-def _marked(graph: Path) -> dict[str, str]:
+def _read(graph: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(graph, load_external_data=False)
+    except Exception as error:
+        raise ActxError(f"{graph} is not an ONNX model", note=str(error), remedy="Export the model again.") from error
+
+
+def _check_names(loaded: LoadedModel, artifact: onnx.ModelProto) -> None:
+    """Raise where an artifact has other inputs or outputs: it is of another model."""
+    held = {tensor.name for tensor in artifact.graph.initializer}
+    inputs = sorted(spec.name for spec in loaded.inputs), sorted({v.name for v in artifact.graph.input} - held)
+    outputs = [str(value.name) for value in loaded.model.graph.outputs], [v.name for v in artifact.graph.output]
+    for kind, (ours, theirs) in (("inputs", inputs), ("outputs", outputs)):
+        if ours != theirs:
+            raise ActxError(
+                f"the artifact has other {kind} than the original, or in another order",
+                note=f"original {', '.join(ours)}; artifact {', '.join(theirs)}",
+                remedy="Give the model that it was exported from.",
+            )
+
+
+def _marked(model: onnx.ModelProto) -> dict[str, str]:
     """Return the site of every value that an exported graph computes for one: lower marks their nodes."""
-    model = onnx.load(graph, load_external_data=False)
     return {
         value: prop.value
         for node in model.graph.node

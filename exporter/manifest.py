@@ -130,7 +130,7 @@ class Manifest(_Strict):
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ActxError(f"cannot read {path}", note=str(error), remedy="Export the model again.") from error
         version = content.get("version") if isinstance(content, dict) else None
         if version != VERSION:

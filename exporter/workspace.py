@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from actx.exporter.errors import ActxError
 from actx.exporter.save import save
 
 if TYPE_CHECKING:
@@ -19,7 +20,12 @@ ORIGINAL = "original.onnx"
 
 @contextlib.contextmanager
 def workspace(loaded: LoadedModel) -> Iterator[Path]:
-    """Give the path of the original graph as ONNX; it is removed at the end."""
+    """Give the path of the original graph as ONNX; it is removed at the end, and errors name the user's file instead."""
     with tempfile.TemporaryDirectory(prefix="actx-") as folder:
-        save({ORIGINAL: loaded.model}, Path(folder))
-        yield Path(folder) / ORIGINAL
+        path = Path(folder) / ORIGINAL
+        try:
+            save({ORIGINAL: loaded.model}, Path(folder))
+            yield path
+        except ActxError as error:
+            error.what = error.what.replace(str(path), str(loaded.source))
+            raise

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["LoadedModel", "load"]
 
 MIN_OPSET, MAX_OPSET = 13, 25
+# Of the ONNX release that has MAX_OPSET. Newer tools write a newer one unasked, which runtimes refuse.
+MAX_IR = 13
 
 _EXPORT = "torch.export.save(torch.export.export(module, args), 'model.pt2')"
 _REFUSED = {
@@ -81,6 +83,7 @@ def load(path: Path, *, inputs: Sequence[InputSpec] = (), trust: bool = False) -
     with quiet():
         model = read_archive(path, trust=trust) if found is Format.ARCHIVE else read_onnx(path)
         _check_opset(path, model)
+        model.ir_version = min(model.ir_version, MAX_IR)
         name_batch(model)
         apply_specs(model, inputs)
         prepare(model)
