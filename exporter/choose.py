@@ -79,13 +79,13 @@ def choose(
         ActxError: a pinned form cannot be had.
     """
     for pattern in pins or {}:
-        if not any(fnmatchcase(site.name, pattern) for site in sites):
+        if not any(_matches(site, pattern) for site in sites):
             raise UsageError(f"no site is named {pattern!r}", note=f"the model has {_listed(sites)}")
     fitter = _Fitter(fold=fold)
     choices = []
     for site in sites:
         observed = (statistics or {}).get(site.name)
-        pinned = [f for pattern, f in (pins or {}).items() if fnmatchcase(site.name, pattern)]
+        pinned = [f for pattern, f in (pins or {}).items() if _matches(site, pattern)]
         if pinned:
             choices.append(_pinned(fitter, site, pinned[-1], observed))
         elif form is not None:
@@ -95,6 +95,10 @@ def choose(
         if progress is not None:
             progress(len(choices), len(sites))
     return tuple(choices)
+
+
+def _matches(site: Site, pattern: str) -> bool:
+    return site.name == pattern or fnmatchcase(site.name, pattern)
 
 
 def _listed(sites: Sequence[Site]) -> str:

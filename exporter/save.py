@@ -18,7 +18,7 @@ INLINE_BYTES = 1024
 
 
 def save(graphs: Mapping[str, ir.Model], folder: Path, weights: str = WEIGHTS) -> None:
-    """Write models whose initializers of one name are the same tensor, each tensor once.
+    """Write models that share tensors, each tensor once.
 
     Args:
         graphs: model by file name.
@@ -28,13 +28,13 @@ def save(graphs: Mapping[str, ir.Model], folder: Path, weights: str = WEIGHTS) -
     Raises:
         ActxError: the folder cannot be written to, or the disk is full.
     """
-    large: dict[str, ir.TensorProtocol] = {}
+    large: dict[int, ir.TensorProtocol] = {}  # by identity: branches of an If may have weights of one name
     for model in graphs.values():
         for value in _initializers(model):
             tensor = value.const_value
             assert tensor is not None
             if tensor.nbytes > INLINE_BYTES:
-                large.setdefault(str(value.name), tensor)
+                large[id(tensor)] = tensor
     try:
         (folder / weights).touch()
         external = ir.external_data.convert_tensors_to_external(list(large.values()), folder, weights)
@@ -47,12 +47,12 @@ def save(graphs: Mapping[str, ir.Model], folder: Path, weights: str = WEIGHTS) -
         ) from error
 
 
-def _save_graph(model: ir.Model, path: Path, stored: Mapping[str, ir.TensorProtocol]) -> None:
+def _save_graph(model: ir.Model, path: Path, stored: Mapping[int, ir.TensorProtocol]) -> None:
     """Save with references to the stored tensors, and give the model its own tensors back."""
     own = [(value, value.const_value) for value in _initializers(model)]
     try:
         for value, tensor in own:
-            value.const_value = stored.get(str(value.name)) or _in_memory(tensor)
+            value.const_value = stored.get(id(tensor)) or _in_memory(tensor)
         ir.save(model, path)
     finally:
         for value, tensor in own:
