@@ -1,0 +1,310 @@
+"""What all verbs have in common: help, errors, exit codes, JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shlex
+import signal
+import subprocess
+import sys
+import termios
+import time
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import pytest
+import typer.main
+
+from actx.cli.main import app
+from tests.cli.conftest import process
+from tests.networks import SPELLINGS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.cli.conftest import Actx
+
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+HEAVY = ("torch", "onnxruntime", "onnx", "scipy", "numpy", "matplotlib", "rich")
+
+
+# --- help ---
+
+
+def test_the_verbs() -> None:
+    assert list(COMMANDS) == ["inspect", "export", "check", "profile", "fit", "demo"]
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_every_verb_has_help_and_an_example(actx: Actx, verb: str) -> None:
+    for flag in ("--help", "-h"):
+        result = actx(verb, flag)
+        assert (result.code, result.err) == (0, "")
+    text = " ".join(result.out.split())
+    assert f"Example: actx {verb}" in text
+    assert all(parameter.help for parameter in COMMANDS[verb].params)
+    assert "--json" in text
+    assert max(map(len, result.out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_the_example_of_every_verb_parses(verb: str) -> None:
+    example = " ".join(COMMANDS[verb].epilog.split()).removeprefix("Example: ")
+    program, name, *arguments = shlex.split(example)
+    assert (program, name) == ("actx", verb)
+    COMMANDS[verb].make_context(verb, arguments)
+
+
+def test_the_list_of_verbs_is_not_cut_off(actx: Actx) -> None:
+    result = actx("--help")
+    assert result.code == 0
+    assert "..." not in result.out.partition("Commands:")[2]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = f"""
+import sys
+from actx.cli.main import run
+for arguments in ([], ["--help"], *([verb, "--help"] for verb in {list(COMMANDS)!r}), ["--version"], ["nothing"]):
+    sys.argv = ["actx", *arguments]
+    run()
+sys.exit(f"imported {{set({HEAVY!r}) & set(sys.modules)}}" if set({HEAVY!r}) & set(sys.modules) else 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_module_is_the_command() -> None:
+    result = process("--version")
+    assert result.code == 0
+    assert result.out.startswith("actx ")
+
+
+def test_completion(monkeypatch: pytest.MonkeyPatch) -> None:
+    def complete(words: str) -> list[str]:
+        variables = {
+            "_ACTX_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split(" ")) - 1),
+        }
+        actx = [sys.executable, "-c", "import sys; sys.argv[0] = 'actx'; from actx.cli.main import main; main()"]
+        done = subprocess.run(actx, env={**os.environ, **variables}, capture_output=True, text=True, check=False)
+        return done.stdout.split()
+
+    assert complete("actx ins") == ["inspect"]
+    assert complete("actx fit gelu --form pwl") == ["pwl:8", "pwl:16", "pwl:32"]
+    assert complete("actx export m --target o") == ["ort-cpu", "onnx"]
+
+
+def test_a_completion_script() -> None:
+    result = process("--show-completion", "bash")
+    assert "complete" in result.out + result.err
+    assert "Traceback" not in result.err
+
+
+# --- errors ---
+
+ERRORS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "no such verb": (2, ("nothing",)),
+    "no argument": (2, ("inspect",)),
+    "unknown option": (2, ("fit", "gelu", "--bogus")),
+    "option without a value": (2, ("fit", "gelu", "--form")),
+    "surplus argument": (2, ("fit", "gelu", "relu")),
+    "number that is none": (2, ("export", "MODEL", "--runs", "many")),
+    "number out of range": (2, ("export", "MODEL", "--runs", "0")),
+    "negative budget": (2, ("export", "MODEL", "--max-drift", "-1")),
+    "nan budget": (2, ("export", "MODEL", "--max-drift", "nan")),
+    "unknown form": (2, ("export", "MODEL", "--form", "magic:3")),
+    "form out of range": (2, ("export", "MODEL", "--form", "pwl:99")),
+    "unknown target": (2, ("export", "MODEL", "--target", "tpu")),
+    "planned target": (4, ("export", "MODEL", "--target", "trt")),
+    "unknown metric": (2, ("export", "MODEL", "--metric", "accuracy")),
+    "metric that does not import": (1, ("check", "MODEL", "MODEL", "--metric", "no.such:thing")),
+    "unknown activation": (2, ("fit", "magic")),
+    "site without a form": (2, ("export", "MODEL", "--site", "abc")),
+    "site with an unknown form": (2, ("export", "MODEL", "--site", "abc=magic")),
+    "site that is not there": (2, ("export", "MODEL", "--site", "abc=pwl:8")),
+    "malformed input": (2, ("inspect", "MODEL", "--input", "x")),
+    "input that is not there": (2, ("inspect", "MODEL", "--input", "z:float32[2]")),
+    "missing model": (1, ("inspect", "missing.onnx")),
+    "folder for a model": (1, ("inspect", ".")),
+    "missing data": (1, ("inspect", "MODEL", "--data", "missing.npz")),
+    "missing artifact": (1, ("check", "MODEL", "missing")),
+    "plot of another kind": (2, ("fit", "relu", "--plot", "plot.pdf")),
+    "plot to nowhere": (1, ("fit", "relu", "--plot", "missing/plot.png")),
+    "interval that is none": (2, ("fit", "gelu", "--range", "1")),
+    "interval upside down": (2, ("fit", "gelu", "--range", "2,1")),
+    "logits that are not there": (2, ("check", "MODEL", "MODEL", "--logits", "nothing")),
+    "missed budget": (3, ("export", "MODEL", "--form", "relu", "--max-drift", "0", "--no-profile")),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+@pytest.mark.parametrize("json_flag", [False, True])
+def test_errors(actx: Actx, model: Path, case: str, json_flag: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line that says what failed, then the facts, then the remedy, all on stderr."""
+    monkeypatch.chdir(model.parent)
+    code, arguments = ERRORS[case]
+    flags = ("--json",) if json_flag and case not in {"no such verb", "option without a value"} else ()
+    result = actx(*(str(model) if a == "MODEL" else a for a in arguments), *flags)
+    assert (result.code, result.out) == (code, "")
+    lines = result.err.splitlines()
+    assert lines[0].startswith("Error: ")
+    assert 1 <= len(lines) <= 3
+    assert not any(line.startswith("Error") for line in lines[1:])
+    assert all(line.strip() for line in lines)
+    assert "Traceback" not in result.err
+    assert "not an error that actx expects" not in result.err
+
+
+def test_the_traceback_on_demand(actx: Actx, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "Traceback" not in actx("inspect", "missing.onnx").err
+    monkeypatch.setenv("ACTX_DEBUG", "1")
+    result = actx("inspect", "missing.onnx")
+    assert "Traceback" in result.err
+    assert "\nError: cannot read missing.onnx\n" in result.err
+    assert result.code == 1
+
+
+def test_no_arguments_give_the_help(actx: Actx) -> None:
+    result = actx()
+    assert result.code == 2
+    assert "Commands:" in result.err
+    assert result.out == ""
+
+
+# --- JSON ---
+
+
+def object_of(text: str) -> Any:
+    """Parse stdout, which must be one object and nothing else."""
+
+    def refuse(constant: str) -> Any:
+        raise AssertionError(constant)
+
+    tree = json.loads(text, parse_constant=refuse)
+    assert isinstance(tree, dict)
+    return tree
+
+
+def test_json_of_every_verb(actx: Actx, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    cases: dict[str, tuple[object, ...]] = {
+        "inspect": (model, "--explain"),
+        "export": (model, "-o", out, "--form", "pwl:8", "--runs", 2),
+        "check": (model, out),
+        "profile": (model, out, "--runs", 2),
+        "fit": ("gelu",),
+    }
+    found = {}
+    for verb, arguments in cases.items():
+        result = actx(verb, *arguments, "--json")
+        assert (result.code, result.err) == (0, ""), verb
+        found[verb] = object_of(result.out)
+    assert len(found["inspect"]["sites"]) == 3
+    assert found["export"]["bundle"] == str(out)
+    assert found["export"]["drift"]["synthetic"] is True
+    assert found["check"]["within_budget"] is True
+    assert found["profile"]["runs"] == 2
+    assert found["fit"]["form"] == "pwl:16"
+
+
+def test_a_missed_budget_of_check_prints_its_report_and_exits_with_3(actx: Actx, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert actx("export", model, "-o", out, "--form", "relu", "--no-check", "--no-profile").code == 0
+    result = actx("check", model, out, "--max-drift", 1e-9, "--json")
+    assert (result.code, result.err) == (3, "")
+    assert object_of(result.out)["within_budget"] is False
+    result = actx("check", model, out, "--max-drift", 1e-9)
+    assert result.code == 3
+    assert "MISSED" in result.out
+
+
+# --- terminals, pipes and signals ---
+
+
+def on_terminal(columns: int, *arguments: object) -> str:
+    """Run `actx` with stdout on a terminal of this width."""
+    leader, follower = pty.openpty()
+    termios.tcsetwinsize(follower, (24, columns))
+    command = [sys.executable, "-m", "actx.cli.main", *map(str, arguments)]
+    environment = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES"}}
+    with subprocess.Popen(command, stdout=follower, stderr=subprocess.DEVNULL, env=environment) as child:
+        os.close(follower)
+        pieces = []
+        while True:
+            try:
+                piece = os.read(leader, 65536)
+            except OSError:  # the other end is closed
+                break
+            if not piece:
+                break
+            pieces.append(piece)
+        os.close(leader)
+        assert child.wait() == 0
+    return b"".join(pieces).decode().replace("\r\n", "\n")
+
+
+def test_tables_at_80_columns_keep_names_whole(tmp_path: Path) -> None:
+    proto = SPELLINGS["swish_beta"].model(20)
+    long = "encoder.layers.11.feed_forward.intermediate_activation_function.with_a_long_name"
+    for node in proto.graph.node:
+        node.name = f"/{long.replace('.', '/')}/{node.name}"
+    onnx.save(proto, tmp_path / "model.onnx")
+    narrow = on_terminal(80, "inspect", tmp_path / "model.onnx")
+    wide = on_terminal(200, "inspect", tmp_path / "model.onnx")
+    assert f"\n{long}\n" in narrow
+    assert f"\n{long}  swish" in wide
+    assert "\x1b" not in narrow + wide
+    assert max(len(line) for line in narrow.splitlines()) <= len(long)
+
+
+def test_brackets_are_printed_as_they_are(actx: Actx, tmp_path: Path) -> None:
+    proto = SPELLINGS["gelu_op"].model(20)
+    for node in proto.graph.node:
+        node.name = f"blocks[0]/[bold]act/{node.name}"
+    onnx.save(proto, tmp_path / "model.onnx")
+    result = actx("inspect", tmp_path / "model.onnx")
+    assert "[synthetic input: no ranges]" in result.out
+    assert "[bold]" in result.out
+    assert result.out.count("not measured") >= 1
+
+
+def test_a_terminal_without_the_letters_of_a_name(tmp_path: Path) -> None:
+    proto = SPELLINGS["gelu_op"].model(20)
+    for node in proto.graph.node:
+        node.name = f"schicht_β/{node.name}"
+    onnx.save(proto, tmp_path / "model.onnx")
+    command = [sys.executable, "-m", "actx.cli.main", "inspect", str(tmp_path / "model.onnx")]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert rb"\u03b2" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [("fit", "gelu"), ("fit", "gelu", "--json"), ("--help",)])
+def test_a_broken_pipe(arguments: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "actx.cli.main", *arguments]
+    read, write = os.pipe()
+    os.close(read)
+    with subprocess.Popen(command, stdout=write, stderr=subprocess.PIPE) as child:
+        os.close(write)
+        assert child.stderr is not None
+        assert child.stderr.read() == b""
+        assert child.wait() == 1
+
+
+def test_ctrl_c_leaves_nothing_behind(model: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "actx.cli.main", "export", str(model), "-o", str(tmp_path / "out")]
+    with subprocess.Popen([*command, "--form", "relu", "--runs", "1000000"], stderr=subprocess.PIPE) as child:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob(".out.*.partial/weights.data")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        child.send_signal(signal.SIGINT)
+        assert child.stderr is not None
+        error = child.stderr.read()
+        assert child.wait(60) == 130
+    assert b"Traceback" not in error
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
