@@ -17,18 +17,22 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from actx.exporter.fitting.rounding import Rounding
+
 MAX_TAIL_DEGREE = 3
 _NEAREST = 2.0**13.5  # where "far out" begins; fp16 ends two and a half octaves later
 _EXACT = 1e-10  # residual of 1., relative to the largest value: sums of hinges cancel
 _ALGEBRAIC = 3e-11  # residual of 2.
 _INVERSE_POWERS = 4
-# What float64 leaves of a difference of terms as large as the input: a tail of zeros is seen through it.
-_ROUNDING = 256 * 2.0**-52 * FP16_MAX
+_SAFETY = 16  # on the rounding of f
 _NOISE = 1e-12  # a coefficient whose part of f is smaller is a zero seen through rounding
 
 
 def asymptote(
-    function: Callable[[NDArray[np.float64]], NDArray[np.float64]], side: float, max_degree: int = MAX_TAIL_DEGREE
+    function: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    side: float,
+    rounding: Rounding,
+    max_degree: int = MAX_TAIL_DEGREE,
 ) -> NDArray[np.float64] | None:
     """Return float64 (4,) ascending coefficients of the asymptote at side * infinity, or None where there is none."""
     # fp16 numbers: a function that rounds to float32 inside is still exact on them.
@@ -36,27 +40,28 @@ def asymptote(
     y = function(x)
     if not np.isfinite(y).all():
         return None
+    scale = float(np.abs(y).max())
+    blur = _SAFETY * float(rounding.at(x).max())
     for inverse, tolerance in ((0, _EXACT), (_INVERSE_POWERS, _ALGEBRAIC)):
         for degree in range(min(max_degree, 1 if inverse else max_degree) + 1):
-            found = _fit(x, y, degree, inverse, tolerance)
+            found = _fit(x, y, degree, inverse, max(tolerance * scale, blur), max(_NOISE * scale, blur))
             if found is not None:
                 return found
     return None
 
 
 def _fit(
-    x: NDArray[np.float64], y: NDArray[np.float64], degree: int, inverse: int, tolerance: float
+    x: NDArray[np.float64], y: NDArray[np.float64], degree: int, inverse: int, tolerance: float, least: float
 ) -> NDArray[np.float64] | None:
-    scale = float(np.abs(y).max())
     powers = np.arange(-inverse, degree + 1)
     matrix = (x[:, None] / FP16_MAX) ** powers
     norms = np.abs(matrix).max(axis=0)
     solution, *_ = np.linalg.lstsq(matrix / norms, y, rcond=None)
-    if np.abs(matrix / norms @ solution - y).max() > max(tolerance * scale, _ROUNDING):
+    if np.abs(matrix / norms @ solution - y).max() > tolerance:
         return None
     solution /= norms
     result = np.zeros(MAX_TAIL_DEGREE + 1)
-    kept = np.where(np.abs(solution) <= max(_NOISE * scale, _ROUNDING), 0.0, solution)[powers >= 0]
+    kept = np.where(np.abs(solution) <= least, 0.0, solution)[powers >= 0]
     result[: degree + 1] = kept / FP16_MAX ** np.arange(degree + 1)
     return _snap(result)
 

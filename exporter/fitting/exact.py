@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from actx.exporter.fitting.problem import Function, Problem
 
 _RESIDUAL = 1e-11  # of a polynomial between two breaks, relative to the largest value there
-_CANCELLED = 256 * 2.0**-52  # what a sum of hinges as large as x leaves where it is zero
+_SAFETY = 16  # on the rounding of f
 _AGREEMENT = 1e-9  # of the whole with f, relative
 _NEAR = 1e-5  # how far a sharpened knot may lie from its break, relative
 
@@ -36,7 +36,7 @@ def recognise(problem: Problem, degree: int, segments: int, *, continuous: bool)
     pieces = []
     for i, (low, high) in enumerate(pairwise(edges)):
         tail = not problem.bounded and i in (0, len(edges) - 2)
-        piece = _polynomial(problem.function, low, high, degree, tail=tail)
+        piece = _polynomial(problem, low, high, degree, tail=tail)
         if piece is None:
             return None
         pieces.append(piece)
@@ -44,7 +44,7 @@ def recognise(problem: Problem, degree: int, segments: int, *, continuous: bool)
     return chain if chain is not None and _agrees(problem, chain) else None
 
 
-def _polynomial(function: Function, low: float, high: float, degree: int, *, tail: bool) -> Piece | None:
+def _polynomial(problem: Problem, low: float, high: float, degree: int, *, tail: bool) -> Piece | None:
     """Polynomial of the lowest degree that f is on (low, high), about zero."""
     if low < 0 < high:
         a, b = max(low, -4.0), min(high, 4.0)
@@ -53,9 +53,9 @@ def _polynomial(function: Function, low: float, high: float, degree: int, *, tai
     else:
         a, b = max(low, high - 2 * max(1.0, -high)), high
     x = (a + b) / 2 + (b - a) / 2 * 0.999 * np.cos(np.pi * (np.arange(6 * degree + 6) + 0.5) / (6 * degree + 6))
-    y = function(x)
+    y = problem.function(x)
     size, scale = float(np.abs(x).max()), float(np.abs(y).max())
-    rounding = max(_RESIDUAL * scale, _CANCELLED * size)
+    rounding = max(_RESIDUAL * scale, _SAFETY * float(problem.cells.rounding.within(x, x, y[:, None]).max()))
     for order in range(degree + 1):
         matrix = (x / size)[:, None] ** np.arange(order + 1)
         coefficients, *_ = np.linalg.lstsq(matrix, y, rcond=None)

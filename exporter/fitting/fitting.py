@@ -21,6 +21,7 @@ from actx.exporter.fitting.exact import recognise
 from actx.exporter.fitting.family import Solution
 from actx.exporter.fitting.measure import measure
 from actx.exporter.fitting.problem import Function, Problem, require_finite, sample, symmetry_of
+from actx.exporter.fitting.rounding import Rounding
 from actx.exporter.fitting.sampling import FP16_MAX, Cells, cells, law
 
 if TYPE_CHECKING:
@@ -139,9 +140,10 @@ def _quiet(function: Function) -> Function:
 
 def _problem(function: Function, form: Form, interval: tuple[float, float] | None, *, fold: bool) -> Problem:
     low, high = (-FP16_MAX, FP16_MAX) if interval is None else _checked(interval)
-    left, right = (None, None) if interval is not None else _asymptotes(function, form)
+    rounding = Rounding.of(function, low, high)
+    left, right = (None, None) if interval is not None else _asymptotes(function, form, rounding)
     degree = min(form.degree, 3)
-    parts = _cells(function, low, high, degree)
+    parts = _cells(function, low, high, degree, rounding)
     span = sample(function, parts, _points(form), left, right)
     symmetry = symmetry_of(function, low, high)
     return Problem(function, low, high, interval is not None, span, symmetry, parts, fold)
@@ -156,10 +158,10 @@ def _span(problem: Problem, form: Form, factor: int) -> Span:
     return sample(problem.function, problem.cells, factor * _points(form), span.left, span.right)
 
 
-def _cells(function: Function, low: float, high: float, degree: int) -> Cells:
+def _cells(function: Function, low: float, high: float, degree: int, rounding: Rounding) -> Cells:
     x = np.linspace(low, high, 257)
     require_finite(x, function(x))
-    return cells(function, low, high, degree)
+    return cells(function, low, high, degree, rounding)
 
 
 def _checked(interval: tuple[float, float]) -> tuple[float, float]:
@@ -173,9 +175,9 @@ def _checked(interval: tuple[float, float]) -> tuple[float, float]:
     return low, high
 
 
-def _asymptotes(function: Function, form: Form) -> tuple[Tail, Tail]:
+def _asymptotes(function: Function, form: Form, rounding: Rounding) -> tuple[Tail, Tail]:
     ends = function(np.array([-FP16_MAX, FP16_MAX]))
-    tails = [asymptote(function, side) for side in (-1.0, 1.0)]
+    tails = [asymptote(function, side, rounding) for side in (-1.0, 1.0)]
     allowed = max(form.family.tail_degree(form), 0)
     for side, tail, value in zip(("left", "right"), tails, ends, strict=True):
         degree = -1 if tail is None else int(np.flatnonzero(np.append(1.0, tail))[-1]) - 1

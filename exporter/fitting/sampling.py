@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from actx.exporter.fitting.rounding import Rounding
+
 FP16_MAX = 65504.0
 _DOWN, _UP = np.float32(-np.inf), np.float32(np.inf)
 # A split point off the middle, and edges off round numbers: a break at a round number must fall INSIDE a cell.
@@ -31,8 +33,7 @@ _SHARE = 1 / 500  # largest share of a cell in the whole weight
 _LEVELS = 192  # a faint kink waits until the steeper ones are found
 _BLUR = 1e-6  # distance of breaks that are one, relative
 _EVEN_SHARE = 0.1  # of the grid's points, spread over the cells whatever they weigh
-_VISIBLE_ROUNDING = 1e-10  # second differences over 3e-7 x of a smooth f are below 1e-12
-_AT_ZERO = 1e-9  # closer to zero than any feature of an activation
+_SAFETY = 4  # on rounding
 _PARTS = 5  # an odd number, so that no break at a round fraction falls on an edge
 _MAX_ACTIVE = 4000  # cells split per level: bounds the work where f is noise
 
@@ -45,20 +46,26 @@ class Cells:
         edges: float64 (m + 1,), ascending.
         weights: float64 (m,), see 1. above; 0 where f is a polynomial of the degree, to rounding.
         breaks: float64 (k, 2), the ends of the tiny cells that hold a break.
+        rounding: of f.
 
     """
 
     edges: NDArray[np.float64]
     weights: NDArray[np.float64]
     breaks: NDArray[np.float64]
+    rounding: Rounding
 
 
 def cells(
-    function: Callable[[NDArray[np.float64]], NDArray[np.float64]], low: float, high: float, degree: int
+    function: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    low: float,
+    high: float,
+    degree: int,
+    rounding: Rounding,
 ) -> Cells:
     """Cut [low, high] into cells that weigh about the same for segments of the given degree."""
     edges = _first_edges(low, high, degree + 1)
-    weigh = _Scales(function, degree + 1, *_running_size(function, edges), _rounding_unit(function, low, high))
+    weigh = _Scales(function, degree + 1, rounding)
     left, right, weights = _first_cells(weigh, edges)
     done = np.zeros(len(left), dtype=bool)
     for _ in range(_LEVELS):
@@ -82,7 +89,8 @@ def cells(
     left, right, weights, done = left[sort], right[sort], weights[sort], done[sort]
     narrow = right - left <= np.where(done, _NARROW / _SMALLEST, 1.0) * _smallest(left, right)
     broken = narrow & (done | (weights > _limit(left, right, weights, done)))
-    return Cells(np.append(left, right[-1]), np.where(broken, 0.0, weights), _merge(left[broken], right[broken]))
+    breaks = _merge(left[broken], right[broken])
+    return Cells(np.append(left, right[-1]), np.where(broken, 0.0, weights), breaks, rounding)
 
 
 def law(cells_: Cells, degree: int, segments: int) -> float:
@@ -111,16 +119,6 @@ def grid(cells_: Cells, points: int) -> tuple[NDArray[np.float64], NDArray[np.fl
     x = np.concatenate([x, np.nextafter(around[:, 0], _DOWN), np.nextafter(around[:, 1], _UP)]).astype(np.float64)
     x = np.unique(x[(x >= cells_.edges[0]) & (x <= cells_.edges[-1])] + 0.0)
     return x, np.interp(x, cells_.edges, summed)
-
-
-def _rounding_unit(function: Callable[[NDArray[np.float64]], NDArray[np.float64]], low: float, high: float) -> float:
-    """Relative rounding of f: that of float64, or about 1e-7 where the function rounds to float32 inside."""
-    x = np.concatenate([-np.geomspace(0.013, 11.7, 48), np.geomspace(0.013, 11.7, 48)])
-    x = np.clip(x, low, high)[:, None] * (1 + 3e-7 * np.arange(3))
-    y = function(np.clip(x, low, high))
-    second = np.abs(y @ [1.0, -2.0, 1.0])[y[:, 0] != 0] / np.abs(y[y[:, 0] != 0, 0])
-    found = float(np.median(second)) if len(second) else 0.0
-    return found if found > _VISIBLE_ROUNDING else float(np.finfo(np.float64).eps)
 
 
 def _first_edges(low: float, high: float, order: int) -> NDArray[np.float64]:
@@ -152,52 +150,19 @@ def _first_cells(
 
 @dataclass(frozen=True)
 class _Scales:
-    """Weighs cells (1.), telling a difference from rounding.
-
-    The rounding of f at x is that of numbers as large as f is anywhere up to |x|: x clip(x/6 + 1/2, 0, 1) is small near
-    -3 because something as large as 1/2 cancelled.
-    """
+    """Weighs cells (1.), telling a difference from rounding."""
 
     function: Callable[[NDArray[np.float64]], NDArray[np.float64]]
     order: int
-    distance: NDArray[np.float64]
-    size: NDArray[np.float64]
-    unit: float
+    rounding: Rounding
 
     def __call__(self, left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
         order = self.order
         y = self.function(left[:, None] + (right - left)[:, None] * np.linspace(0, 1, order + 1))
         difference = np.abs(y @ [(-1.0) ** k * comb(order, k) for k in range(order + 1)])
-        around = np.searchsorted(self.distance, np.maximum(np.abs(left), np.abs(right)), side="right") - 1
-        size = np.maximum(np.abs(y).max(axis=1), self.size[around.clip(0)])
-        difference[difference <= 2**order * 4 * self.unit * size] = 0
+        difference[difference <= 2**order * _SAFETY * self.rounding.within(left, right, y)] = 0
         result: NDArray[np.float64] = order * difference ** (1 / order)
         return result
-
-
-def _running_size(
-    function: Callable[[NDArray[np.float64]], NDArray[np.float64]], x: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Size of the numbers that f is made of, up to each distance from zero.
-
-    The largest |f| there, or |x| times the steepest slope: in a sum of hinges, terms of that size cancel far out.
-    """
-    sort = np.argsort(np.abs(x), kind="stable")
-    distance, y = np.abs(x)[sort], function(x)
-    slope = np.abs(np.diff(y) / np.diff(x))
-    steepest = np.maximum(np.append(slope, 0.0), np.append(0.0, slope))[sort]
-    size = np.maximum(np.maximum.accumulate(np.abs(y)[sort]), np.maximum.accumulate(steepest) * distance)
-    return distance, np.maximum(size, _cancelled(function))
-
-
-def _cancelled(function: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> float:
-    """Size of the numbers that cancel at zero, where the largest |f| up to there says nothing: 1 in 1 - (x + 1).
-
-    So close to zero second differences of f are rounding, or nothing.
-    """
-    x = np.linspace(1, 2, 65) * _AT_ZERO
-    blur = max(float(np.abs(np.diff(function(side * x), 2)).max()) for side in (-1.0, 1.0))
-    return blur / float(np.finfo(np.float64).eps) if np.isfinite(blur) else 0.0
 
 
 def _smallest(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:

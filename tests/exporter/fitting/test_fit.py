@@ -5,13 +5,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from actx.custom_ops.activations import ACTIVATIONS
 from actx.exporter.errors import ActxError, UsageError
 from actx.exporter.fitting import Fit, Form, fit
+from actx.exporter.fitting.rounding import Rounding
 from actx.exporter.fitting.sampling import cells, law
 
 Array = NDArray[np.float64]
@@ -73,7 +74,10 @@ def test_error_limits(form: str, name: str, limit: float) -> None:
 
 @pytest.mark.parametrize(("name", "degree"), [(n, d) for n in LAWS for d in (1, 2, 3)])
 def test_law_constants(name: str, degree: int) -> None:
-    parts = cells(lambda x: evaluate(ACTIVATIONS[name], x), -65504.0, 65504.0, degree)
+    def function(x: Array) -> Array:
+        return evaluate(ACTIVATIONS[name], x)
+
+    parts = cells(function, -65504.0, 65504.0, degree, Rounding.of(function, -65504.0, 65504.0))
     assert law(parts, degree, 1) == pytest.approx(LAWS[name][degree - 1], rel=0.025)
 
 
@@ -254,6 +258,10 @@ breakpoints = st.lists(st.integers(-40, 40), min_size=1, max_size=5, unique=True
 
 @settings(max_examples=60, deadline=None)
 @given(breakpoints, st.lists(st.integers(-16, 16), min_size=6, max_size=6), st.integers(-16, 16))
+@example([0, 2, 8], [0, 1, -8, 0, 0, 0], 0)
+@example([9, 5, 34, -24, -23], [8, -8, 8, -8, 1, 0], 0)
+@example([-16, -22, 10], [-8, 0, 0, -1, -16, 8], -13)
+@example([0, -3, 2], [0, -16, 16, 0, -1, 0], 1)
 def test_random_linear_pieces_come_out_exact(places: list[int], slopes: list[int], offset: int) -> None:
     knots = np.sort(np.array(places)) / 7
     steps = np.diff(np.array(slopes[: len(knots) + 1])) / 8
