@@ -65,7 +65,7 @@ def _print(found: Inspection, *, explain: bool) -> None:
         )
     mark = " [synthetic input: no ranges]" if found.synthetic else ""
     title = f"{len(rows)} sites in {found.model.source.name}: {found.model.format}, opset {found.model.opset}{mark}"
-    columns = ("site", "kind", "gated", "elements/sample", "range", "zeros", "latency share")
+    columns = ("site", "kind", "gated", "elements/sample", "observed range", "exact zeros", "share of latency")
     printing.print_table(title, columns, rows)
     printing.print_line(f"all sites together: {printing.share(found.activation_share)} of latency (ONNX Runtime CPU)")
     for note in found.notes:

@@ -248,7 +248,7 @@ def on_terminal(columns: int, *arguments: object) -> str:
 
 
 def test_tables_at_80_columns_keep_names_whole(tmp_path: Path) -> None:
-    proto = SPELLINGS["swish_beta"].model(20)
+    proto = SPELLINGS["gelu_op"].model(20)
     long = "encoder.layers.11.feed_forward.intermediate_activation_function.with_a_long_name"
     for node in proto.graph.node:
         node.name = f"/{long.replace('.', '/')}/{node.name}"
@@ -256,7 +256,7 @@ def test_tables_at_80_columns_keep_names_whole(tmp_path: Path) -> None:
     narrow = on_terminal(80, "inspect", tmp_path / "model.onnx")
     wide = on_terminal(200, "inspect", tmp_path / "model.onnx")
     assert f"\n{long}\n" in narrow
-    assert f"\n{long}  swish" in wide
+    assert f"\n{long}  gelu" in wide
     assert "\x1b" not in narrow + wide
     assert max(len(line) for line in narrow.splitlines()) <= len(long)
 
