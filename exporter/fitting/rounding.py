@@ -66,7 +66,8 @@ class Rounding:
         self, left: NDArray[np.float64], right: NDArray[np.float64], y: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """Return the rounding, float64 (m,), of values y of f, float64 (m, n), in cells [left, right], float64 (m,)."""
-        return np.maximum(_EPSILON * np.abs(y).max(axis=1), np.maximum(self.at(left), self.at(right)))
+        own: NDArray[np.float64] = _EPSILON * np.abs(y).max(axis=1)
+        return np.maximum(own, np.maximum(self.at(left), self.at(right)))
 
 
 def _uneven(y: NDArray[np.float64], t: NDArray[np.float64]) -> NDArray[np.float64]:
