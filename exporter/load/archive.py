@@ -44,7 +44,8 @@ _SPECS = ("in_spec", "out_spec")
 _FREE_TEXT = frozenset({"as_string", "as_strings", "torch_version"})
 _IMPORTS = frozenset({"__enum__", "default_factory_module"})
 
-_TARGET = re.compile(r"torch\.ops\.\w+\.\w+(\.\w+)?|torch\.sym_\w+|torch\._sym_\w+|math\.\w+")
+# aten.from_file makes and resizes files.
+_TARGET = re.compile(r"torch\.ops\.(?!aten\.from_file)\w+\.\w+(\.\w+)?|torch\.sym_\w+|torch\._sym_\w+|math\.\w+")
 _OPERATORS = frozenset({
     "getitem", "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "neg", "pos", "abs", "lt", "le", "gt", "ge", "eq",
     "ne", "and_", "or_", "not_", "xor", "lshift", "rshift", "index",

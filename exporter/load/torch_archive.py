@@ -46,13 +46,19 @@ def read_archive(path: Path, *, trust: bool) -> ir.Model:
         converted = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False, optimize=True)
     except Exception as error:
         what = f"torch cannot convert {path} to ONNX"
-        raise ActxError(
-            what, note=str(error), remedy="The note names the operator: rewrite it, or export to ONNX yourself."
-        ) from error
+        remedy = "Rewrite what the note names, or export to ONNX yourself."
+        raise ActxError(what, note=_root(error), remedy=remedy) from error
     assert converted is not None
     model: ir.Model = converted.model
     _strip(model)
     return model
+
+
+def _root(error: BaseException) -> str:
+    """Return the cause at the bottom: what is above it tells how to report it to torch."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"
 
 
 def _refuse_code(path: Path) -> None:
