@@ -145,6 +145,8 @@ def _in_float32(emit: Emitter, x: ir.Value, table: _Table) -> ir.Value:
 
 def _composed(emit: Emitter, x: ir.Value, table: _Table) -> ir.Value:
     """Insert 2 to 5: what lies between the tails, as a function of x or of |x|, plus the tails."""
+    if table.segments == 1:
+        return _selected_pieces(emit, x, table)
     half = table.right_half()
     part, variable = (table, x) if half is None else (half, emit.op("Abs", x))
     inside = slice(1 if half is None else 0, part.segments - 1)
