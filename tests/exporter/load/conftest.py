@@ -43,9 +43,11 @@ def edited(archive: Path, tmp_path: Path) -> Callable[..., Path]:
         with zipfile.ZipFile(archive) as source, zipfile.ZipFile(file, "w") as target:
             for info in source.infolist():
                 name = info.filename.split("/", 1)[1]
-                change = left.pop(name, lambda content: content)
-                if change is not None:
-                    target.writestr(f"{root}/{name}", change(source.read(info)) if callable(change) else change)
+                old = source.read(info)
+                change = left.pop(name, old)
+                content = change if change is None or isinstance(change, (bytes, str)) else change(old)
+                if content is not None:
+                    target.writestr(f"{root}/{name}", content)
             for name, content in left.items():
                 assert isinstance(content, (bytes, str)), name
                 target.writestr(f"{root}/{name}", content)

@@ -424,7 +424,8 @@ def test_loading_twice_gives_the_same(model: Path) -> None:
 def test_an_operator_without_a_translation_is_named(tmp_path: Path) -> None:
     class Bessel(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.special.bessel_j0(x)
+            result: torch.Tensor = torch.special.bessel_j0(x)
+            return result
 
     file = tmp_path / "model.pt2"
     with warnings.catch_warnings():
