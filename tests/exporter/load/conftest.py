@@ -48,9 +48,9 @@ def edited(archive: Path, tmp_path: Path) -> Callable[..., Path]:
                 content = change if change is None or isinstance(change, (bytes, str)) else change(old)
                 if content is not None:
                     target.writestr(f"{root}/{name}", content)
-            for name, content in left.items():
-                assert isinstance(content, (bytes, str)), name
-                target.writestr(f"{root}/{name}", content)
+            for name, added in left.items():
+                assert isinstance(added, (bytes, str)), name
+                target.writestr(f"{root}/{name}", added)
         return file
 
     return edit
