@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from actx.cli import options
-from actx.cli.export import print_exported
+from actx.cli.export import reported
 
 EXAMPLE = "Example: actx demo"
 
@@ -33,12 +33,8 @@ def command(
     from actx.exporter import export  # noqa: PLC0415
     from actx.models.demo import demo_path  # noqa: PLC0415
 
-    with printing.progress_bar() as progress:
-        exported = export(
+    with reported(json=json) as done, printing.progress_bar() as progress:
+        done.exported = export(
             demo_path(MODEL), out, form=options.parse_form(form), data=str(demo_path(DATA)), metric="top1", force=True,
             runs=runs, options=options.runtime_options(threads), progress=progress,
         )  # fmt: skip
-    if json:
-        printing.print_json({"bundle": str(exported.path), **exported.manifest.model_dump(mode="json")})
-    else:
-        print_exported(exported)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +12,8 @@ import typer
 from actx.cli import options
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from actx.exporter.fitting import Form
     from actx.exporter.pipeline import Exported
 
@@ -53,17 +57,40 @@ def command(
     from actx.cli import printing  # noqa: PLC0415 - the help must answer without the library
     from actx.exporter import export  # noqa: PLC0415
 
-    with printing.progress_bar() as progress:
-        exported = export(
+    with reported(json=json) as done, printing.progress_bar() as progress:
+        done.exported = export(
             model, out, target=target, form=options.parse_form(form), sites=_pins(site), data=data,
             inputs=options.parse_inputs(inputs), batch_size=batch_size, metric=metric, max_drift=max_drift, fold=fold,
             measure_drift=check, measure_latency=profile, runs=runs, force=force, trust=trust,
             options=options.runtime_options(threads), progress=progress,
         )  # fmt: skip
-    if json:
-        printing.print_json({"bundle": str(exported.path), **exported.manifest.model_dump(mode="json")})
-    else:
-        print_exported(exported)
+
+
+@dataclass
+class Done:
+    """What an export made, once it has."""
+
+    exported: Exported | None = None
+
+
+@contextlib.contextmanager
+def reported(*, json: bool) -> Iterator[Done]:
+    """Print what the export made, one that missed its budget too."""
+    from actx.cli import printing  # noqa: PLC0415
+    from actx.exporter.pipeline import DriftExceeded  # noqa: PLC0415
+
+    done = Done()
+    try:
+        yield done
+    except DriftExceeded as error:
+        done.exported = error.exported
+        raise
+    finally:
+        if done.exported is not None and json:
+            manifest = done.exported.manifest.model_dump(mode="json")
+            printing.print_json({"bundle": str(done.exported.path), **manifest})
+        elif done.exported is not None:
+            print_exported(done.exported)
 
 
 def _pins(texts: list[str] | None) -> dict[str, Form]:

@@ -60,7 +60,8 @@ def _taken(out: Path) -> bool:
 
 def rejected_place(out: Path) -> Path:
     """Return where a bundle goes that misses a requirement."""
-    return out.absolute().with_name(out.absolute().name + REJECTED)
+    named = out if out.name not in {"", ".."} else out.resolve()
+    return named.with_name(named.name + REJECTED)
 
 
 def _is_bundle(path: Path) -> bool:

@@ -56,5 +56,7 @@ def best_graph(artifact: Path) -> tuple[Path, str]:
         raise ActxError(f"{artifact} does not exist", remedy="Give a bundle that actx export made, or an .onnx file.")
     folder, manifest = read_bundle(artifact)
     native = [name for role, name in manifest.graphs.items() if role != "portable"]
-    reason = f"no kernels for {native[0]} are installed" if native else "the bundle holds this graph only"
+    reason = (
+        f"{native[0]} needs kernels that this version does not have" if native else "the bundle holds this graph only"
+    )
     return folder / PORTABLE, reason

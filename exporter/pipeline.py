@@ -8,7 +8,7 @@ import importlib.metadata
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from actx.exporter import bundle, runtime
@@ -110,7 +110,7 @@ def export(
         progress: told of every step.
 
     Raises:
-        RequirementError: the drift exceeds the budget; the bundle is then at ``OUT.rejected`` and `out` is as it was.
+        DriftExceeded: the drift exceeds the budget; the bundle is then at ``OUT.rejected`` and `out` is as it was.
         UsageError, ActxError: see the steps.
     """
     goal = find_target(target)
@@ -173,6 +173,18 @@ def export(
         return _finish(folder, Exported(out, manifest, drift, latency), force=force)
 
 
+class DriftExceeded(RequirementError):  # noqa: N818 - the name states the condition
+    """The drift is over the budget, or no number.
+
+    Attributes:
+        exported: what was made all the same; its path is ``OUT.rejected``.
+    """
+
+    def __init__(self, exported: Exported, what: str, *, note: str, remedy: str) -> None:
+        super().__init__(what, note=note, remedy=remedy)
+        self.exported = exported
+
+
 class _Steps:
     """Progress of the pipeline, step by step."""
 
@@ -194,7 +206,8 @@ def _finish(folder: Path, exported: Exported, *, force: bool) -> Exported:
     bundle.commit(folder, rejected, force=True)
     budget = "the artifact gives NaN or infinity" if drift.max_drift is None else f"the budget is {drift.max_drift:g}"
     worst = f"; site {drift.worst_site} adds the most noise" if drift.worst_site else ""
-    raise RequirementError(
+    raise DriftExceeded(
+        replace(exported, path=rejected),
         f"the drift is {drift.drift:.6g} ({drift.metric}{', synthetic input' if drift.synthetic else ''})",
         note=f"{budget}{worst}",
         remedy=f"The bundle is at {rejected}. Choose a finer form for that site, or a larger budget.",
@@ -255,7 +268,10 @@ def _notes(sites: Sequence[Site], target: Target, lowered: Lowered) -> list[str]
     if not sites:
         notes.append("the model has no sites: it was exported unchanged")
     if target.native and lowered.native is not None:
-        notes.append(f"kernels for {target.name} are not installed: drift and latency are those of {bundle.PORTABLE}")
+        notes.append(
+            f"{bundle.native_name(target.name)} needs kernels that this version does not have: drift and latency are those of "
+            f"{bundle.PORTABLE}"
+        )
     return notes
 
 

@@ -1,0 +1,95 @@
+"""The README's commands, run as they stand: the two that set up a fresh machine, and the worked example."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+RUN_BY_THIS_TEST = "ACTX_README_TEST"
+
+
+def command(marker: str) -> str:
+    """Return the shell block after an HTML comment."""
+    found = re.search(rf"<!-- {marker} -->\n```sh\n(.*?)\n```", README.read_text(), re.DOTALL)
+    assert found, marker
+    return found[1]
+
+
+def example() -> list[tuple[str, str]]:
+    """Return the commands of the worked example and the first line of what each prints."""
+    blocks = re.findall(r"```console\n(.*?)\n```", README.read_text(), re.DOTALL)
+    steps = [step for block in blocks for step in re.split(r"^\$ ", block, flags=re.MULTILINE) if step]
+    return [(step.partition("\n")[0], step.partition("\n")[2].partition("\n")[0]) for step in steps]
+
+
+def tracked_files() -> list[str]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True)
+    return [name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(os.environ.get(RUN_BY_THIS_TEST)), reason="it is running already: a test of the tests it started")
+def test_two_commands_set_up_a_fresh_machine(tmp_path: Path) -> None:
+    clone = tmp_path / "actx"
+    for name in tracked_files():
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, clone / name, follow_symlinks=False)
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "PYTHON", "VIRTUAL_ENV"))}
+    demo = subprocess.run(["bash", "-ec", command("demo")], cwd=clone, env=clean, capture_output=True, text=True, check=False)
+    assert demo.returncode == 0, demo.stdout[-2000:] + demo.stderr[-2000:]
+    for fact in ("accuracy on the labels", "drift (top1)", "latency:", "bundle: actx-demo"):
+        assert fact in demo.stdout
+    assert (clone / "actx-demo" / "model.onnx").is_file()
+    # The tests themselves are running: here one folder of them shows that the command installs what they need.
+    selected = clean | {RUN_BY_THIS_TEST: "1", "PYTEST_ADDOPTS": "tests/custom_ops"}
+    tests = subprocess.run(["bash", "-ec", command("tests")], cwd=clone, env=selected, capture_output=True, text=True, check=False)
+    assert tests.returncode == 0, tests.stdout[-2000:] + tests.stderr[-2000:]
+    assert re.search(r"\d+ passed", tests.stdout)
+
+
+@pytest.mark.slow
+def test_the_worked_example(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "models" / "data", tmp_path / "models" / "data")
+    scripts = Path(sys.executable).parent
+    environment = os.environ | {"PATH": f"{scripts}:{os.environ['PATH']}", "COLUMNS": "110"}
+    code = 0
+    for line, first in example():
+        if line == "echo $?":
+            assert str(code) == first
+            continue
+        done = subprocess.run(shlex.split(line), cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        code = done.returncode
+        assert code in (0, 3), done.stderr
+        assert first.rstrip() in [printed.rstrip() for printed in (done.stdout + done.stderr).splitlines()]
+
+
+def test_the_python_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np  # noqa: PLC0415
+
+    shutil.copytree(ROOT / "models" / "data", tmp_path / "models" / "data")
+    monkeypatch.chdir(tmp_path)
+    code = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert code
+    with np.load("models/data/evaluation.npz") as data:
+        names = {"images": data["image"]}
+    exec(code[1], names)  # noqa: S102 - the README's own code
+    assert names["logits"].shape == (450, 10)
+
+
+def test_ci_runs_the_tests_command() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "<!-- tests -->" in script
+    extracted = subprocess.run(
+        ["bash", "-c", next(line for line in script.splitlines() if line.startswith("tests=")) + '\nprintf %s "$tests"'],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert extracted.stdout == command("tests")
