@@ -39,7 +39,7 @@ def solve(problem: Problem, form: Form) -> Solution:
     The degree is lowered where the coefficients of a very narrow piece would overflow float32.
     """
     for degree in range(form.degree, 0, -1):
-        chains = [chain for chain in _candidates(problem, degree) if _fits_float32(chain)]
+        chains = [chain for chain in _candidates(problem, degree) if _fits_table(chain, form.degree)]
         if chains:
             splines = [_mended(chain, form.degree) for chain in chains]
             return Solution(splines[int(np.argmin([problem.error(s) for s in splines]))])
@@ -61,8 +61,10 @@ def _candidates(problem: Problem, degree: int) -> list[Chain]:
     return [*chains, _single(span, degree)]
 
 
-def _fits_float32(chain: Chain) -> bool:
-    return all(bool((np.abs(piece.coefficients) < _OVERFLOW).all()) for piece in chain.pieces)
+def _fits_table(chain: Chain, degree: int) -> bool:
+    """Tell whether a table of float32 and of the degree can hold it: as many pins as one piece has may ask for more."""
+    sizes = [np.abs(np.trim_zeros(piece.coefficients, "b")) for piece in chain.pieces]
+    return all(len(size) <= degree + 1 and bool((size < _OVERFLOW).all()) for size in sizes)
 
 
 def _half(span: Span, degree: int) -> Chain:

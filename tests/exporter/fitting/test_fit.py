@@ -292,3 +292,11 @@ def test_random_compositions_are_measured_honestly(first: str, second: str, shif
     x = np.linspace(-12, 12, 50_001).astype(np.float32).astype(np.float64)
     assert np.abs(function(x) - found.spline(x)).max() <= found.max_error * (1 + 1e-3)
     assert found.max_error <= {"pwl:12": 3e-2, "spline:12x3": 1e-3, "spline:9x2": 1e-2}[form]
+
+
+@pytest.mark.parametrize("form", ["poly:2", "poly:3", "spline:3x1", "pwl:4"])
+@pytest.mark.parametrize("name", ["gelu", "silu", "tanh", "sigmoid", "mish", "softplus", "elu"])
+def test_the_smallest_forms(name: str, form: str) -> None:
+    found = fit(ACTIVATIONS[name], Form.parse(form))
+    assert found.spline.degree <= Form.parse(form).degree
+    assert found.max_error <= 0.2  # the constant, or the hinge, between the asymptotes is no better
