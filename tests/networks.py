@@ -477,10 +477,10 @@ def _rational(version: Literal["A", "B"]) -> Write:
         powers = [x, *(g.op("Pow", x, float(i)) for i in range(2, 6))]
         above = g.op("Add", g.op("Sum", *(g.scale(p, c) for p, c in zip(powers, _P[1:], strict=True))), _P[0])
         terms = [g.scale(p, c) for p, c in zip(powers, _Q, strict=False)]
-        if version == "A":
-            below = g.op("Sum", *(g.op("Abs", term) for term in terms))
-        else:
-            below = g.op("Abs", g.op("Sum", *terms))
+        below = {
+            "A": lambda: g.op("Sum", *(g.op("Abs", term) for term in terms)),
+            "B": lambda: g.op("Abs", g.op("Sum", *terms)),
+        }[version]()
         return g.op("Div", above, g.op("Add", below, 1.0))
 
     return write

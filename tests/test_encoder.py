@@ -47,9 +47,7 @@ def held_out(encoder_data: Callable[[str], list[dict[str, NDArray[np.int64]]]], 
 
 
 @pytest.fixture(scope="module")
-def exported(
-    encoder_dynamo_onnx: Path, held_out: Path, tmp_path_factory: Any
-) -> Callable[[str], Exported]:
+def exported(encoder_dynamo_onnx: Path, held_out: Path, tmp_path_factory: Any) -> Callable[[str], Exported]:
     """Return the function from a form to the encoder exported in it, each once."""
     known: dict[str, Exported] = {}
 
@@ -57,7 +55,12 @@ def exported(
         if form not in known:
             out = tmp_path_factory.mktemp("encoder") / "out"
             known[form] = export(
-                encoder_dynamo_onnx, out, form=Form.parse(form), data=str(held_out), metric="cosine", measure_latency=False
+                encoder_dynamo_onnx,
+                out,
+                form=Form.parse(form),
+                data=str(held_out),
+                metric="cosine",
+                measure_latency=False,
             )
         return known[form]
 
@@ -133,11 +136,23 @@ def test_the_raw_hardswish_is_refused(
     from actx.cli.main import run  # noqa: PLC0415
 
     out = tmp_path / "out"
-    args = ["export", str(encoder_dynamo_onnx), "--form", "hardswish", "--data", str(held_out), "--no-profile", "-o", str(out)]
+    args = [
+        "export",
+        str(encoder_dynamo_onnx),
+        "--form",
+        "hardswish",
+        "--data",
+        str(held_out),
+        "--no-profile",
+        "-o",
+        str(out),
+    ]
     monkeypatch.setattr("sys.argv", ["actx", *args, "--metric", "cosine", "--max-drift", "0.1"])
     assert run() == 0
     before = (out / "manifest.json").read_bytes()
-    monkeypatch.setattr("sys.argv", ["actx", *args, "--metric", "cosine", "--max-drift", "0.01", "--no-fold", "--force"])
+    monkeypatch.setattr(
+        "sys.argv", ["actx", *args, "--metric", "cosine", "--max-drift", "0.01", "--no-fold", "--force"]
+    )
     assert run() == 3
     assert "the drift is 0." in capfd.readouterr().err
     assert (out / "manifest.json").read_bytes() == before

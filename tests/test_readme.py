@@ -37,21 +37,26 @@ def tracked_files() -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(os.environ.get(RUN_BY_THIS_TEST)), reason="it is running already: a test of the tests it started")
+@pytest.mark.skipif(
+    bool(os.environ.get(RUN_BY_THIS_TEST)), reason="it is running already: a test of the tests it started"
+)
 def test_two_commands_set_up_a_fresh_machine(tmp_path: Path) -> None:
     clone = tmp_path / "actx"
     for name in tracked_files():
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, clone / name, follow_symlinks=False)
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "PYTHON", "VIRTUAL_ENV"))}
-    demo = subprocess.run(["bash", "-ec", command("demo")], cwd=clone, env=clean, capture_output=True, text=True, check=False)
+    demo = subprocess.run(
+        ["bash", "-ec", command("demo")], cwd=clone, env=clean, capture_output=True, text=True, check=False
+    )
     assert demo.returncode == 0, demo.stdout[-2000:] + demo.stderr[-2000:]
     for fact in ("accuracy on the labels", "drift (top1)", "latency:", "bundle: actx-demo"):
         assert fact in demo.stdout
     assert (clone / "actx-demo" / "model.onnx").is_file()
     # The tests themselves are running: here one folder of them shows that the command installs what they need.
     selected = clean | {RUN_BY_THIS_TEST: "1", "PYTEST_ADDOPTS": "tests/custom_ops"}
-    tests = subprocess.run(["bash", "-ec", command("tests")], cwd=clone, env=selected, capture_output=True, text=True, check=False)
+    script = ["bash", "-ec", command("tests")]
+    tests = subprocess.run(script, cwd=clone, env=selected, capture_output=True, text=True, check=False)
     assert tests.returncode == 0, tests.stdout[-2000:] + tests.stderr[-2000:]
     assert re.search(r"\d+ passed", tests.stdout)
 
@@ -66,7 +71,9 @@ def test_the_worked_example(tmp_path: Path) -> None:
         if line == "echo $?":
             assert str(code) == first
             continue
-        done = subprocess.run(shlex.split(line), cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            shlex.split(line), cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
         code = done.returncode
         assert code in (0, 3), done.stderr
         assert first.rstrip() in [printed.rstrip() for printed in (done.stdout + done.stderr).splitlines()]
@@ -81,7 +88,7 @@ def test_the_python_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert code
     with np.load("models/data/evaluation.npz") as data:
         names = {"images": data["image"]}
-    exec(code[1], names)  # noqa: S102 - the README's own code
+    exec(code[1], names)
     assert names["logits"].shape == (450, 10)
 
 

@@ -299,4 +299,4 @@ def test_random_compositions_are_measured_honestly(first: str, second: str, shif
 def test_the_smallest_forms(name: str, form: str) -> None:
     found = fit(ACTIVATIONS[name], Form.parse(form))
     assert found.spline.degree <= Form.parse(form).degree
-    assert found.max_error <= 0.2  # the constant, or the hinge, between the asymptotes is no better
+    assert found.max_error <= 0.279  # relu as silu: the hinge that joins the asymptotes
