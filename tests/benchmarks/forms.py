@@ -1,4 +1,4 @@
-"""Cost of every form as standard ops, against the op it replaces: `python -m tests.benchmarks.forms`.
+"""Cost of every form as standard ops, against the op it replaces: `python -m tests.benchmarks.forms gelu`.
 
 Sessions of ONNX Runtime take turns in one process on one thread; printed are medians and ratios of medians.
 """
@@ -70,7 +70,7 @@ def measure(models: dict[str, ir.Model], runs: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--activation", default="gelu", choices=sorted(set(STANDARD_OPS) & set(ACTIVATIONS)))
+    parser.add_argument("activation", nargs="?", default="gelu", choices=sorted(set(STANDARD_OPS) & set(ACTIVATIONS)))
     parser.add_argument("--runs", type=int, default=15)
     arguments = parser.parse_args()
     name = arguments.activation
