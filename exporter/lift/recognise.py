@@ -25,6 +25,10 @@ NEARLY = 1 / 32
 _NEAR = np.linspace(-12.0, 12.0, 241)
 _FAR = np.geomspace(12.5, 6e4, 40)  # a clamp far out makes another function
 _GRID = np.concatenate([_NEAR, -_FAR, _FAR])
+# What the name is confirmed on: every finite fp16 number, so that no kink between two points of the grid is overlooked.
+_DENSE = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float64)
+_DENSE = _DENSE[np.isfinite(_DENSE)]
+_DENSE_VALUES = 1 << 22  # of a per-channel function in all: with many channels every so many numbers must do
 
 
 def recognise(function: ScalarFunction, unit: float) -> tuple[str, dict[str, NDArray[np.float64]]]:
@@ -43,34 +47,39 @@ def recognise(function: ScalarFunction, unit: float) -> tuple[str, dict[str, NDA
     values = np.atleast_2d(function(np.broadcast_to(_GRID, (function.channels or 1, _GRID.size))))
     if not np.isfinite(values[:, : _NEAR.size]).all():
         return UNNAMED, {}
-    found = [(*_mismatch(entry, function, values), entry) for entry in ACTIVATIONS.values()]
+    known = [(entry, _parameters(entry, function)) for entry in ACTIVATIONS.values()]
+    found = [(_mismatch(entry, parameters, _GRID, values), entry, parameters) for entry, parameters in known]
     tolerance = max(ROUNDINGS * unit, FLOAT32_ROUNDINGS)
     fitting = [row for row in found if row[0] <= tolerance]
     if not fitting:
         return UNNAMED, {}
     best = min(row[0] for row in fitting)
-    _, parameters, entry = next(row for row in fitting if row[0] <= max(4 * best, NEARLY * unit))
+    _, entry, parameters = next(row for row in fitting if row[0] <= max(4 * best, NEARLY * unit))
+    dense = _DENSE[:: 1 + (function.channels or 1) * _DENSE.size // _DENSE_VALUES]
+    values = np.atleast_2d(function(np.broadcast_to(dense, (function.channels or 1, dense.size))))
+    if _mismatch(entry, parameters, dense, values) > tolerance:
+        return UNNAMED, {}
     return entry.name, dict(zip(entry.parameters, parameters, strict=True))
 
 
 def _mismatch(
-    entry: Activation, function: ScalarFunction, values: NDArray[np.float64]
-) -> tuple[float, list[NDArray[np.float64]]]:
-    """Return the largest error relative to 1 + |x| + |f(x)|, and the parameters (float64, shape () or (C,)).
+    entry: Activation, parameters: list[NDArray[np.float64]], x: NDArray[np.float64], values: NDArray[np.float64]
+) -> float:
+    """Return the largest error relative to 1 + |x| + |f(x)|.
 
     Far out, where the graph's own way to compute f overflows, the entry may say what it would.
     """
-    parameters = _parameters(entry, function)
     if not all(np.isfinite(p).all() for p in parameters):
-        return np.inf, []
+        return np.inf
     with np.errstate(all="ignore"):
-        expected = entry.formula(_GRID[None, :], *(np.reshape(p, (-1, 1)) for p in parameters))
-        error = np.abs(values - expected) / (1 + np.abs(_GRID) + np.abs(values))
+        expected = entry.formula(x[None, :], *(np.reshape(p, (-1, 1)) for p in parameters))
+        error = np.abs(values - expected) / (1 + np.abs(x) + np.abs(values))
     error = np.where(np.isfinite(values), error, 0.0)
-    return (float(error.max()) if np.isfinite(error).all() else np.inf), parameters
+    return float(error.max()) if np.isfinite(error).all() else np.inf
 
 
 def _parameters(entry: Activation, function: ScalarFunction) -> list[NDArray[np.float64]]:
+    """Return the parameters, float64 of shape () or (C,)."""
     if entry.infer is None:
         return []
     infer = entry.infer
