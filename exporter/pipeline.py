@@ -136,7 +136,7 @@ def export(
         choices = choose(
             lifted.sites, goal, form=form, pins=sites, statistics=observed, fold=fold, progress=steps("fit")
         )
-        lowered = lower(loaded.model, choices, fold=fold)
+        lowered = lower(loaded.model, choices, fold=fold, native=goal.native)
         graphs = _save(lowered, goal, folder)
         artifact = folder / bundle.PORTABLE
         drift = latency = None
@@ -217,7 +217,7 @@ def _finish(folder: Path, exported: Exported, *, force: bool) -> Exported:
 def _save(lowered: Lowered, target: Target, folder: Path) -> dict[str, str]:
     graphs = {"portable": bundle.PORTABLE}
     models = {bundle.PORTABLE: lowered.portable}
-    if target.native and lowered.native is not None:
+    if lowered.native is not None:
         graphs[target.name] = bundle.native_name(target.name)
         models[graphs[target.name]] = lowered.native
     save(models, folder)
@@ -267,7 +267,7 @@ def _notes(sites: Sequence[Site], target: Target, lowered: Lowered) -> list[str]
     notes = []
     if not sites:
         notes.append("the model has no sites: it was exported unchanged")
-    if target.native and lowered.native is not None:
+    if lowered.native is not None:
         notes.append(
             f"{bundle.native_name(target.name)} needs kernels that this version does not have: drift and latency are those of "
             f"{bundle.PORTABLE}"

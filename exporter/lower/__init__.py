@@ -64,7 +64,7 @@ class Lowered:
 
     Attributes:
         portable: standard ops only.
-        native: bare actx nodes; None where no site was rewritten to one.
+        native: bare actx nodes; None where none was asked for or no site was rewritten.
         placements: one per site, of the portable graph.
     """
 
@@ -73,30 +73,31 @@ class Lowered:
     placements: tuple[Placement, ...]
 
 
-def lower(model: ir.Model, choices: Sequence[Choice], *, fold: bool = True) -> Lowered:
+def lower(model: ir.Model, choices: Sequence[Choice], *, fold: bool = True, native: bool = True) -> Lowered:
     """Lower every site of a model to its chosen form. The model is not changed.
 
     Args:
         model: the model that the sites were lifted from.
         choices: at most one per site; sites without one are kept.
         fold: whether slopes are folded into the layers around a site.
+        native: whether the graph of actx nodes is built.
     """
     with no_garbage_collection():
-        return _lower(model, choices, fold=fold)
+        return _lower(model, choices, fold=fold, native=native)
 
 
-def _lower(model: ir.Model, choices: Sequence[Choice], *, fold: bool) -> Lowered:
+def _lower(model: ir.Model, choices: Sequence[Choice], *, fold: bool, native: bool) -> Lowered:
     base = model.clone()
     scales = _fold_slopes(base, choices) if fold else {}
     rewritten = [choice for choice in choices if choice.fit is not None]
-    native = _native(base.clone(), rewritten, scales) if rewritten else None
+    bare = _native(base.clone(), rewritten, scales) if native and rewritten else None
     values = _values(base.graph)
     constants = Constants(base.graph)
     placements = tuple(
         _place(base.graph, constants, values, choice, scales.get(choice.site.name, 1.0)) for choice in choices
     )
     RemoveUnusedNodesPass()(base)
-    return Lowered(base, native, placements)
+    return Lowered(base, bare, placements)
 
 
 def _values(graph: ir.Graph) -> dict[str, ir.Value]:
@@ -149,7 +150,7 @@ def _place(
     assert last is not None
     emit = Emitter(graph, constants, last, site.name, site.dtype, site.axis)
     if _is_own(fit):  # 3.
-        op = standard_op(site, emit.opset)
+        op = standard_op(site, emit)
         if op is None or len(site.values) == 1:
             return kept
         new = emit.op(op[0], values[site.input], **op[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from actx.exporter.lift.elementwise import ELEMENTWISE
@@ -65,6 +66,14 @@ class Emitter:
     def opset(self) -> int:
         """Version of the graph's default operator set."""
         return self.graph.opset_imports[""]
+
+    def takes(self, op_type: str) -> bool:
+        """Tell whether the graph's opset has the op for `dtype`: many take bfloat16 only late, or never."""
+        try:
+            schema = onnx.defs.get_schema(op_type, self.opset)
+        except onnx.defs.SchemaError:
+            return False
+        return f"tensor({self.dtype.name.lower()})" in schema.inputs[0].types
 
     def op(
         self,
@@ -136,5 +145,5 @@ def substitute(old: ir.Value, new: ir.Value) -> None:
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     old.name = f"{name}/actx/replaced"
     new.name = name
-    new.shape = old.shape if new.shape is None else new.shape
-    new.type = old.type if new.type is None else new.type
+    new.shape = new.shape if old.shape is None else old.shape
+    new.type = new.type if old.type is None else old.type

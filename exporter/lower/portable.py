@@ -2,7 +2,7 @@
 
 One pass over 1.5 M floats takes 0.2 to 0.4 ms there, whatever the op, so the cost of a form is its number of ops:
 
-1. one op where the spline is one: Relu, LeakyRelu, PRelu, HardSwish;
+1. one op where the spline is one, and the opset has it for the type: Relu, LeakyRelu, PRelu, HardSwish;
 2. continuous pieces of degree 1: a chain of leaky ReLUs, two ops a knot (a sum of hinges takes three, and half the speed);
 3. linear tails and one polynomial between them: Horner's rule on the clipped input;
 4. anything else, jumps included: every piece by Horner's rule, selected by Where;
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 CONTINUITY = 8 * 2.0**-24
 # Horner's rule loses as many roundings of the sum of its magnitudes; a sum this much larger is worth another op.
 CANCELLATION = 64.0
-HARD_SWISH_OPSET = 14
 # The smallest inner slope of the chain, as a share of the range of slopes: keeps its ratios moderate.
 MIN_SLOPE_SHARE = 0.25
 
@@ -140,7 +139,8 @@ def _in_float32(emit: Emitter, x: ir.Value, table: _Table) -> ir.Value:
         return _composed(emit, x, table)
     emit.dtype = ir.DataType.FLOAT
     wide = emit.op("Cast", x, to=emit.dtype, dtype=emit.dtype)
-    return emit.op("Cast", _composed(emit, wide, table), to=narrow, dtype=narrow)
+    single = _single_op(emit, wide, table)
+    return emit.op("Cast", _composed(emit, wide, table) if single is None else single, to=narrow, dtype=narrow)
 
 
 def _composed(emit: Emitter, x: ir.Value, table: _Table) -> ir.Value:
@@ -170,10 +170,12 @@ def _single_op(emit: Emitter, x: ir.Value, table: _Table) -> ir.Value | None:
         if left_offset.any() or right_offset.any() or (right != 1).any():
             return None
         if not left.any():
-            return emit.op("Relu", x)
+            return emit.op("Relu", x) if emit.takes("Relu") else None
+        if not emit.takes("PRelu") or not emit.takes("LeakyRelu"):
+            return None
         return emit.op("PRelu", x, left) if table.per_channel else emit.op("LeakyRelu", x, alpha=float(left[0]))
     slope = _hardswish_slope(table)
-    return None if slope is None else _hardswish(emit, x, slope)
+    return None if slope is None or not emit.takes("HardSigmoid") else _hardswish(emit, x, slope)
 
 
 def _hardswish_slope(table: _Table) -> float | None:
@@ -193,7 +195,7 @@ def _hardswish_slope(table: _Table) -> float | None:
 def _hardswish(emit: Emitter, x: ir.Value, slope: float) -> ir.Value:
     plain = np.isclose(slope, 1, rtol=1e-6)
     scaled = x if plain else emit.op("Mul", x, slope)
-    if emit.opset >= HARD_SWISH_OPSET:
+    if emit.takes("HardSwish"):
         result = emit.op("HardSwish", scaled)
     else:
         result = emit.op("Mul", scaled, emit.op("HardSigmoid", scaled, alpha=1 / 6, beta=0.5))

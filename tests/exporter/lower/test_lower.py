@@ -336,19 +336,25 @@ def test_branches_read_the_new_value(form: str) -> None:
             assert np.abs(y - native).max() <= 1e-4
 
 
-def test_an_output_of_the_graph_keeps_its_name_and_type() -> None:
+def test_an_output_of_the_graph_keeps_its_name_type_and_shape() -> None:
     proto = SURROUNDINGS["graph_output"].build(18)
     graph = Graph()
     x = graph.input("x", ["batch", "tokens", WIDTH])
     activated = graph.op("Sigmoid", graph.linear(x, "up", np.ones((WIDTH, HIDDEN))))
     direct = graph.model()
-    direct.graph.output.append(helper.make_tensor_value_info(activated, 1, ["batch", "tokens", HIDDEN]))
+    direct.graph.output.append(helper.make_tensor_value_info(activated, 1, ["rows", "columns", HIDDEN]))
     for model in (prepared(proto), prepared(direct)):
         lowered = lower(model, choose(lift(model).sites, TARGETS["ort-cpu"], form=Form.parse("pwl:8")))
         for result in (lowered.portable, lowered.native):
             assert result is not None
-            outputs = [(o.name, o.type.tensor_type.elem_type) for o in checked(result).graph.output]
-            assert outputs == [(o.name, o.type.tensor_type.elem_type) for o in checked(model).graph.output]
+            assert list(checked(result).graph.output) == list(checked(model).graph.output)
+
+
+def test_no_native_graph_unless_asked_for() -> None:
+    model = prepared(SPELLINGS["mish_decomposed"].model())
+    choices = choose(lift(model).sites, TARGETS["onnx"], form=Form.parse("pwl:8"))
+    assert lower(model, choices).native is not None
+    assert lower(model, choices, native=False).native is None
 
 
 def test_square_is_written_as_one_piece() -> None:

@@ -148,6 +148,27 @@ def test_a_spline_that_is_one_op(name: str, form: str, opset: int, ops: str) -> 
     assert bare(found.spline, opset=opset).placements[0].lowering == ops
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("opset", OPSETS)
+def test_bfloat16(opset: int, form: str) -> None:
+    """Few ops take it in old opsets; onnx's checker knows which."""
+    x = NEAR.astype(ir.DataType.BFLOAT16.numpy())
+    for name in ("gelu", "leaky_relu"):
+        found = fitted(name, form)
+        if found is None:
+            continue
+        (y,) = in_reference(bare(found.spline, "bfloat16", opset).portable, {"x": x})
+        expected = found.spline(x.astype(np.float64))
+        assert (np.abs(y.astype(np.float64) - expected) <= 2 * 2.0**-8 * (1 + np.abs(expected))).all()
+
+
+@pytest.mark.parametrize(("opset", "ops"), [(18, "Cast+HardSwish"), (22, "HardSwish")])
+def test_one_op_in_bfloat16(opset: int, ops: str) -> None:
+    found = fitted("hardswish", "hardswish")
+    assert found is not None
+    assert bare(found.spline, "bfloat16", opset).placements[0].lowering == ops
+
+
 @pytest.mark.parametrize("name", ["gelu", "silu", "tanh", "mish", "softplus"])
 def test_linear_pieces_are_a_chain_of_leaky_relus(name: str) -> None:
     found = fitted(name, "pwl:16")
