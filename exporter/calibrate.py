@@ -43,8 +43,8 @@ class SiteStatistics:
     @property
     def interval(self) -> tuple[float, float]:
         """The observed range widened by `MARGIN` about its centre; never empty."""
-        half = max((self.high - self.low) / 2 * MARGIN, 1e-3)
         centre = (self.high + self.low) / 2
+        half = max((self.high - self.low) / 2 * MARGIN, 1e-3 * max(1.0, abs(centre)))
         return centre - half, centre + half
 
 

@@ -123,12 +123,9 @@ def _uniform(fitter: _Fitter, site: Site, form: Form, observed: SiteStatistics |
     if form == KEEP:
         return Choice(site, KEEP, None, "as asked")
     try:
-        found = fitter.fit(site, form, observed)
+        return Choice(site, form, fitter.fit(site, form, observed), "as asked")
     except ActxError as error:
         return Choice(site, KEEP, None, f"kept: {error.what}")
-    if math.isinf(found.max_error):
-        return Choice(site, KEEP, None, f"kept: {form} diverges from {site.kind}")
-    return Choice(site, form, found, "as asked")
 
 
 def _default(fitter: _Fitter, site: Site, target: Target, observed: SiteStatistics | None) -> Choice:
@@ -137,14 +134,17 @@ def _default(fitter: _Fitter, site: Site, target: Target, observed: SiteStatisti
         return Choice(site, KEEP, None, f"{target.name} runs {site.kind} as one fast op")
     if not target.native:
         return Choice(site, KEEP, None, f"{target.name} has no kernel for splines: choose a form with --form")
+    reason = ""
     for form in DEFAULT_FORMS:
         try:
             found = fitter.fit(site, form, observed)
-        except ActxError as error:
-            return Choice(site, KEEP, None, f"kept: {error.what}")
+        except ActxError as error:  # a larger table may have the segments that this one lacks
+            reason = error.what
+            continue
         if found.core_error <= DEFAULT_ERROR:
             return Choice(site, form, found, f"smallest spline within {DEFAULT_ERROR:g}")
-    return Choice(site, KEEP, None, f"kept: no spline of 32 segments is within {DEFAULT_ERROR:g}")
+        reason = f"no spline of {form.segments} segments is within {DEFAULT_ERROR:g}"
+    return Choice(site, KEEP, None, f"kept: {reason}")
 
 
 class _Fitter:
@@ -155,15 +155,20 @@ class _Fitter:
         self._known: dict[tuple[str, Form, tuple[float, float] | None], Fit | ActxError] = {}
 
     def fit(self, site: Site, form: Form, observed: SiteStatistics | None) -> Fit:
-        """Fit on all of R, or where the tails do not allow that on the observed range."""
+        """Fit on all of R, or where the tails do not allow that on the observed range.
+
+        Raises:
+            ActxError: the form cannot be had, or its tails leave the function's.
+        """
         try:
-            return self._fit_site(site, form, None)
-        except UsageError:
-            raise
+            found = self._fit_site(site, form, None)
         except ActxError:
             if observed is None:
                 raise
-            return self._fit_site(site, form, observed.interval)
+            found = self._fit_site(site, form, observed.interval)
+        if math.isinf(found.max_error):
+            raise ActxError(f"{form} diverges from {site.kind}", remedy="Choose another form.")
+        return found
 
     def _fit_site(self, site: Site, form: Form, interval: tuple[float, float] | None) -> Fit:
         if site.axis is None:
@@ -179,9 +184,15 @@ class _Fitter:
                 f"{len(distinct)} channels differ",
                 note=f"at most {MAX_CHANNEL_FITS} distinct channels are fitted one by one",
             )
-        fits = {key: replace(self._once(channel, form, interval), slope=None) for key, channel in distinct.items()}
+        fits = {key: self._once(channel, form, interval) for key, channel in distinct.items()}
         worst = max(fits.values(), key=lambda found: found.max_error)
-        return replace(worst, spline=_stack([fits[channel.key].spline for channel in channels], site.axis))
+        return replace(
+            worst,
+            spline=_stack([fits[channel.key].spline for channel in channels], site.axis),
+            core_error=max(found.core_error for found in fits.values()),
+            exact=all(found.exact for found in fits.values()),
+            slope=None,
+        )
 
     def _once(self, function: ScalarFunction, form: Form, interval: tuple[float, float] | None) -> Fit:
         key = (function.key, form, interval)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from actx.exporter import Form
+from actx.exporter import Form, fit
 from actx.exporter.calibrate import SiteStatistics
 from actx.exporter.choose import DEFAULT_ERROR, MAX_CHANNEL_FITS, Choice, choose
 from actx.exporter.errors import ActxError, UsageError
@@ -80,6 +80,11 @@ def test_a_pinned_form_that_cannot_be_had() -> None:
     assert "right tail" in caught.value.note
     assert caught.value.remedy
     assert choose([site], CPU, pins={site.name: PWL}, statistics={site.name: NARROW})[0].fit is not None
+    site = site_of("tanh")
+    for observed in (None, {site.name: NARROW}):
+        with pytest.raises(ActxError, match="cannot take the form relu") as caught:
+            choose([site], CPU, pins={site.name: Form.parse("relu")}, statistics=observed)
+        assert caught.value.note == "relu diverges from tanh"
 
 
 # --- 2. one form for all ---
@@ -122,9 +127,10 @@ def test_without_asymptotes_the_observed_range_is_the_interval() -> None:
 
 
 def test_a_range_of_one_point_is_an_interval_all_the_same() -> None:
-    observed = SiteStatistics(0.5, 0.5, 1.0, 0.0)
-    assert observed.interval[0] < 0.5 < observed.interval[1]
-    assert only(site_of("exp"), PWL, observed).fit is not None
+    for point in (0.5, -1e30):
+        observed = SiteStatistics(point, point, 1.0, 0.0)
+        assert observed.interval[0] < point < observed.interval[1]
+        assert only(site_of("exp"), PWL, observed).fit is not None
 
 
 def test_fold_is_handed_on() -> None:
@@ -167,7 +173,7 @@ def test_the_default_without_kernels_keeps_all() -> None:
 
 
 def test_the_default_keeps_what_no_spline_follows() -> None:
-    assert only(site_of("snake")).reason.startswith("kept: spline:8x3 cannot hold")
+    assert only(site_of("snake")).reason.startswith("kept: spline:32x3 cannot hold")
     # The denominator of this rational has kinks and poles near the real line.
     assert only(site_of("rational_b")).reason == "kept: no spline of 32 segments is within 1e-05"
 
@@ -189,6 +195,19 @@ def test_a_table_per_channel(spelling: str, form: str) -> None:
     x = np.linspace(-20, 20, 4001)[:, None] + np.zeros(HIDDEN)
     error = np.abs(spline(x) - SPELLINGS[spelling](x)).max(axis=0)
     assert (error <= choice.fit.max_error * (1 + 1e-3)).all()  # the worst channel's
+
+
+def test_the_errors_of_a_table_per_channel_are_those_of_its_worst_channels() -> None:
+    betas = np.full(HIDDEN, 1.5, np.float32)
+    betas[0] = 0.0  # x / 2, which is a spline
+    (site,) = sites_of(onnx_mlp(lambda g, x: g.op("Mul", x, g.op("Sigmoid", g.op("Mul", x, betas)))))
+    found = only(site, SPLINE).fit
+    fits = [fit(site.function.channel(i), SPLINE) for i in range(2)]
+    assert [f.exact for f in fits] == [True, False]
+    assert found is not None
+    assert (found.exact, found.ratio) == (False, fits[1].ratio)
+    assert found.max_error == max(f.max_error for f in fits)
+    assert found.core_error == max(f.core_error for f in fits)
 
 
 def test_too_many_distinct_channels() -> None:
