@@ -34,7 +34,7 @@ class Inspection:
         rejections: what is nonlinear and no site, with the reason.
         statistics: what was observed on the data, by site name. Ranges of synthetic data say nothing about real ones.
         shares: share of latency by site name; None where its nodes were merged into a linear op by the runtime.
-        activation_share: of all sites together.
+        activation_share: of all sites together; None where none was measured.
         synthetic: whether statistics and shares were taken on random input.
         notes: what was done to the data.
     """
@@ -44,7 +44,7 @@ class Inspection:
     rejections: tuple[Rejection, ...]
     statistics: Mapping[str, SiteStatistics]
     shares: Mapping[str, float | None]
-    activation_share: float
+    activation_share: float | None
     synthetic: bool
     notes: tuple[str, ...]
 

@@ -49,6 +49,8 @@ _LARGEST_POOL = 8  # batches that the rounds cycle through: all are held in memo
 _CAST_PREFIX = "InsertedPrecisionFreeCast_"
 # An activation that the runtime folded into one of these cannot be timed apart from it.
 _LINEAR = ("Conv", "Gemm", "MatMul", "Attention", "LSTM", "GRU", "MoE")
+# What the runtime inserts to change a layout, a type or a device.
+_MOVES = ("ReorderInput", "ReorderOutput", "Transpose", "Cast", "MemcpyFromHost", "MemcpyToHost")
 
 
 @dataclass(frozen=True)
@@ -98,14 +100,14 @@ class NodeTime:
         name: the node's name in the optimized graph, or "OP_INDEX" where it has none.
         op_type: the operator, as optimized.
         microseconds_per_run: mean over runs, without the nodes of its subgraphs.
-        share: of the sum over all nodes.
+        share: of the sum over all nodes; None where that is 0.
         site: the site it belongs to, or None.
     """
 
     name: str
     op_type: str
     microseconds_per_run: float
-    share: float
+    share: float | None
     site: str | None
 
 
@@ -118,14 +120,14 @@ class Breakdown:
         sites: share of every site that was asked for; None, not measured, where none of its nodes is left because it
             was folded into a linear op, removed, or lies in a subgraph. Where a bias was fused into an activation, its
             time is in the share.
-        activation_share: share of all sites that could be measured together.
+        activation_share: share of all sites that could be measured together; None, not measured, where none could.
         runs: number of runs measured.
         shapes: shapes of the inputs.
     """
 
     nodes: tuple[NodeTime, ...]
     sites: dict[str, float | None]
-    activation_share: float
+    activation_share: float | None
     runs: int
     shapes: dict[str, tuple[int, ...]]
 
@@ -281,7 +283,8 @@ def node_times(
 
     The optimized graph that ran tells the outputs of every node, so that a node fused from a site's nodes is found by
     the value it computes. Values that the runtime itself introduced belong to the site that all their consumers belong
-    to. Profile and graph are written to a temporary folder and deleted.
+    to. A node that it inserted to change a layout, a type or a device belongs to none. Profile and graph are written to
+    a temporary folder and deleted.
 
     Args:
         model: the ``.onnx`` file.
@@ -406,14 +409,15 @@ def _node(event: Mapping[str, Any], *, nested: bool) -> _Node:
     return _Node(event["name"].removesuffix("_kernel_time"), args["op_name"], args.get("node_index", ""), nested)
 
 
-def _known_values(model: Path) -> frozenset[str]:
+def _known_values(model: Path) -> dict[str, str]:
+    """Return the op that computes each value of the model, empty for inputs and initializers."""
     graph = onnx.load(model, load_external_data=False).graph
-    names = [name for node in graph.node for name in node.output]
-    return frozenset(names + [value.name for value in graph.input] + [tensor.name for tensor in graph.initializer])
+    given = dict.fromkeys([value.name for value in (*graph.input, *graph.initializer)], "")
+    return given | {name: node.op_type for node in graph.node for name in node.output}
 
 
 def _node_sites(
-    graph: onnx.GraphProto, runs: Sequence[Sequence[_Event]], known: frozenset[str], owners: Mapping[str, str]
+    graph: onnx.GraphProto, runs: Sequence[Sequence[_Event]], known: Mapping[str, str], owners: Mapping[str, str]
 ) -> dict[_Node, str]:
     """Return the site of every node that belongs to one.
 
@@ -431,14 +435,22 @@ def _node_sites(
     return {node: site for node, site in found.items() if site is not None}
 
 
-def _sites_of_outputs(graph: onnx.GraphProto, known: frozenset[str], owners: Mapping[str, str]) -> dict[str, str]:
-    """Return the site of every value of the optimized graph that is computed for one, and not by a linear op."""
+def _sites_of_outputs(graph: onnx.GraphProto, known: Mapping[str, str], owners: Mapping[str, str]) -> dict[str, str]:
+    """Return the site of every value of the optimized graph that is computed for one, and not by a linear op or a move.
+
+    What a move takes is what it gives: the model's name for a value may be behind it.
+    """
     consumers: dict[str, set[str | None]] = defaultdict(set)
     for value in graph.output:
         consumers[value.name].add(None)
+    names = {name: name for name in known}
     sites: dict[str, str] = {}
     for node in reversed(graph.node):
-        site = _site_of(node, known, owners, consumers)
+        if _is_inserted(node, known):
+            names.setdefault(node.input[0], _name(node.output[0], names))
+            consumers[node.input[0]] |= consumers[node.output[0]]
+            continue
+        site = _site_of(node, names, owners, consumers)
         if site is not None:
             sites.update(dict.fromkeys(node.output, site))
         for name in node.input:
@@ -446,14 +458,24 @@ def _sites_of_outputs(graph: onnx.GraphProto, known: frozenset[str], owners: Map
     return sites
 
 
+def _is_inserted(node: onnx.NodeProto, known: Mapping[str, str]) -> bool:
+    """Tell whether a node moves data, and the model has no such node in its place."""
+    return node.op_type in _MOVES and known.get(node.output[0]) != node.op_type
+
+
+def _name(value: str, names: Mapping[str, str]) -> str:
+    """Return the model's name for a value of the optimized graph, or its own where the model has none."""
+    return names.get(value, value.removeprefix(_CAST_PREFIX))
+
+
 def _site_of(
-    node: onnx.NodeProto, known: frozenset[str], owners: Mapping[str, str], consumers: Mapping[str, set[str | None]]
+    node: onnx.NodeProto, names: Mapping[str, str], owners: Mapping[str, str], consumers: Mapping[str, set[str | None]]
 ) -> str | None:
     if any(linear in node.op_type for linear in _LINEAR):
         return None
     for output in node.output:
-        name = output.removeprefix(_CAST_PREFIX)
-        if name in known:
+        name = _name(output, names)
+        if name in names:
             return owners.get(name)
         users = consumers.get(output, set())
         if len(users) == 1:
@@ -472,11 +494,14 @@ def _breakdown(
         totals[event.node] += event.microseconds
     everything = sum(totals.values())
     nodes = tuple(
-        NodeTime(node.name, node.op_type, total / len(runs), total / everything if everything else 0.0, sites.get(node))
+        NodeTime(
+            node.name, node.op_type, total / len(runs), total / everything if everything else None, sites.get(node)
+        )
         for node, total in totals.items()
     )
     shares: dict[str, float | None] = dict.fromkeys(owners.values())
     for node in nodes:
-        if node.site is not None:
+        if node.site is not None and node.share is not None:
             shares[node.site] = (shares[node.site] or 0.0) + node.share
-    return Breakdown(nodes, shares, sum(share or 0.0 for share in shares.values()), len(runs), shapes)
+    measured = [share for share in shares.values() if share is not None]
+    return Breakdown(nodes, shares, sum(measured) if measured else None, len(runs), shapes)

@@ -138,7 +138,7 @@ def test_fused_nodes_map_to_their_site(tmp_path: Path, *, external: bool, named:
     found = {node.op_type: node.site for node in result.nodes if node.site}
     assert found == {"Gelu": "gelu", "Relu": "relu"}
     assert [node.op_type for node in result.nodes] == ["MatMul", "Gelu", "MatMul", "Relu", "MatMul"]
-    assert sum(node.share for node in result.nodes) == pytest.approx(1)
+    assert sum(node.share or 0 for node in result.nodes) == pytest.approx(1)
     assert result.activation_share == pytest.approx(sum(share or 0 for share in result.sites.values()))
     assert result.runs == 2
     assert result.shapes == {"x": (5, WIDTH)}
@@ -161,25 +161,82 @@ def test_site_whose_op_the_runtime_expands_keeps_all_of_its_nodes(tmp_path: Path
         assert all(node.site is None for node in result.nodes if node.op_type == "MatMul")
 
 
-def conv(folder: Path) -> Path:
+def images() -> dict[str, Any]:
+    return {"x": np.ones((1, 16, 8, 8), np.float32)}
+
+
+def conv(folder: Path, *behind: onnx.NodeProto) -> Path:
+    """A convolution from x to a, and the nodes behind it, the last of which gives y."""
     weight = numpy_helper.from_array(np.ones((16, 16, 3, 3), np.float32), "w")
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 16, 8, 8]) for name in ("x", "y")]
-    nodes = [
-        helper.make_node("Conv", ["x", "w"], ["a"], pads=[1] * 4),
-        helper.make_node("Relu", ["a"], ["b"]),
-        helper.make_node("Conv", ["b", "w"], ["y"], pads=[1] * 4),
-    ]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", "y")]
+    values[0].type.CopyFrom(helper.make_tensor_type_proto(TensorProto.FLOAT, [1, 16, 8, 8]))
+    nodes = [helper.make_node("Conv", ["x", "w"], ["a"], pads=[1] * 4), *behind]
     graph = helper.make_graph(nodes, "g", values[:1], values[1:], [weight])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), folder / "c.onnx")
     return folder / "c.onnx"
 
 
 def test_activation_folded_into_a_linear_op_is_not_measured(tmp_path: Path) -> None:
-    result = node_times(conv(tmp_path), {"x": np.ones((1, 16, 8, 8), np.float32)}, {"b": "relu"}, runs=1)
+    relu, second = helper.make_node("Relu", ["a"], ["b"]), helper.make_node("Conv", ["b", "w"], ["y"], pads=[1] * 4)
+    result = node_times(conv(tmp_path, relu, second), images(), {"b": "relu"}, runs=1)
     assert result.sites == {"relu": None}
-    assert result.activation_share == 0
+    assert result.activation_share is None
     assert result.to_dict()["sites"] == {"relu": None}
     assert not any(node.site for node in result.nodes)
+
+
+def test_a_graph_whose_nodes_take_no_time_is_not_measured(tmp_path: Path) -> None:
+    """All of it is constant: no node is left to run."""
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [WIDTH, WIDTH])
+    nodes = [helper.make_node("Relu", ["w"], ["y"])]
+    graph = helper.make_graph(nodes, "g", [], [y], [numpy_helper.from_array(WEIGHT, "w")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
+    result = node_times(tmp_path / "m.onnx", {}, {"y": "relu"}, runs=1)
+    assert (result.nodes, result.sites, result.activation_share) == ((), {"relu": None}, None)
+
+
+def test_without_sites_no_share_is_measured(tmp_path: Path) -> None:
+    assert node_times(save(tmp_path / "m", ERF_GELU), feeds(), {}, runs=1).activation_share is None
+
+
+def test_layout_changes_that_the_runtime_inserts_own_no_site(tmp_path: Path) -> None:
+    """ReorderOutput gives the value that has the site's name; the activation before it gives one of another layout."""
+    gelu, flat = helper.make_node("Gelu", ["a"], ["b"]), helper.make_node("Flatten", ["b"], ["y"])
+    result = node_times(conv(tmp_path, gelu, flat), images(), {"b": "gelu"}, runs=1)
+    owned = {node.op_type: node.site for node in result.nodes}
+    assert {"Gelu": "gelu", "Flatten": None}.items() <= owned.items()
+    assert all(site is None for op, site in owned.items() if op.startswith("Reorder"))
+
+
+def test_a_transpose_that_the_runtime_moves_owns_no_site(tmp_path: Path) -> None:
+    """It moves the first one behind the activation, where the value has the site's name, and drops the second."""
+    there = helper.make_node("Transpose", ["a"], ["t"], perm=[0, 2, 3, 1])
+    gelu, flat = helper.make_node("Gelu", ["t"], ["b"]), helper.make_node("Flatten", ["b"], ["f"])
+    back = helper.make_node("Transpose", ["b"], ["u"], perm=[0, 3, 1, 2])
+    again, both = helper.make_node("Flatten", ["u"], ["g"]), helper.make_node("Concat", ["f", "g"], ["y"], axis=1)
+    options = RuntimeOptions(optimization="extended")  # without the layouts of convolutions
+    path = conv(tmp_path, there, gelu, back, again, flat, both)
+    result = node_times(path, images(), {"b": "gelu"}, options, runs=1)
+    assert [(n.op_type, n.site) for n in result.nodes if n.op_type in ("Gelu", "Transpose")] == [
+        ("Gelu", "gelu"), ("Transpose", None)
+    ]  # fmt: skip
+
+
+def test_casts_that_the_runtime_inserts_own_no_site_and_the_models_own_do(tmp_path: Path) -> None:
+    """Softplus has no float16 kernel here: it runs in float32, and the cast behind it gives the site's value."""
+    layers: Layers = [("MatMul", ["x", "w"], "a"), ("Softplus", ["a"], "y")]
+    path = save(tmp_path / "m", layers, element=TensorProto.FLOAT16)
+    result = node_times(path, feeds("float16"), {"y": "softplus"}, runs=1)
+    assert [node.op_type for node in result.nodes if node.site] == ["Softplus"]
+    assert result.nodes[-1].op_type == "Cast"
+
+    proto = onnx.load(save(tmp_path / "own", [*layers[:1], ("Cast", ["a"], "c"), ("Tanh", ["c"], "y")]))
+    proto.graph.node[1].attribute.append(helper.make_attribute("to", TensorProto.DOUBLE))
+    proto.graph.output[0].type.tensor_type.elem_type = TensorProto.DOUBLE
+    onnx.save(proto, tmp_path / "own" / "m.onnx")
+    options = RuntimeOptions(optimization="none")
+    result = node_times(tmp_path / "own" / "m.onnx", feeds(), {"c": "tanh", "y": "tanh"}, options, runs=1)
+    assert [node.op_type for node in result.nodes if node.site] == ["Cast", "Tanh"]
 
 
 def test_nodes_of_a_subgraph_are_counted_once(tmp_path: Path) -> None:
@@ -197,7 +254,7 @@ def test_nodes_of_a_subgraph_are_counted_once(tmp_path: Path) -> None:
     onnx.save(proto, tmp_path / "m.onnx")
     large = {"x": np.ones((4000, WIDTH), np.float32), "flag": np.array(True)}
     result = node_times(tmp_path / "m.onnx", large, {}, runs=3)
-    by_op = {node.op_type: node.share for node in result.nodes}
+    by_op = {node.op_type: node.share or 0 for node in result.nodes}
     assert set(by_op) == {"If", "Tanh"}
     assert sum(by_op.values()) == pytest.approx(1)
     assert by_op["Tanh"] > by_op["If"]  # 64 thousand tanh against choosing a branch
