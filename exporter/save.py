@@ -33,7 +33,7 @@ def save(graphs: Mapping[str, ir.Model], folder: Path, weights: str = WEIGHTS) -
         for value in _initializers(model):
             tensor = value.const_value
             assert tensor is not None
-            if tensor.nbytes > INLINE_BYTES:
+            if tensor.nbytes > INLINE_BYTES and tensor.dtype is not ir.DataType.STRING:  # strings cannot be external
                 large[id(tensor)] = tensor
     try:
         (folder / weights).touch()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from onnx_ir.passes import Sequential
 from onnx_ir.passes.common import (
     InlinePass,
+    LiftConstantsToInitializersPass,
     NameFixPass,
     RemoveInitializersFromInputsPass,
     ShapeInferencePass,
@@ -25,7 +26,8 @@ def prepare(model: ir.Model) -> None:
     1. Weights that old exporters also list as inputs are no inputs.
     2. Local functions are inlined.
     3. Nodes are sorted and names made unique; every value must come from somewhere.
-    4. Types and shapes are inferred as far as that goes: strict inference gives nothing at all where one node has none.
+    4. Tensors of Constant nodes become initializers, which may be stored outside the graph.
+    5. Types and shapes are inferred as far as that goes: strict inference gives nothing at all where one node has none.
 
     Raises:
         ActxError: the graph is invalid.
@@ -35,6 +37,7 @@ def prepare(model: ir.Model) -> None:
         InlinePass(),
         TopologicalSortPass(),
         NameFixPass(),
+        LiftConstantsToInitializersPass(size_limit=0),
         ShapeInferencePass(check_type=False, strict_mode=False),
     )
     try:

@@ -16,6 +16,7 @@ from actx.exporter import Form
 from actx.exporter.choose import choose
 from actx.exporter.errors import ActxError
 from actx.exporter.lift import lift
+from actx.exporter.load import load
 from actx.exporter.load.prepare import prepare
 from actx.exporter.lower import lower
 from actx.exporter.save import INLINE_BYTES, WEIGHTS, save
@@ -123,6 +124,54 @@ def test_weights_that_are_already_external(tmp_path: Path) -> None:
     original = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     result = run(tmp_path / "out" / "model.onnx", feeds(model))
     np.testing.assert_array_equal(result, original.run(None, feeds(model))[0])
+
+
+def with_constants(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Move every initializer into a Constant node, as some exporters write weights."""
+    nodes = [helper.make_node("Constant", [], [t.name], value=t) for t in model.graph.initializer]
+    del model.graph.initializer[:]
+    nodes += model.graph.node
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_weights_in_constant_nodes_are_stored_as_any_other(tmp_path: Path, *, outside: bool) -> None:
+    model = wide_network()
+    source = tmp_path / "source.onnx"
+    onnx.save(
+        with_constants(wide_network()), source, save_as_external_data=outside, location="all.bin", size_threshold=0,
+        convert_attribute=True,
+    )  # fmt: skip
+    loaded = load(source).model
+    lowered = lower(loaded, choose(lift(loaded).sites, find_target("ort-cpu"), form=Form.parse("pwl:8")))
+    assert lowered.native is not None
+    (tmp_path / "out").mkdir()
+    save({"original.onnx": loaded, "model.onnx": lowered.portable, "native.onnx": lowered.native}, tmp_path / "out")
+    stored = external(tmp_path / "out" / "model.onnx")
+    assert set(stored) == {"up.weight", "up.bias", "down.weight"}
+    assert stored == external(tmp_path / "out" / "native.onnx") == external(tmp_path / "out" / "original.onnx")
+    assert (tmp_path / "out" / WEIGHTS).stat().st_size == sum(int(entry["length"]) for entry in stored.values())
+    for file in tmp_path.glob("*.*"):  # nothing may refer to the source any more
+        file.unlink()
+    original = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    result = run(tmp_path / "out" / "original.onnx", feeds(model))
+    np.testing.assert_array_equal(result, original.run(None, feeds(model))[0])
+
+
+def test_strings_stay_in_the_graph_however_many(tmp_path: Path) -> None:
+    words = helper.make_tensor("words", onnx.TensorProto.STRING, [WIDE], [f"word {i}".encode() for i in range(WIDE)])
+    index, word = (
+        helper.make_tensor_value_info(name, kind, [])
+        for name, kind in (("index", onnx.TensorProto.INT64), ("word", onnx.TensorProto.STRING))
+    )
+    node = helper.make_node("Gather", ["words", "index"], ["word"])
+    graph = helper.make_graph([node], "g", [index], [word], [words])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    save({"model.onnx": prepared(model)}, tmp_path)
+    assert external(tmp_path / "model.onnx") == {}
+    assert run(tmp_path / "model.onnx", {"index": np.array(321)}) == "word 321"
 
 
 def test_models_keep_their_own_tensors(tmp_path: Path) -> None:
