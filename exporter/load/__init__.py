@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from actx.exporter.errors import ActxError, UsageError
 from actx.exporter.load.formats import Format, detect
 from actx.exporter.load.inputs import apply_specs, input_specs, name_batch
-from actx.exporter.load.onnx_file import read_onnx
+from actx.exporter.load.onnx_file import data_files, read_onnx
 from actx.exporter.load.prepare import prepare
 from actx.exporter.load.quiet import quiet
 from actx.exporter.load.torch_archive import read_archive
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["LoadedModel", "load"]
 
 MIN_OPSET, MAX_OPSET = 13, 25
-# Of the ONNX release that has MAX_OPSET. Newer tools write a newer one unasked, which runtimes refuse.
-MAX_IR = 13
+# Before MIN_IR initializers had to be inputs too. MAX_IR is of the ONNX release that has MAX_OPSET: newer tools write a
+# newer one unasked, which runtimes refuse.
+MIN_IR, MAX_IR = 4, 13
 
 _EXPORT = "torch.export.save(torch.export.export(module, args), 'model.pt2')"
 _REFUSED = {
@@ -47,7 +48,7 @@ class LoadedModel:
         inputs: name, type and dimensions of every input.
         source: the file it came from.
         format: what that file is, in words.
-        sha256: of the file's bytes (and, for ONNX, of the names of its external data files).
+        sha256: of the file's bytes, followed by those of its external data files in the order of their paths.
         opset: of the default domain.
     """
 
@@ -83,11 +84,11 @@ def load(path: Path, *, inputs: Sequence[InputSpec] = (), trust: bool = False) -
     with quiet():
         model = read_archive(path, trust=trust) if found is Format.ARCHIVE else read_onnx(path)
         _check_opset(path, model)
-        model.ir_version = min(model.ir_version, MAX_IR)
+        model.ir_version = min(max(model.ir_version, MIN_IR), MAX_IR)
         name_batch(model)
         apply_specs(model, inputs)
         prepare(model)
-    return LoadedModel(model, input_specs(model), path, found.value, _digest(path))
+    return LoadedModel(model, input_specs(model), path, found.value, _digest(path, *data_files(model)))
 
 
 def _check_opset(path: Path, model: ir.Model) -> None:
@@ -100,6 +101,9 @@ def _check_opset(path: Path, model: ir.Model) -> None:
         )
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digest(*paths: Path) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()

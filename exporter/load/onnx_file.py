@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+import onnx
 import onnx_ir as ir
 
 from actx.exporter.errors import ActxError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 def read_onnx(path: Path) -> ir.Model:
     """Read the graph; external data stays in its files and is mapped when it is used.
 
     Raises:
-        ActxError: the file is no ONNX model, is truncated, or its external data is missing, too short or elsewhere.
+        ActxError: the file is no ONNX model, is truncated, holds sparse tensors, or its external data is missing, too
+            short or elsewhere.
     """
     try:
-        model = ir.load(path)
+        proto = onnx.load(path, load_external_data=False)
+    except Exception as error:
+        raise _not_onnx(path, str(error)) from error
+    _refuse_sparse(path, proto)
+    _name_default_domain(proto)
+    try:
+        model = ir.from_proto(proto)
     except Exception as error:
         raise _not_onnx(path, str(error)) from error
     if not model.opset_imports or (not list(model.graph) and not model.graph.outputs):
@@ -29,6 +36,7 @@ def read_onnx(path: Path) -> ir.Model:
     for name, tensor in _tensors(model):
         if isinstance(tensor, ir.ExternalTensor):
             _check_external(path, name, tensor)
+            tensor.base_dir = path.parent
         elif not _is_complete(tensor):
             raise ActxError(
                 f"{path} is damaged",
@@ -36,6 +44,39 @@ def read_onnx(path: Path) -> ir.Model:
                 remedy="Copy or export it again.",
             )
     return model
+
+
+def data_files(model: ir.Model) -> list[Path]:
+    """Return the files that hold the external data of a model, by their paths from its folder in order."""
+    return sorted({Path(tensor.path) for _, tensor in _tensors(model) if isinstance(tensor, ir.ExternalTensor)})
+
+
+def _refuse_sparse(path: Path, proto: onnx.ModelProto) -> None:
+    names = [name for graph in (proto.graph, *proto.functions) for name in _sparse(graph)]
+    if names:
+        raise ActxError(
+            f"{path} holds sparse tensors, which actx does not read",
+            note=f"{len(names)}, the first is {names[0]}",
+            remedy="Export the model with dense weights.",
+        )
+
+
+def _sparse(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[str]:
+    if isinstance(graph, onnx.GraphProto):
+        yield from (tensor.values.name for tensor in graph.sparse_initializer)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type in (onnx.AttributeProto.SPARSE_TENSOR, onnx.AttributeProto.SPARSE_TENSORS):
+                yield node.name or node.op_type
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _sparse(inner)
+
+
+def _name_default_domain(proto: onnx.ModelProto) -> None:
+    """ONNX lets the default domain be called "ai.onnx": for nodes onnx_ir writes "", for the imports it does not."""
+    for imports in (proto.opset_import, *(function.opset_import for function in proto.functions)):
+        for entry in imports:
+            entry.domain = "" if entry.domain == "ai.onnx" else entry.domain
 
 
 def _not_onnx(path: Path, note: str) -> ActxError:
@@ -47,7 +88,7 @@ def _not_onnx(path: Path, note: str) -> ActxError:
 
 
 def _tensors(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
-    for graph in model.graphs():
+    for graph in _graphs(model):
         for name, value in graph.initializers.items():
             if value.const_value is not None:
                 yield name, value.const_value
@@ -55,6 +96,12 @@ def _tensors(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
             for attribute in node.attributes.values():
                 if attribute.type is ir.AttributeType.TENSOR and not attribute.is_ref():
                     yield f"{attribute.name} of node {node.name}", attribute.as_tensor()
+
+
+def _graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    yield from model.graphs()
+    for function in model.functions.values():
+        yield from (function.graph, *function.graph.subgraphs())
 
 
 def _is_complete(tensor: ir.TensorProtocol) -> bool:

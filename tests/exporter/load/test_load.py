@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import pickle
@@ -20,6 +21,7 @@ from onnx import TensorProto, external_data_helper, helper
 
 from actx.exporter.data import InputSpec
 from actx.exporter.errors import ActxError, UsageError
+from actx.exporter.lift import lift
 from actx.exporter.load import load
 from actx.exporter.load.formats import Format, detect
 from tests.networks import SPELLINGS, Graph
@@ -234,6 +236,51 @@ def test_external_data_outside(model: Path, tmp_path: Path) -> None:
             load(_external(model, location))
 
 
+def test_external_data_of_a_function(tmp_path: Path) -> None:
+    """It is looked for beside the model too, and nowhere else."""
+    np.arange(4, dtype=np.float32).tofile(tmp_path / "weights.bin")
+    for location in ("weights.bin", str(tmp_path / "weights.bin"), "../weights.bin"):
+        bias = TensorProto(data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
+        bias.external_data.add(key="location", value=location)
+        constant, add = helper.make_node("Constant", [], ["b"], value=bias), helper.make_node("Add", ["x", "b"], ["y"])
+        function = helper.make_function("own", "Bias", ["x"], ["y"], [constant, add], [helper.make_opsetid("", 18)])
+        x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in "xy")
+        graph = helper.make_graph([helper.make_node("Bias", ["x"], ["y"], domain="own")], "g", [x], [y])
+        imports = [helper.make_opsetid("", 18), helper.make_opsetid("own", 1)]
+        proto = helper.make_model(graph, opset_imports=imports, functions=[function], ir_version=9)
+        (tmp_path / "model.onnx").write_bytes(proto.SerializeToString())
+        if location == "weights.bin":
+            (bias_value,) = load(tmp_path / "model.onnx").model.graph.initializers.values()
+            assert bias_value.const_value is not None
+            assert bias_value.const_value.numpy().tolist() == [0, 1, 2, 3]
+        else:
+            with pytest.raises(ActxError, match="outside its own folder"):
+                load(tmp_path / "model.onnx")
+
+
+def test_the_digest_is_of_the_model_and_its_external_data(model: Path, tmp_path: Path) -> None:
+    assert load(model).sha256 == hashlib.sha256(model.read_bytes()).hexdigest()
+    proto = onnx.load(_external(model, "weights.bin"), load_external_data=False)
+    other = proto.graph.initializer[0]
+    for entry in other.external_data:
+        if entry.key == "location":
+            entry.value = "a/other.bin"
+    model.write_bytes(proto.SerializeToString())
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "other.bin").write_bytes((tmp_path / "weights.bin").read_bytes())
+
+    def expected() -> str:
+        files = (model, tmp_path / "a" / "other.bin", tmp_path / "weights.bin")
+        return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+    before = expected()
+    assert load(model).sha256 == before
+    data = bytearray((tmp_path / "weights.bin").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "weights.bin").write_bytes(data)
+    assert load(model).sha256 == expected() != before
+
+
 def test_external_data_by_a_link_outside(model: Path, tmp_path: Path) -> None:
     secret = tmp_path.parent / f"{tmp_path.name}-secret"
     secret.write_bytes(bytes(10_000))
@@ -280,6 +327,75 @@ def test_opsets_at_the_ends_of_the_range(tmp_path: Path, opset: int) -> None:
     file = tmp_path / "model.onnx"
     onnx.save(SPELLINGS["gelu_legacy"].model(opset), file)
     assert load(file).opset == opset
+
+
+def test_an_old_ir_version_is_raised_to_the_first_without_initializers_among_the_inputs(model: Path) -> None:
+    proto = onnx.load(model)
+    proto.ir_version = 3
+    proto.graph.input.extend(
+        helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in proto.graph.initializer
+    )
+    onnx.checker.check_model(proto)
+    onnx.save(proto, model)
+    onnx.checker.check_model(ir.to_proto(load(model).model))
+
+
+@pytest.mark.parametrize("where", ["imports", "nodes", "both"])
+def test_the_default_domain_by_its_other_name(model: Path, where: str) -> None:
+    proto = onnx.load(model)
+    if where != "nodes":
+        proto.opset_import[0].domain = "ai.onnx"
+    if where != "imports":
+        for node in proto.graph.node:
+            node.domain = "ai.onnx"
+    onnx.save(proto, model)
+    loaded = load(model)
+    assert loaded.opset == 20
+    assert dict(loaded.model.opset_imports) == {"": 20}
+    assert [site.kind for site in lift(loaded.model).sites] == ["gelu"]
+    onnx.checker.check_model(ir.to_proto(loaded.model))
+
+
+@pytest.mark.parametrize("kind", ["initializer", "constant", "in a branch"])
+def test_sparse_tensors_are_refused(model: Path, kind: str) -> None:
+    proto = onnx.load(model)
+    weight = next(t for t in proto.graph.initializer if t.name == "up.weight")
+    proto.graph.initializer.remove(weight)
+    values = onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight).ravel(), "up.weight")
+    places = onnx.numpy_helper.from_array(np.arange(np.prod(weight.dims)), "places")
+    sparse = helper.make_sparse_tensor(values, places, weight.dims)
+    if kind == "initializer":
+        proto.graph.sparse_initializer.append(sparse)
+    else:
+        constant = helper.make_node("Constant", [], ["up.weight"], name="up.weight", sparse_value=sparse)
+        proto.graph.node.insert(0, constant)
+    if kind == "in a branch":
+        branch = helper.make_graph([proto.graph.node[0]], "b", [], [onnx.ValueInfoProto(name="up.weight")])
+        proto.graph.node[0].CopyFrom(
+            helper.make_node("If", ["which"], ["up.weight"], then_branch=branch, else_branch=branch)
+        )
+        proto.graph.input.append(helper.make_tensor_value_info("which", TensorProto.BOOL, []))
+    onnx.save(proto, model)
+    with pytest.raises(ActxError, match="holds sparse tensors, which actx does not read") as caught:
+        load(model)
+    assert "up.weight" in caught.value.note
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_the_same_sites_are_found_where_constants_are_nodes(tmp_path: Path, name: str) -> None:
+    found = []
+    for as_nodes in (False, True):
+        proto = SPELLINGS[name].model(20)
+        if as_nodes:
+            constants = [helper.make_node("Constant", [], [t.name], value=t) for t in proto.graph.initializer]
+            nodes = [*constants, *proto.graph.node]
+            del proto.graph.initializer[:], proto.graph.node[:]
+            proto.graph.node.extend(nodes)
+        onnx.save(proto, tmp_path / "model.onnx")
+        graph = load(tmp_path / "model.onnx").model
+        assert not [node for node in graph.graph if node.op_type == "Constant"]
+        found.append([(site.name, site.kind, site.output, site.function.key) for site in lift(graph).sites])
+    assert found[0] == found[1]
 
 
 def test_no_default_opset_and_no_graph(model: Path, tmp_path: Path) -> None:
