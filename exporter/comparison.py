@@ -11,7 +11,7 @@ import onnx
 
 from actx.exporter import runtime
 from actx.exporter.bundle import read_bundle
-from actx.exporter.drift import DriftReport, SiteTap
+from actx.exporter.drift import DriftReport, SiteTap, check_applies
 from actx.exporter.drift import check as check_graphs
 from actx.exporter.errors import ActxError
 from actx.exporter.inspection import open_data, owners
@@ -36,8 +36,9 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class _Compared:
-    """Both graphs as files, with what is known of the sites."""
+    """The loaded original and both graphs as files, with what is known of the sites."""
 
+    loaded: LoadedModel
     original: Path
     artifact: Path
     data: Data
@@ -79,6 +80,7 @@ def check(
         ActxError, UsageError: a model or the data cannot be read or run, or they do not fit together.
     """
     with _opened(model, artifact, data, inputs, batch_size, trust=trust) as both:
+        check_applies(metric, both.loaded.model, logits)
         return check_graphs(
             both.original, both.artifact, both.data, taps=both.taps, metric=metric, max_drift=max_drift, logits=logits,
             options=options, progress=progress,
@@ -132,7 +134,7 @@ def _opened(
         proto = _read(graph)
         _check_names(loaded, proto)
         taps = tuple(_taps(artifact, {site.name: site for site in sites}))
-        yield _Compared(original, graph, samples, taps, owners(sites), _marked(proto))
+        yield _Compared(loaded, original, graph, samples, taps, owners(sites), _marked(proto))
 
 
 def _taps(artifact: Path, sites: Mapping[str, Site]) -> Iterator[SiteTap]:

@@ -36,6 +36,8 @@ from actx.exporter.metrics import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import onnx_ir as ir
+
     from actx.exporter.runtime import RuntimeOptions, Session
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -190,6 +192,30 @@ def check(
         notes=data.notes,
         runtime=runtime.describe_runtime(options),
     )
+
+
+def check_applies(metric: str, model: ir.Model, logits: Sequence[str] = ()) -> None:
+    """Check before any work that a metric applies to an output, as far as the graph tells their types and ranks.
+
+    Args:
+        metric: one of `METRICS`; a metric of the user's own sees all outputs and always applies.
+        model: the original.
+        logits: as in `check`.
+
+    Raises:
+        UsageError: it applies to none.
+    """
+    if metric not in METRICS:
+        return
+    drifts = []
+    for value in model.graph.outputs:
+        if value.name is None or value.dtype is None or value.shape is None or value.dtype.numpy().kind not in "fiub":
+            return
+        meter = OutputMeter(value.name, logits=(value.name in logits) if logits else None)
+        zeros = np.zeros([min(dim, 2) if isinstance(dim, int) else 2 for dim in value.shape], value.dtype.numpy())
+        meter.update(zeros, zeros)
+        drifts.append(meter.result())
+    worst(drifts, metric)
 
 
 @dataclass(frozen=True)

@@ -273,8 +273,9 @@ def worst(outputs: Sequence[OutputDrift], metric: str) -> tuple[str, float]:
     """
     drifts = [(drift.name, value) for drift in outputs if (value := drift.value(metric)) is not None]
     if not drifts:
-        note = f"outputs: {', '.join(drift.name for drift in outputs)}; l2, cosine, kl and top1 have their conditions"
-        remedy = "Name the outputs that are logits, or take max_abs (any output) or top1 (integer outputs)."
+        applying = [name for name in METRICS if any(drift.value(name) is not None for drift in outputs)]
+        note = f"outputs: {', '.join(drift.name for drift in outputs)}; metrics that apply: {', '.join(applying)}"
+        remedy = "Take one of these, or name the outputs that are logits (actx check --logits)."
         msg = f"metric '{metric}' applies to none of the outputs"
         raise UsageError(msg, note=note, remedy=remedy)
     return max(drifts, key=lambda item: math.inf if math.isnan(item[1]) else item[1])

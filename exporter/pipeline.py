@@ -15,7 +15,7 @@ from actx.exporter import bundle, runtime
 from actx.exporter.calibrate import SiteStatistics, calibrate
 from actx.exporter.choose import Choice, choose
 from actx.exporter.comparison import tap
-from actx.exporter.drift import DriftReport, check
+from actx.exporter.drift import DriftReport, check, check_applies
 from actx.exporter.errors import RequirementError
 from actx.exporter.inspection import open_data, owners
 from actx.exporter.latency import LatencyReport, profile
@@ -120,6 +120,8 @@ def export(
         bundle.check_destination(bundle.rejected_place(out), force=True)
     steps = _Steps(progress)
     loaded = load(model, inputs=inputs, trust=trust)
+    if measure_drift or max_drift is not None:
+        check_applies(metric, loaded.model)
     lifted = lift(loaded.model)
     samples = open_data(loaded, data, batch_size)
     request = RequestEntry(

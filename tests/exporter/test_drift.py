@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from scipy.special import ndtr
 
 from actx.exporter.data import InputSpec, load_data, synthetic_data
-from actx.exporter.drift import SiteTap, check
+from actx.exporter.drift import SiteTap, check, check_applies
 from actx.exporter.errors import ActxError, UsageError
+from actx.exporter.metrics import METRICS, OutputMeter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -269,6 +271,32 @@ def test_requests_that_make_no_sense(tmp_path: Path, data: Data) -> None:
     ):
         with pytest.raises(UsageError):
             check(path, path, data, **wrong)
+
+
+@pytest.mark.parametrize("op", ["MatMul", "ArgMax"])
+@pytest.mark.parametrize("dims", [None, ["n", 4], ["n", 1], ["n", "t", 4], ["n"], [2, 0]])
+@pytest.mark.parametrize("metric", METRICS)
+def test_what_the_graph_tells_of_a_metric_is_what_the_outputs_give(
+    op: str, dims: list[Any] | None, metric: str
+) -> None:
+    """A graph that does not tell refuses nothing."""
+    element = TensorProto.INT64 if op == "ArgMax" else TensorProto.FLOAT
+    ends = [helper.make_tensor_value_info("y", element, dims)]
+    graph = helper.make_graph([helper.make_node(op, ["x"], ["y"])], "g", [], ends)
+    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]))
+    values = np.ones(
+        [5 if isinstance(dim, str) else dim for dim in dims or ()], helper.tensor_dtype_to_np_dtype(element)
+    )
+    meter = OutputMeter("y")
+    meter.update(values, values)
+    if dims is None or meter.result().value(metric) is not None:
+        check_applies(metric, model)
+    else:
+        with pytest.raises(UsageError, match="applies to none"):
+            check_applies(metric, model)
+    check_applies("pkg.mod:own", model)
+    if op == "MatMul" and dims == ["n", "t", 4]:
+        check_applies("kl", model, logits=["y"])
 
 
 def test_models_that_do_not_match(tmp_path: Path, data: Data) -> None:

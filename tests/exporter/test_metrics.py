@@ -200,8 +200,9 @@ def test_worst_output_counts_and_a_metric_must_apply() -> None:
     integers = measure(np.array([1]), np.array([2]))
     assert worst([integers], "top1")[1] == 1
     for metric in ("l2", "cosine", "kl"):
-        with pytest.raises(UsageError, match="applies to none"):
+        with pytest.raises(UsageError, match="applies to none") as caught:
             worst([integers], metric)
+        assert caught.value.note == "outputs: y; metrics that apply: max_abs, top1"
     with pytest.raises(UsageError):
         worst([], "l2")
 

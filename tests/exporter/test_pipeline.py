@@ -14,7 +14,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from actx.exporter import Form, export, session
+from actx.exporter import Form, check, export, session
 from actx.exporter.data import InputSpec
 from actx.exporter.errors import ActxError, RequirementError, TargetUnavailable, UsageError
 from actx.models.demo import ARCHIVE, CALIBRATION, demo_path
@@ -221,6 +221,24 @@ def test_an_unknown_target_or_metric_is_found_before_the_model_is_read(tmp_path:
         quick(tmp_path / "missing", tmp_path / "out", target="tpu")
     with pytest.raises(UsageError):
         quick(tmp_path / "missing", tmp_path / "out", metric="accuracy")
+
+
+def test_a_metric_that_applies_to_no_output_is_found_before_any_work(tmp_path: Path) -> None:
+    """The default one does not apply to integers."""
+    graph = Graph(18)
+    hidden = two_linears(graph, graph.input("x", ["batch", WIDTH]), "Elu")
+    graph.output(graph.op("ArgMax", hidden, axis=1, keepdims=0), "y", 1, np.int64)
+    model = save(tmp_path, graph.model())
+    steps: list[str] = []
+    with pytest.raises(UsageError, match="metric 'l2' applies to none") as caught:
+        quick(model, tmp_path / "out", progress=lambda step, *_: steps.append(step))
+    assert caught.value.note.endswith("metrics that apply: max_abs, top1")
+    assert steps == []
+    assert quick(model, tmp_path / "out", measure_drift=False).drift is None
+    with pytest.raises(UsageError, match="metric 'kl' applies to none"):
+        check(model, tmp_path / "out", metric="kl", progress=lambda *_: steps.append("check"))
+    assert steps == []
+    assert check(model, tmp_path / "out", metric="top1").metric == "top1"
 
 
 @pytest.mark.parametrize("budget", [float("nan"), float("inf"), -1.0])
