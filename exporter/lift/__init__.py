@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,9 +12,10 @@ import onnx_ir as ir
 from actx.exporter.lift.function import ScalarFunction, is_affine
 from actx.exporter.lift.gating import find_gate
 from actx.exporter.lift.naming import site_names
+from actx.exporter.lift.ops import NORMALISATIONS, ROWWISE, op_of
 from actx.exporter.lift.recognise import recognise
 from actx.exporter.lift.regions import Region, grow
-from actx.exporter.lift.rule import ENDS, NORMALISATIONS, objection
+from actx.exporter.lift.rule import objection
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,31 +93,42 @@ class Lifted:
     rejections: tuple[Rejection, ...]
 
 
+@dataclass(frozen=True)
+class _Identity:
+    """What a region's function was found to be; an affine one has no name."""
+
+    affine: bool
+    kind: str = ""
+    parameters: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """A region, what it computes, and why it is no site, or None."""
+
+    region: Region
+    identity: _Identity
+    reason: str | None
+
+
 def lift(model: ir.Model) -> Lifted:
     """Find the sites of a model whose types and shapes have been inferred. The model is not changed."""
-    regions = grow(model.graph)
-    memo: dict[str, tuple[bool, str, dict[str, NDArray[np.float64]]]] = {}
-    verdicts = [(region, objection(region, _identify(region, memo)[0])) for region in regions]
-    accepted = [region for region, reason in verdicts if reason is None]
-    names = site_names([region.nodes for region in accepted])
+    memo: dict[tuple[str, float], _Identity] = {}
+    verdicts = [_judge(region, memo) for region in grow(model.graph)]
+    accepted = [verdict for verdict in verdicts if verdict.reason is None]
+    names = site_names([verdict.region.nodes for verdict in accepted])
     taken: set[ir.Value] = set()
-    sites = tuple(_site(region, name, memo, taken) for region, name in zip(accepted, names, strict=True))
-    return Lifted(sites, _rejections(model.graph, verdicts, memo))
+    sites = tuple(_site(v.region, v.identity, name, taken) for v, name in zip(accepted, names, strict=True))
+    return Lifted(sites, _rejections(model.graph, verdicts))
 
 
-def _is_float(region: Region) -> bool:
-    return region.output.dtype is None or region.output.dtype.is_floating_point()
-
-
-def _identify(
-    region: Region, memo: dict[str, tuple[bool, str, dict[str, NDArray[np.float64]]]]
-) -> tuple[bool, str, dict[str, NDArray[np.float64]]]:
-    """Return whether the function is affine, its kind and its parameters, worked out once per distinct program."""
-    key = region.function.key
+def _judge(region: Region, memo: dict[tuple[str, float], _Identity]) -> _Verdict:
+    """Identify the region's function, once per distinct program and precision."""
+    key = region.function.key, _rounding_unit(region)
     if key not in memo:
         affine = is_affine(region.function)
-        memo[key] = (affine, *(("", {}) if affine else recognise(region.function, _rounding_unit(region))))
-    return memo[key]
+        memo[key] = _Identity(affine) if affine else _Identity(affine, *recognise(region.function, key[1]))
+    return _Verdict(region, memo[key], objection(region, memo[key].affine))
 
 
 def _rounding_unit(region: Region) -> float:
@@ -126,13 +138,8 @@ def _rounding_unit(region: Region) -> float:
     return max(2.0**-24 if v.dtype is None else units.get(v.dtype, 2.0**-24) for v in values)
 
 
-def _site(
-    region: Region,
-    name: str,
-    memo: dict[str, tuple[bool, str, dict[str, NDArray[np.float64]]]],
-    taken: set[ir.Value],
-) -> Site:
-    _, kind, parameters = _identify(region, memo)
+def _site(region: Region, identity: _Identity, name: str, taken: set[ir.Value]) -> Site:
+    kind = identity.kind
     dtype = region.output.dtype or region.root.dtype
     assert dtype is not None
     gate = find_gate(region)
@@ -143,7 +150,7 @@ def _site(
     return Site(
         name=name,
         kind="prelu" if kind == "leaky_relu" and region.axis is not None else kind,
-        parameters=parameters,
+        parameters=identity.parameters,
         function=region.function,
         input=_name(region.root),
         output=_name(region.output),
@@ -164,24 +171,21 @@ def _dims(value: ir.Value) -> tuple[int | str | None, ...] | None:
     return None if value.shape is None else tuple(d if isinstance(d, int) else d.value for d in value.shape)
 
 
-def _rejections(
-    graph: ir.Graph,
-    verdicts: Sequence[tuple[Region, str | None]],
-    memo: dict[str, tuple[bool, str, dict[str, NDArray[np.float64]]]],
-) -> tuple[Rejection, ...]:
+def _rejections(graph: ir.Graph, verdicts: Sequence[_Verdict]) -> tuple[Rejection, ...]:
     """Describe what is nonlinear and no site. Affine regions are not nonlinear, and not worth a line."""
-    refused = [
-        (region, reason)
-        for region, reason in verdicts
-        if reason is not None and not memo[region.function.key][0] and _is_float(region)
-    ]
+    refused = [(v.region, v.reason) for v in verdicts if v.reason and not v.identity.affine and _is_float(v.region)]
     names = site_names([region.nodes for region, _ in refused])
     rows = [
         Rejection(name, "+".join(dict.fromkeys(node.op_type for node in region.nodes)), reason)
         for name, (region, reason) in zip(names, refused, strict=True)
     ]
-    whole = Counter(node.op_type for node in graph if node.op_type in NORMALISATIONS | (ENDS - {"Shape", "Size"}))
+    rowwise = NORMALISATIONS | ROWWISE
+    whole = Counter(node.op_type for node in graph if op_of(node) in rowwise)
     rows += [
         Rejection(f"{count} nodes", op, "acts on whole rows, not elementwise") for op, count in sorted(whole.items())
     ]
     return tuple(rows)
+
+
+def _is_float(region: Region) -> bool:
+    return region.output.dtype is None or region.output.dtype.is_floating_point()

@@ -82,8 +82,14 @@ def _mod(a: Attributes, x: Array, y: Array) -> Array:
     return np.fmod(x, y) if a.get("fmod") else np.mod(x, y)
 
 
-def _first(_: Attributes, x: Array, *_rest: Array) -> Array:
+def _identity(_: Attributes, x: Array, *_ignored: Array) -> Array:
+    """Return x; the ratio of a Dropout that drops nothing has no effect."""
     return np.asarray(x)
+
+
+def _is_inf(a: Attributes, x: Array) -> Array:
+    low, high = a.get("detect_negative", 1) != 0, a.get("detect_positive", 1) != 0
+    return np.asarray(np.isinf(x) & np.where(x < 0, low, high))
 
 
 def _cast(a: Attributes, x: Array) -> Array:
@@ -138,9 +144,8 @@ _STANDARD: Mapping[str, Evaluate] = {
         "Greater": _plain(np.greater), "GreaterOrEqual": _plain(np.greater_equal), "Less": _plain(np.less),
         "LessOrEqual": _plain(np.less_equal), "Equal": _plain(np.equal), "And": _plain(np.logical_and),
         "Or": _plain(np.logical_or), "Xor": _plain(np.logical_xor), "Not": _plain(np.logical_not), "IsNaN": _plain(np.isnan),
-        "IsInf": _plain(np.isinf), "Where": _plain(np.where),
-        "Identity": _plain(np.asarray), "Cast": _cast, "CastLike": _cast_like,
-        "Dropout": _first,
+        "IsInf": _is_inf, "Where": _plain(np.where),
+        "Identity": _identity, "Cast": _cast, "CastLike": _cast_like,
 }  # fmt: skip
 ELEMENTWISE: Mapping[tuple[str, str], Evaluate] = {
     **{("", name): evaluate for name, evaluate in _STANDARD.items()},
@@ -185,7 +190,3 @@ CONSTANT_LAYOUT: Mapping[tuple[str, str], Evaluate] = {
     ("", "Expand"): _expand,
     ("", "ConstantOfShape"): _constant_of_shape,
 }
-# Linear in their one non-constant operand: a layer's bias or a normalisation's scale where the constant is per channel.
-AFFINE_WITH_CONSTANT = frozenset({"Add", "Sub", "Mul", "Div"})
-# Change the type or nothing at all.
-IDENTITIES = frozenset({"Identity", "Cast", "CastLike", "Dropout"})

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import onnx_ir as ir
-
 from actx.exporter.lift.elementwise import ELEMENTWISE
-from actx.exporter.lift.rule import is_linear
+from actx.exporter.lift.ops import MUL, SPLIT, op_of, tensor_of
+from actx.exporter.lift.rule import broadcasts_to, is_linear
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from actx.exporter.lift.regions import Region
 
 
@@ -17,11 +18,13 @@ def find_gate(region: Region) -> tuple[ir.Value, ir.Value] | None:
     """Return (u, f(g) * u) where the region's one use is a product with a non-constant value of the same shape."""
     output = region.output
     consumers = output.consumers()
-    if output.is_graph_output() or len(consumers) != 1 or consumers[0].op_type != "Mul":
+    if output.is_graph_output() or len(consumers) != 1 or op_of(consumers[0]) != MUL:
         return None
     product = consumers[0]
+    if product.graph is not region.nodes[-1].graph:  # in a branch or the body of a loop
+        return None
     others = [v for v in product.inputs if v is not output]
-    if len(others) != 1 or others[0] is None or ir.convenience.get_const_tensor(others[0]) is not None:
+    if len(others) != 1 or others[0] is None or tensor_of(others[0]) is not None:
         return None
     multiplier = others[0]
     same = same_shape(output, multiplier) or same_shape(region.root, multiplier)
@@ -30,44 +33,60 @@ def find_gate(region: Region) -> tuple[ir.Value, ir.Value] | None:
 
 def same_shape(a: ir.Value, b: ir.Value) -> bool:
     """Tell whether two values surely have one shape: by their dimensions, or by where they come from."""
-    if a.shape is not None and b.shape is not None and len(a.shape) == len(b.shape):
-        pairs = list(zip(a.shape, b.shape, strict=True))
-        if all(_equal(p, q) for p, q in pairs):
-            return True
-        if any(isinstance(p, int) and isinstance(q, int) and p != q for p, q in pairs):
+    if a.shape is not None and b.shape is not None:
+        sizes = zip(a.shape, b.shape, strict=False)
+        if len(a.shape) != len(b.shape) or any(isinstance(p, int) and isinstance(q, int) and p != q for p, q in sizes):
             return False
-    return _same_layer(_source(a), _source(b))
+    return _equal_dims(a, b) or _same_layer(_source(a), _source(b))
+
+
+def _equal_dims(a: ir.Value, b: ir.Value) -> bool:
+    if a.shape is None or b.shape is None or len(a.shape) != len(b.shape):
+        return False
+    return all(_equal(p, q) for p, q in zip(a.shape, b.shape, strict=True))
 
 
 def _equal(p: int | ir.SymbolicDim, q: int | ir.SymbolicDim) -> bool:
-    if isinstance(p, int) or isinstance(q, int):
-        return p == q
-    return p.value is not None and p.value == q.value
+    """Tell whether two dimensions surely are equal; a symbolic one without a name is unlike any other."""
+    return p == q and (isinstance(p, int) or p.value is not None)
 
 
 def _source(value: ir.Value) -> ir.Value:
-    """Walk back through elementwise ops to the layer, or split, that made the value."""
+    """Walk back through elementwise ops that keep the shape to the layer, or split, that made the value."""
     for _ in range(32):
         node = value.producer()
-        if node is None or is_linear(node) or node.op_type == "Split":
+        if node is None or is_linear(node) or op_of(node) not in ELEMENTWISE:
             break
-        data = [v for v in node.inputs if v is not None and ir.convenience.get_const_tensor(v) is None]
-        if len(set(data)) != 1 or (node.domain, node.op_type) not in ELEMENTWISE:
+        tensors = {v: tensor_of(v) for v in node.inputs if v is not None}
+        data = [v for v, tensor in tensors.items() if tensor is None]
+        constants = [tensor.shape.numpy() for tensor in tensors.values() if tensor is not None]
+        if len(data) != 1 or not all(broadcasts_to(shape, data[0].shape) for shape in constants):
             break
         value = data[0]
     return value
 
 
 def _same_layer(a: ir.Value, b: ir.Value) -> bool:
-    """Tell whether two values are halves of one split, or two layers of one width over one input."""
+    """Tell whether two values are equal parts of one split, or results of two layers of one kind and size."""
     left, right = a.producer(), b.producer()
-    if left is None or right is None or left.op_type != right.op_type:
+    if left is None or right is None or op_of(left) != op_of(right):
         return False
-    if left.op_type == "Split":
-        return left is right and a.shape == b.shape
-    if not is_linear(left) or left.inputs[0] is not right.inputs[0]:
-        return False
-    weights = [node.inputs[1] for node in (left, right)]
-    shapes = [None if w is None else w.shape for w in weights]
+    if op_of(left) == SPLIT:
+        return left is right and _same_part(left, a, b)
     settings = [{name: attribute.value for name, attribute in node.attributes.items()} for node in (left, right)]
-    return shapes[0] is not None and shapes[0] == shapes[1] and settings[0] == settings[1]
+    return is_linear(left) and settings[0] == settings[1] and _same_operands(left, right)
+
+
+def _same_part(split: ir.Node, a: ir.Value, b: ir.Value) -> bool:
+    """Tell whether two parts of a split have one size along its axis; in the other dimensions they agree."""
+    sizes = tensor_of(split.inputs[1]) if len(split.inputs) > 1 else None
+    if sizes is not None:
+        return bool(sizes.numpy()[a.index()] == sizes.numpy()[b.index()])
+    axis = split.attributes.get_int("axis", 0)
+    return a.shape is not None and b.shape is not None and _equal(a.shape[axis], b.shape[axis])
+
+
+def _same_operands(left: ir.Node, right: ir.Node) -> bool:
+    """Tell whether the operands of two layers, except for a bias that one lacks, are the same or surely of one shape."""
+    pairs = [(p, q) for p, q in zip(left.inputs, right.inputs, strict=False) if p is not None and q is not None]
+    return all(p is q or _equal_dims(p, q) for p, q in pairs)

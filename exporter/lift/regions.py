@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from actx.exporter.lift.elementwise import AFFINE_WITH_CONSTANT, CONSTANT_LAYOUT, ELEMENTWISE, MAX_CONSTANT
+from actx.exporter.lift.elementwise import CONSTANT_LAYOUT, ELEMENTWISE, MAX_CONSTANT
 from actx.exporter.lift.function import Constant, ScalarFunction, Step
+from actx.exporter.lift.ops import AFFINE, op_of, tensor_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,6 +36,7 @@ class Region:
         nodes: in topological order.
         function: f, the region's own mathematics.
         axis: the channel axis, counted from the end, where f differs per channel.
+        constants: the shape that the constant operands broadcast to.
     """
 
     root: ir.Value
@@ -42,6 +44,7 @@ class Region:
     nodes: tuple[ir.Node, ...]
     function: ScalarFunction
     axis: int | None
+    constants: tuple[int, ...]
 
 
 class _Dominator:
@@ -118,7 +121,7 @@ def constant_of(value: ir.Value, known: dict[ir.Value, NDArray[Any] | None]) -> 
     if value in known:
         return known[value]
     known[value] = None  # also ends a cycle of an invalid graph
-    tensor = None if value.is_graph_input() else ir.convenience.get_const_tensor(value)
+    tensor = tensor_of(value)
     if tensor is not None:
         known[value] = tensor.numpy() if tensor.size <= MAX_CONSTANT else None
     elif (node := value.producer()) is not None:
@@ -127,7 +130,7 @@ def constant_of(value: ir.Value, known: dict[ir.Value, NDArray[Any] | None]) -> 
 
 
 def _computed(node: ir.Node, known: dict[ir.Value, NDArray[Any] | None]) -> NDArray[Any] | None:
-    evaluate = ELEMENTWISE.get(_op(node)) or CONSTANT_LAYOUT.get(_op(node))
+    evaluate = ELEMENTWISE.get(op_of(node)) or CONSTANT_LAYOUT.get(op_of(node))
     operands = [None if v is None else constant_of(v, known) for v in node.inputs]
     if (
         evaluate is None
@@ -154,12 +157,8 @@ def attributes_of(node: ir.Node) -> dict[str, Any]:
     }
 
 
-def _op(node: ir.Node) -> tuple[str, str]:
-    return ("" if node.domain == "ai.onnx" else node.domain), node.op_type
-
-
 def _evaluator(node: ir.Node) -> Any:
-    return ELEMENTWISE.get(_op(node)) if node.inputs and node.outputs else None
+    return ELEMENTWISE.get(op_of(node)) if node.inputs and node.outputs else None
 
 
 def _operands(node: ir.Node, growth: _Growth) -> list[ir.Value]:
@@ -176,7 +175,7 @@ def _dominate(nodes: Sequence[ir.Node], growth: _Growth) -> None:
             continue
         output = node.outputs[0]
         growth.dominators[output] = _Dominator(output, _common([_before(v, growth) for v in operands]))
-        if len(operands) == 1 and node.op_type in AFFINE_WITH_CONSTANT and wide:
+        if len(operands) == 1 and op_of(node) in AFFINE and wide:
             growth.barriers.add(output)
 
 
@@ -300,7 +299,13 @@ def _between(root: ir.Value, output: ir.Value, growth: _Growth) -> Iterator[Regi
     if len(wide) > 1:  # parameters along two axes: no function of one channel
         return
     axis, channels = wide.pop() if wide else (None, None)
-    yield Region(root, output, nodes, _program(root, nodes, channels, growth), axis)
+    yield Region(root, output, nodes, _program(root, nodes, channels, growth), axis, _breadth(nodes, growth))
+
+
+def _breadth(nodes: Sequence[ir.Node], growth: _Growth) -> tuple[int, ...]:
+    """Return the shape that all constant operands broadcast to; they are scalars, or run along one axis."""
+    arrays = (constant_of(v, growth.constants) for node in nodes for v in node.inputs if v is not None)
+    return np.broadcast_shapes(*{array.shape for array in arrays if array is not None})
 
 
 def _program(root: ir.Value, nodes: Sequence[ir.Node], channels: int | None, growth: _Growth) -> ScalarFunction:
@@ -318,6 +323,6 @@ def _program(root: ir.Value, nodes: Sequence[ir.Node], channels: int | None, gro
         return Constant(values.reshape(()) if values.size == 1 else values.reshape(-1))
 
     for node in nodes:
-        steps.append(Step(_op(node), attributes_of(node), tuple(map(operand, node.inputs))))
+        steps.append(Step(op_of(node), attributes_of(node), tuple(map(operand, node.inputs))))
         index[node.outputs[0]] = len(steps)
     return ScalarFunction(tuple(steps), channels)

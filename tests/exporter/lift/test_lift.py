@@ -399,3 +399,284 @@ def test_a_value_that_a_subgraph_reads_is_not_hidden_in_a_region() -> None:
     sites = lift(graph).sites
     assert sites[0].kind == "relu"
     assert_regions_are_closed(graph, sites)
+
+
+# --- ops that only look alike ---
+
+
+def _kinds(write: Callable[[Graph, str], str]) -> list[str]:
+    return [site.kind for site in lifted(onnx_mlp(write)).sites]
+
+
+def _typed(write: Callable[[Graph, str], str]) -> Lifted:
+    """Lift a network where the results of ops that nothing is known about are float32."""
+    model = prepared(onnx_mlp(write))
+    for value in values_of(model.graph).values():
+        value.dtype = value.dtype or ir.DataType.FLOAT
+    return lift(model)
+
+
+@pytest.mark.parametrize(
+    ("op_type", "domain", "layer"),
+    [
+        ("MatMul", "", True),
+        ("MatMul", "ai.onnx", True),
+        ("MatMul", "custom", False),
+        ("FusedMatMul", "com.microsoft", True),
+        ("FusedMatMul", "custom", False),
+        ("LayerNormalization", "custom", False),
+    ],
+)
+def test_a_layer_is_told_by_its_domain_too(op_type: str, domain: str, layer: bool) -> None:
+    def write(g: Graph, x: str) -> str:
+        cut_off = g.op("CumSum", x, -1)  # from the layer before
+        return g.op("Tanh", g.op(op_type, cut_off, g.weight("square", np.eye(HIDDEN)), domain=domain))
+
+    assert len(_typed(write).sites) == layer
+
+
+def test_a_change_of_layout_is_told_by_its_domain_too() -> None:
+    def sites(domain: str) -> int:
+        return len(_typed(lambda g, x: g.op("Tanh", g.op("Reshape", x, [0, 0, HIDDEN], domain=domain))).sites)
+
+    assert (sites(""), sites("custom")) == (1, 0)
+
+
+@pytest.mark.parametrize("op_type", ["Softmax", "TopK", "LayerNormalization"])
+def test_an_op_of_another_domain_is_not_known_to_act_on_rows(op_type: str) -> None:
+    found = _typed(lambda g, x: g.op(op_type, g.op("Tanh", x), domain="custom"))
+    assert [site.kind for site in found.sites] == ["tanh"]
+    assert not found.rejections
+
+
+def test_a_product_of_another_domain_is_no_gate() -> None:
+    def gated(domain: str) -> Callable[[Graph, str], str]:
+        return lambda g, x: g.op("Mul", g.op("Sigmoid", x), g.op("Softmax", x), domain=domain)
+
+    for domain in ("", "custom"):
+        (site,) = _typed(gated(domain)).sites
+        assert (site.gate is None) == (domain == "custom")
+
+
+@pytest.mark.parametrize(
+    ("mode", "kinds"),
+    [((), ["scalar"]), ((0.1, np.array(False)), ["scalar"]), ((0.1, np.array(True)), ["tanh"])],
+)
+def test_a_dropout_is_an_identity_unless_it_trains(mode: tuple[Any, ...], kinds: list[str]) -> None:
+    def write(g: Graph, x: str) -> str:
+        return g.op("Sigmoid", g.op("Dropout", g.op("Tanh", x), *mode))
+
+    assert _kinds(write) == kinds
+
+
+def test_a_dropout_that_an_input_switches_is_no_identity() -> None:
+    def write(g: Graph, x: str) -> str:
+        return g.op("Sigmoid", g.op("Dropout", g.op("Tanh", x), 0.1, g.input("training", [], np.bool_)))
+
+    assert _kinds(write) == ["tanh"]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (1, 0), (1, 1), (0, 0)])
+def test_infinities_of_one_sign(low: int, high: int) -> None:
+    def write(g: Graph, x: str) -> str:
+        infinite = g.op("IsInf", g.op("Mul", x, float("inf")), detect_negative=low, detect_positive=high)
+        return g.op("Where", infinite, 1.0, g.op("Tanh", x))
+
+    expected = [1 if low else np.tanh(-2.0), 1 if high else np.tanh(2.0)]
+    np.testing.assert_array_equal(only_site(onnx_mlp(write)).evaluate(np.array([-2.0, 2.0])), expected)
+
+
+# --- precision ---
+
+
+def _rounded_gelu(g: Graph, x: str, dtype: Any) -> str:
+    """Gelu with the constants that float16 has, in any type."""
+    root, one, half = (np.array(c, np.float16).astype(dtype) for c in (2**0.5, 1, 0.5))
+    phi = g.op("Add", g.op("Erf", g.op("Div", x, root)), one)
+    return g.op("Mul", g.op("Mul", x, phi), half)
+
+
+@pytest.mark.parametrize("order", [(np.float16, np.float32), (np.float32, np.float16)])
+def test_a_name_depends_on_the_precision_and_not_on_the_order(order: tuple[Any, Any]) -> None:
+    graph = Graph()
+    for dtype in order:
+        name = np.dtype(dtype).name
+        x = graph.input(f"x.{name}", ["batch", "tokens", WIDTH], dtype)
+        hidden = _rounded_gelu(graph, graph.op("MatMul", x, np.eye(WIDTH, dtype=dtype)), dtype)
+        graph.output(graph.op("MatMul", hidden, np.eye(WIDTH, dtype=dtype)), f"y.{name}", 3, dtype)
+    kinds = {site.dtype.numpy().name: site.kind for site in lifted(graph.model()).sites}
+    assert kinds == {"float16": "gelu", "float32": "scalar"}
+
+
+# --- constants that widen ---
+
+UNKNOWN = None
+BETA = np.linspace(1, 2, HIDDEN, dtype=np.float32)
+
+
+def _sites_over(root: tuple[int | str | None, ...] | None, constant: NDArray[Any]) -> tuple[Site, ...]:
+    """Lift x * sigmoid(constant * x) behind a layer whose result has these dimensions as far as is known."""
+    graph = Graph()
+    hidden = graph.op("MatMul", graph.input("x", []), graph.input("weight", []))
+    wide = graph.op("Mul", hidden, graph.op("Sigmoid", graph.op("Mul", constant, hidden)))
+    graph.output(graph.op("MatMul", wide, np.ones((HIDDEN, 2), np.float32)), "y", 3)
+    model = ir.from_proto(graph.model())
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.shape = None
+    prepare(model)
+    layer = next(node for node in model.graph if node.op_type == "MatMul").outputs[0]
+    layer.shape = None if root is None else ir.Shape(root)
+    return lift(model).sites
+
+
+@pytest.mark.parametrize(
+    ("root", "constant"),
+    [
+        (("batch", "tokens", HIDDEN), BETA),
+        ((UNKNOWN, UNKNOWN, HIDDEN), BETA[None, None]),
+        (("batch", HIDDEN, UNKNOWN, "width"), BETA[:, None, None]),
+        (("batch", "tokens", "hidden"), np.float32(2)),
+        (("batch", UNKNOWN), np.full((1, 1), 2, np.float32)),
+        ((UNKNOWN,), np.full(1, 2, np.float32)),
+        (None, np.float32(2)),
+    ],
+)
+def test_constants_that_cannot_widen_the_output(root: Any, constant: NDArray[Any]) -> None:
+    assert len(_sites_over(root, np.asarray(constant))) == 1
+
+
+@pytest.mark.parametrize(
+    ("root", "constant"),
+    [
+        (("batch", "tokens", "hidden"), BETA),
+        (("batch", "tokens", UNKNOWN), BETA),
+        (("batch", "tokens", 1), BETA),
+        (("batch", "channels", "height", "width"), BETA[:, None, None]),
+        ((HIDDEN,), BETA[None]),
+        ((), np.full(1, 2, np.float32)),
+        (None, np.full(1, 2, np.float32)),
+        (None, BETA),
+    ],
+)
+def test_constants_that_may_widen_the_output(root: Any, constant: NDArray[Any]) -> None:
+    assert not _sites_over(root, constant)
+
+
+# --- products of values whose shapes are not known ---
+
+
+def _gate_of(write: Callable[[Graph, str, str], tuple[str, str]], unknown: tuple[str, ...] = ("x", "u")) -> bool:
+    """Tell whether sigmoid(g) * u is gated, where g and u come from two inputs of rank 3 with unknown dimensions."""
+    graph = Graph()
+    g, u = write(graph, *(graph.input(name, ["batch", "tokens", WIDTH]) for name in ("x", "u")))
+    graph.output(graph.linear(graph.op("Mul", graph.op("Sigmoid", g), u), "down", np.ones((HIDDEN, 2))), "y", 3)
+    model = ir.from_proto(graph.model())
+    for value in model.graph.inputs:
+        if value.name in unknown:
+            value.shape = ir.Shape([None] * len(value.shape or ()))
+    prepare(model)
+    (site,) = lift(model).sites
+    return site.gate is not None
+
+
+def _layer(g: Graph, x: str) -> str:
+    return g.op("MatMul", x, np.ones((WIDTH, HIDDEN), np.float32))
+
+
+def test_two_layers_of_one_input_have_one_shape() -> None:
+    assert _gate_of(lambda g, x, _: (_layer(g, x), _layer(g, x)))
+
+
+def test_layers_of_two_inputs_may_have_two_shapes() -> None:
+    assert not _gate_of(lambda g, x, u: (_layer(g, x), _layer(g, u)))
+
+
+def test_a_shared_weight_on_the_left_is_no_shared_input() -> None:
+    def write(g: Graph, x: str, u: str) -> tuple[str, str]:
+        weight = g.weight("weight", np.ones((5, 5)))
+        return g.op("MatMul", weight, x), g.op("MatMul", weight, u)
+
+    assert not _gate_of(write)
+    assert _gate_of(write, ())
+
+
+def test_layers_whose_weights_have_unknown_sizes() -> None:
+    def write(g: Graph, x: str, u: str) -> tuple[str, str]:
+        return g.op("MatMul", x, g.input("first", [WIDTH, "h"])), g.op("MatMul", x, g.input("second", [WIDTH, "h"]))
+
+    assert not _gate_of(write, ("x", "u", "first", "second"))
+    assert _gate_of(write, ("x", "u"))
+
+
+def test_a_scale_that_may_widen_the_other_factor() -> None:
+    def write(g: Graph, x: str, u: str) -> tuple[str, str]:
+        weights = [g.input(name, [WIDTH, "h"]) for name in ("first", "second")]
+        gate, up = (g.op("MatMul", x, weight) for weight in weights)
+        return gate, g.op("Mul", up, np.ones(HIDDEN, np.float32))
+
+    assert not _gate_of(write)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "width", "same"),
+    [
+        ([HIDDEN, HIDDEN], 2 * HIDDEN, True),
+        ([HIDDEN, 1], HIDDEN + 1, False),
+        ([HIDDEN, HIDDEN], UNKNOWN, True),
+        ([HIDDEN, 1], UNKNOWN, False),
+        ("sizes", UNKNOWN, False),
+        (None, 2 * HIDDEN, True),
+        (None, 2 * HIDDEN - 1, False),
+        (None, UNKNOWN, False),
+    ],
+)
+def test_parts_of_one_split(sizes: Any, width: int | None, same: bool) -> None:
+    def write(g: Graph, x: str, _: str) -> tuple[str, str]:
+        wide = g.op(
+            "MatMul", x, g.input("weight", [WIDTH, 1]) if width is None else np.ones((WIDTH, width), np.float32)
+        )
+        settings = {"num_outputs": 2} if sizes is None else {}
+        given = [g.input(sizes, [2], np.int64)] if isinstance(sizes, str) else [] if sizes is None else [sizes]
+        first, second = g.ops("Split", 2, wide, *given, axis=-1, **settings)
+        return first, second
+
+    assert _gate_of(write, ("x", "u", "weight")) == same
+
+
+def test_parts_of_a_split_of_unknown_rank() -> None:
+    def is_gated(sizes: list[int]) -> bool:
+        graph = Graph()
+        hidden = graph.op("MatMul", graph.input("x", []), graph.input("weight", []))
+        gate, up = graph.ops("Split", 2, hidden, sizes, axis=-1)
+        product = graph.op("Mul", graph.op("Sigmoid", gate), up)
+        graph.output(graph.op("MatMul", product, np.ones((HIDDEN, 2), np.float32)), "y", 3)
+        model = ir.from_proto(graph.model())
+        for value in (*model.graph.inputs, *model.graph.outputs):
+            value.shape = None
+        prepare(model)
+        (site,) = lift(model).sites
+        return site.gate is not None
+
+    assert is_gated([HIDDEN, HIDDEN])
+    assert not is_gated([HIDDEN, 1])
+
+
+def test_a_product_inside_a_branch_is_no_gate() -> None:
+    model = onnx_mlp(lambda g, x: g.op("Sigmoid", x))
+    sigmoid = next(node for node in model.graph.node if node.op_type == "Sigmoid")
+    up, activated = sigmoid.input[0], sigmoid.output[0]
+    del model.graph.node[-2:]
+    del model.graph.output[:]
+
+    def branch(name: str, *nodes: onnx.NodeProto) -> onnx.GraphProto:
+        return helper.make_graph(list(nodes), name, [], [helper.make_tensor_value_info(nodes[-1].output[0], 1, None)])
+
+    layer = helper.make_node("MatMul", ["product", "down.weight"], ["then_out"])
+    then = branch("then", helper.make_node("Mul", [activated, up], ["product"], "product"), layer)
+    other = branch("other", helper.make_node("MatMul", ["x", "x"], ["other_out"]))
+    switch = helper.make_node("If", ["condition"], ["z"], then_branch=then, else_branch=other)
+    model.graph.input.append(helper.make_tensor_value_info("condition", 9, []))
+    model.graph.node.append(switch)
+    model.graph.output.append(helper.make_tensor_value_info("z", 1, None))
+    site = only_site(model)
+    assert (site.kind, site.gate) == ("sigmoid", None)
