@@ -12,18 +12,15 @@ weights and biases absorb them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
+from actx.exporter.lift.ops import DIV, LAYERS, LAYOUT, MUL, MULTILINEAR, SUMS, WEIGHT_AND_BIAS, op_of, tensor_of
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
-
-LAYOUT = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"})
-# Ops that take a weight, and the inputs that scale with their output: the weight, and the bias.
-LAYERS = {"MatMul": (1,), "Gemm": (1, 2), "Conv": (1, 2), "ConvTranspose": (1, 2)}
-NORMS = {"LayerNormalization": (1, 2), "RMSNormalization": (1,), "BatchNormalization": (1, 2)}
 
 
 @dataclass(frozen=True)
@@ -56,34 +53,33 @@ def fold_slope(
     after = _forward(site_output, 1 / slope)
     if before is None or after is None:
         return False
-    for absorption in (*before, *after):
-        _scale(graph, absorption)
+    scaled = _scaled([*before, *after])
+    if scaled is None:
+        return False
+    for (node, index), tensor in scaled.items():
+        _replace(graph, node, index, tensor)
     return True
 
 
-def _is_constant(value: ir.Value | None) -> bool:
-    return value is not None and not value.is_graph_input() and ir.convenience.get_const_tensor(value) is not None
-
-
 def _constant_indices(node: ir.Node) -> list[int]:
-    return [i for i, v in enumerate(node.inputs) if _is_constant(v)]
+    return [i for i, v in enumerate(node.inputs) if tensor_of(v) is not None]
 
 
 def _backward(value: ir.Value, factor: float) -> list[_Absorption] | None:
     """1."""
     found: list[_Absorption] = []
-    while (node := value.producer()) is not None:
-        constants = _constant_indices(node)
-        scaled = LAYERS.get(node.op_type) or NORMS.get(node.op_type)
-        if scaled is not None:
-            return _absorb_all(node, scaled, factor, found)
-        if node.op_type in {"Mul", "Div"} and constants in ([0], [1]):
-            inverted = node.op_type == "Div" and constants == [1]
-            return [*found, _Absorption(node, constants[0], 1 / factor if inverted else factor)]
-        if node.op_type in {"Add", "Sub"} and constants in ([0], [1]):
+    while (node := value.producer()) is not None and node.outputs[0] is value:
+        op, constants = op_of(node), _constant_indices(node)
+        if op in WEIGHT_AND_BIAS:
+            return _absorb_all(node, factor, found)
+        if op in MULTILINEAR and len(constants) == 1:
+            return [*found, _Absorption(node, constants[0], factor)]
+        if op == DIV and len(constants) == 1:
+            return [*found, _Absorption(node, constants[0], factor if constants == [0] else 1 / factor)]
+        if op in SUMS and len(constants) == 1:
             found.append(_Absorption(node, constants[0], factor))
             value = _present(node.inputs[1 - constants[0]])
-        elif node.op_type in LAYOUT:
+        elif op in LAYOUT:
             value = _present(node.inputs[0])
         else:
             return None
@@ -97,20 +93,17 @@ def _present(value: ir.Value | None) -> ir.Value:
     return value
 
 
-def _absorb_all(
-    node: ir.Node, indices: Sequence[int], factor: float, found: list[_Absorption]
-) -> list[_Absorption] | None:
-    """Scale a layer's weight and bias; a MatMul may hold its weight on either side."""
-    if node.op_type == "MatMul" and not _is_constant(node.inputs[1]):
-        indices = (0,)
-    present = [i for i in indices if i < len(node.inputs) and node.inputs[i] is not None]
-    if not present or not all(_is_constant(node.inputs[i]) for i in present):
+def _absorb_all(node: ir.Node, factor: float, found: list[_Absorption]) -> list[_Absorption] | None:
+    """Scale weight and bias."""
+    weight, *_ = indices = WEIGHT_AND_BIAS[op_of(node)]
+    present = [i for i in indices if i == weight or (i < len(node.inputs) and node.inputs[i] is not None)]
+    if not set(present) <= set(_constant_indices(node)):
         return None
     return [*found, *(_Absorption(node, i, factor) for i in present)]
 
 
 def _forward(value: ir.Value, factor: float) -> list[_Absorption] | None:
-    """2."""
+    """2. A value that arrives by two ways is scaled twice, and absorbed twice."""
     found: list[_Absorption] = []
     queue = [value]
     while queue:
@@ -118,12 +111,12 @@ def _forward(value: ir.Value, factor: float) -> list[_Absorption] | None:
         if current.is_graph_output():
             return None
         for node in current.consumers():
+            if list(node.inputs).count(current) != 1:
+                return None
             absorbed = _absorb_input(node, current, factor)
             if absorbed is not None:
                 found.append(absorbed)
-            elif (node.op_type in LAYOUT and node.inputs[0] is current) or (
-                node.op_type == "Mul" and list(node.inputs).count(current) == 1
-            ):
+            elif op_of(node) == MUL or (op_of(node) in LAYOUT and node.inputs[0] is current):
                 queue.append(node.outputs[0])
             else:
                 return None
@@ -132,29 +125,42 @@ def _forward(value: ir.Value, factor: float) -> list[_Absorption] | None:
 
 def _absorb_input(node: ir.Node, value: ir.Value, factor: float) -> _Absorption | None:
     """Return what absorbs a factor of one input of the node: a weight or a constant factor, never a bias."""
-    if node.op_type in LAYERS:
-        side = 1 if node.inputs[0] is value else 0
-        if node.op_type != "MatMul" and side == 0:
-            return None
-        return _Absorption(node, side, factor) if _is_constant(node.inputs[side]) else None
-    constants = _constant_indices(node)
-    if node.op_type == "Mul" and constants in ([0], [1]):
+    op, constants = op_of(node), _constant_indices(node)
+    if op in MULTILINEAR and len(constants) == 1:
         return _Absorption(node, constants[0], factor)
-    if node.op_type == "Div" and constants == [1]:
+    if op == DIV and constants == [1]:
         return _Absorption(node, 1, 1 / factor)
+    if op in LAYERS and op in WEIGHT_AND_BIAS and node.inputs[0] is value:
+        weight = WEIGHT_AND_BIAS[op][0]
+        return _Absorption(node, weight, factor) if weight in constants else None
     return None
 
 
-def _scale(graph: ir.Graph, absorption: _Absorption) -> None:
-    old = _present(absorption.node.inputs[absorption.index])
-    tensor = ir.convenience.get_const_tensor(old)
-    assert tensor is not None
-    array = tensor.numpy()
-    scaled = (array.astype(np.float64) * absorption.factor).astype(array.dtype)
-    name = f"{old.name}/actx/scaled"
+def _scaled(absorptions: Sequence[_Absorption]) -> dict[tuple[ir.Node, int], ir.Tensor[Any]] | None:
+    """Return the new constant per node and input, None where a number would leave the range of its type."""
+    factors: dict[tuple[ir.Node, int], float] = {}
+    for absorption in absorptions:
+        place = absorption.node, absorption.index
+        factors[place] = factors.get(place, 1.0) * absorption.factor
+    scaled: dict[tuple[ir.Node, int], ir.Tensor[Any]] = {}
+    for (node, index), factor in factors.items():
+        old = tensor_of(node.inputs[index])
+        assert old is not None
+        exact = old.numpy().astype(np.float64)
+        with np.errstate(over="ignore"):
+            new = (exact * factor).astype(old.numpy().dtype)
+        if (np.isfinite(exact) & ~np.isfinite(new.astype(np.float64))).any():
+            return None
+        scaled[node, index] = ir.Tensor(new, dtype=old.dtype)
+    return scaled
+
+
+def _replace(graph: ir.Graph, node: ir.Node, index: int, tensor: ir.Tensor[Any]) -> None:
+    """Give the node a constant of its own."""
+    name = f"{_present(node.inputs[index]).name}/actx/scaled"
     while name in graph.initializers:
         name += "_"
-    value = ir.Value(name=name, const_value=ir.tensor(scaled, dtype=tensor.dtype, name=name))
-    value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(scaled.shape)
+    tensor.name = name
+    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
     graph.register_initializer(value)
-    absorption.node.replace_input_with(absorption.index, value)
+    node.replace_input_with(index, value)

@@ -156,10 +156,33 @@ def weight_on_the_left(g: Graph, x: str) -> str:
     return g.op("Transpose", down, perm=[0, 2, 1])
 
 
+def einsum(g: Graph, x: str) -> str:
+    hidden = g.op("Einsum", x, g.weight("up.weight", UP), equation="btw,wh->bth")
+    return g.op("Einsum", g.weight("down.weight", DOWN), gelu(g, hidden), equation="ho,bth->bto")
+
+
+def one_weight_behind_a_square(g: Graph, x: str) -> str:
+    # The layer of the square absorbs the slope twice, the other one once.
+    hidden, weight = gelu(g, g.linear(x, "up", UP, BIAS)), g.weight("down.weight", DOWN)
+    squared = g.op("Mul", hidden, g.op("Identity", hidden))
+    return g.op("Add", g.op("MatMul", squared, weight), g.op("MatMul", hidden, weight))
+
+
+def one_constant_as_scale_and_shift(g: Graph, x: str) -> str:
+    both = g.weight("both", BIAS + 2)
+    return g.linear(gelu(g, g.op("LayerNormalization", g.linear(x, "up", UP, BIAS), both, both)), "down", DOWN)
+
+
+def dropouts_that_drop_nothing(g: Graph, x: str) -> str:
+    hidden = g.op("Dropout", g.linear(x, "up", UP, BIAS), 0.5, np.array(False))
+    return g.linear(g.op("Dropout", gelu(g, hidden)), "down", DOWN)
+
+
 FOLDED = (
     plain, bias_first, bias_subtracted, no_bias, gemm, gemm_without_bias, norm, norm_without_shift,
     scaled_before_and_behind, divided_before, through_layout, gated, read_by_two_layers, one_weight_behind_twice,
     tied_weight, tied_bias, two_in_a_row, two_factors, times_its_own_layout, weight_on_the_left,
+    einsum, one_weight_behind_a_square, one_constant_as_scale_and_shift, dropouts_that_drop_nothing,
 )  # fmt: skip
 
 
@@ -211,10 +234,29 @@ def as_a_bias(g: Graph, x: str) -> str:
     return g.linear(g.op("Reshape", rows, g.op("Concat", g.op("Shape", x, end=2), [HIDDEN], axis=0)), "down", DOWN)
 
 
+def as_data_and_bias(g: Graph, x: str) -> str:
+    hidden = g.op("Reshape", gelu(g, g.linear(x, "up", UP, BIAS)), [-1, HIDDEN])
+    rows = g.op("Gemm", hidden, g.weight("square", SQUARE), hidden)
+    return g.linear(g.op("Reshape", rows, g.op("Concat", g.op("Shape", x, end=2), [HIDDEN], axis=0)), "down", DOWN)
+
+
+def twice_in_one_contraction(g: Graph, x: str) -> str:
+    hidden = gelu(g, g.linear(x, "up", UP, BIAS))
+    return g.op("Einsum", hidden, hidden, g.weight("down.weight", DOWN), equation="bth,btk,ko->bto")
+
+
 NOT_FOLDED = (
     input_read_elsewhere, product_read_elsewhere, output_read_by_a_softmax, output_in_a_sum, residual_before, split_before,
-    weights_that_vary, no_layer_behind, as_a_bias,
+    weights_that_vary, no_layer_behind, as_a_bias, as_data_and_bias, twice_in_one_contraction,
 )  # fmt: skip
+
+
+def _typed(proto: onnx.ModelProto) -> ir.Model:
+    """Return the model where the results of ops that inference says nothing about are float32."""
+    model = prepared(proto)
+    for value in values_of(model).values():
+        value.dtype = value.dtype or ir.DataType.FLOAT
+    return model
 
 
 def choices_of(model: ir.Model, form: str = "hardswish") -> tuple[Choice, ...]:
@@ -389,3 +431,79 @@ def test_names_of_scaled_weights_are_new() -> None:
     lowered = lower(model, choices_of(model))
     np.testing.assert_array_equal(in_runtime(lowered.portable, feeds(proto))[1], np.ones(3))
     assert len(values_of(lowered.portable)) == len({id(v) for v in values_of(lowered.portable).values()})
+
+
+@pytest.mark.parametrize("op_type", ["GroupNormalization", "InstanceNormalization"])
+def test_normalisations_of_channels(op_type: str) -> None:
+    g = Graph(21)
+    x = g.input("x", ["batch", WIDTH, 6, 6])
+    hidden = g.op("Conv", x, g.weight("up.weight", RNG.standard_normal((HIDDEN, WIDTH, 1, 1))))
+    settings = {"num_groups": 3} if op_type == "GroupNormalization" else {}
+    normed = g.op(op_type, hidden, g.weight("scale", BIAS + 2), g.weight("shift", BIAS), **settings)
+    g.output(g.op("Conv", gelu(g, normed), g.weight("down.weight", RNG.standard_normal((OUT, HIDDEN, 1, 1)))), "y", 4)
+    proto = g.model()
+    model = _typed(proto)
+    folded, composite = (lower(model, choices_of(model), fold=fold) for fold in (True, False))
+    assert folded.placements[0].scale != 1
+    (expected,) = in_runtime(composite.portable, feeds(proto))
+    assert_same(in_runtime(folded.portable, feeds(proto))[0], expected)
+
+
+def test_a_statistic_is_not_scaled_with_its_normalisation() -> None:
+    def mean_of(g: Graph, x: str) -> str:
+        scale, shift = g.weight("scale", BIAS + 2), g.weight("shift", BIAS)
+        normed, mean = g.ops("LayerNormalization", 2, g.linear(x, "up", UP, BIAS), scale, shift)
+        return g.op("Add", g.linear(gelu(g, mean), "down", DOWN[:1]), g.linear(normed, "other", OTHER))
+
+    model = prepared(network(mean_of))
+    assert [place.scale for place in lower(model, choices_of(model)).placements] == [1]
+
+
+def wide_silu(g: Graph, x: str) -> str:
+    return g.op("Mul", x, g.op("Sigmoid", g.op("Mul", x, 0.5)))
+
+
+# The slope of gelu, above 1, multiplies what is before the site; that of a wide silu, below 1, divides what is behind it.
+@pytest.mark.parametrize(("name", "write"), [("up.weight", gelu), ("up.bias", gelu), ("down.weight", wide_silu)])
+def test_a_constant_that_would_overflow_is_not_folded(name: str, write: Callable[[Graph, str], str]) -> None:
+    def lowered(number: float) -> Any:
+        weights = {"up.weight": UP.copy(), "up.bias": BIAS.copy(), "down.weight": DOWN.copy()}
+        weights[name][..., 3] = number
+
+        def between(g: Graph, x: str) -> str:
+            hidden = g.linear(x, "up", weights["up.weight"], weights["up.bias"])
+            return g.linear(write(g, hidden), "down", weights["down.weight"])
+
+        model = prepared(network(between, 18, np.float16))
+        return lower(model, choices_of(model))
+
+    largest = float(np.finfo(np.float16).max)
+    kept, folded = lowered(largest), lowered(largest / 4)
+    assert kept.placements[0].scale == 1
+    assert not any(constant.endswith("scaled") for constant in kept.portable.graph.initializers)
+    assert folded.placements[0].scale != 1
+
+
+def test_a_constant_that_is_infinite_stays_so() -> None:
+    bias = BIAS.copy()
+    bias[0] = -np.inf
+    model = prepared(network(lambda g, x: g.linear(gelu(g, g.linear(x, "up", UP, bias)), "down", DOWN)))
+    assert lower(model, choices_of(model)).placements[0].scale != 1
+
+
+def _is_folded(behind: Callable[[Graph, str], str]) -> bool:
+    """Tell whether the slope is folded where an op stands between the site and the layer behind it."""
+    model = _typed(network(lambda g, x: g.linear(behind(g, gelu(g, g.linear(x, "up", UP, BIAS))), "down", DOWN)))
+    return lower(model, choices_of(model)).placements[0].scale != 1
+
+
+@pytest.mark.parametrize("domain", ["", "ai.onnx", "custom"])
+def test_an_op_is_told_by_its_domain_too(domain: str) -> None:
+    known = domain != "custom"
+    assert _is_folded(lambda g, x: g.op("Reshape", x, [0, 0, HIDDEN], domain=domain)) == known
+    assert _is_folded(lambda g, x: g.op("MatMul", x, g.weight("square", SQUARE), domain=domain)) == known
+    assert _is_folded(lambda g, x: g.op("Mul", x, g.weight("factor", BIAS), domain=domain)) == known
+
+
+def test_a_dropout_that_trains_ends_the_way() -> None:
+    assert not _is_folded(lambda g, x: g.op("Dropout", x, 0.5, np.array(True)))
