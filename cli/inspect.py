@@ -67,7 +67,8 @@ def _print(found: Inspection, *, explain: bool) -> None:
     title = f"{len(rows)} sites in {found.model.source.name}: {found.model.format}, opset {found.model.opset}{mark}"
     columns = ("site", "kind", "gated", "elements/sample", "observed range", "exact zeros", "share of latency")
     printing.print_table(title, columns, rows)
-    printing.print_line(f"all sites together: {printing.share(found.activation_share)} of latency (ONNX Runtime CPU)")
+    if found.activation_share is not None:
+        printing.print_line(f"all sites together: {printing.share(found.activation_share)} of latency (ONNX Runtime CPU)")
     for note in found.notes:
         printing.print_line(f"Note: {note}")
     if explain:
