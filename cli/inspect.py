@@ -68,7 +68,9 @@ def _print(found: Inspection, *, explain: bool) -> None:
     columns = ("site", "kind", "gated", "elements/sample", "observed range", "exact zeros", "share of latency")
     printing.print_table(title, columns, rows)
     if found.activation_share is not None:
-        printing.print_line(f"all sites together: {printing.share(found.activation_share)} of latency (ONNX Runtime CPU)")
+        printing.print_line(
+            f"all sites together: {printing.share(found.activation_share)} of latency (ONNX Runtime CPU)"
+        )
     for note in found.notes:
         printing.print_line(f"Note: {note}")
     if explain:
