@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from actx.exporter.fitting import Form
+    from actx.exporter.manifest import FitEntry
     from actx.exporter.pipeline import Exported
 
 EXAMPLE = "Example: actx export model.pt2 --form pwl:16 --data calib.npz --max-drift 0.01 --metric cosine -o out"
@@ -109,6 +110,15 @@ def _pins(texts: list[str] | None) -> dict[str, Form]:
     return pins
 
 
+def _error(fit: FitEntry | None) -> str:
+    """Return the proved bound, or what was sampled."""
+    from actx.cli import printing  # noqa: PLC0415
+
+    if fit is None:
+        return "-"
+    return f"~{fit.max_error:.4g}" if fit.certificate is None else printing.at_most(fit.certificate.error)
+
+
 def print_exported(exported: Exported) -> None:
     """Print what an export made."""
     from actx.cli import printing  # noqa: PLC0415
@@ -116,12 +126,12 @@ def print_exported(exported: Exported) -> None:
     manifest = exported.manifest
     rows = [
         [
-            site.name, site.kind, site.form, "-" if site.fit is None else f"{site.fit.max_error:.3g}",
+            site.name, site.kind, site.form, _error(site.fit),
             site.lowering + (f" (slope {site.scale:.4g} folded)" if site.scale != 1 else ""), site.reason,
         ]
         for site in manifest.sites
     ]  # fmt: skip
-    columns = ("site", "kind", "form", "max error", "in model.onnx", "why")
+    columns = ("site", "kind", "form", "error at most", "in model.onnx", "why")
     printing.print_table(f"{len(rows)} sites of {manifest.source.file} for {manifest.request.target}", columns, rows)
     if exported.drift is not None:
         printing.print_drift(exported.drift)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from actx.custom_ops import Activation
     from actx.exporter.fitting import Fit
 
+TAILS = ("constant", "linear", "quadratic", "cubic")
 EXAMPLE = "Example: actx fit gelu --form pwl:16 --plot gelu.svg"
 
 
@@ -89,6 +90,10 @@ def _to_dict(name: str, found: Fit, plot: Path | None) -> dict[str, Any]:
         "max_error": _finite(found.max_error),
         "at": _finite(found.at),
         "interval": None if math.isinf(found.interval[0]) else list(found.interval),
+        "proved": None
+        if found.certificate is None
+        else {"error": found.certificate.error, "interval": list(found.certificate.interval)},
+        "tails": list(found.tail_degrees),
         "law": found.law,
         "ratio_to_law": _finite(ratio) if isinstance(ratio, float) else ratio,
         "slope": found.slope,
@@ -129,5 +134,17 @@ def _print(name: str, found: Fit, plot: Path | None) -> None:
     ]
     printing.print_table(title, ("segment", "origin", "coefficients, ascending powers of x - origin"), rows)
     printing.print_line(f"max error {where}: {found.max_error:.4g} at x = {found.at:.4g}{law}")
+    printing.print_line(_proof(found))
     if plot is not None:
         printing.print_line(f"plot: {plot}")
+
+
+def _proof(found: Fit) -> str:
+    from actx.cli import printing  # noqa: PLC0415
+
+    if found.certificate is None:
+        return "proved: nothing"
+    low, high = found.certificate.interval
+    left, right = (None if degree is None else TAILS[degree] for degree in found.tail_degrees)
+    beyond = "nothing is known beyond it" if left is None else f"tails: {left} and {right}"
+    return f"proved: at most {printing.at_most(found.certificate.error)} for every float32 in [{low:.9g}, {high:.9g}]; {beyond}"

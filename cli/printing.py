@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import decimal
 import json
 import re
 import shutil
@@ -80,6 +81,12 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
 def share(value: float | None) -> str:
     """Return a share as percent; `not measured` where there is none."""
     return "not measured" if value is None else f"{100 * value:.1f}%"
+
+
+def at_most(value: float) -> str:
+    """Return a bound in four digits, rounded up."""
+    with decimal.localcontext(prec=4, rounding=decimal.ROUND_CEILING):
+        return f"{float(+decimal.Decimal(value)):.4g}"
 
 
 def number(value: float | None) -> str:

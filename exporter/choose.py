@@ -23,6 +23,7 @@ from actx.exporter.fitting import Fit, Form, fit
 
 if TYPE_CHECKING:
     from actx.exporter.calibrate import SiteStatistics
+    from actx.exporter.certificate import Certificate
     from actx.exporter.lift import ScalarFunction, Site
     from actx.exporter.targets import Target
 
@@ -191,6 +192,7 @@ class _Fitter:
             spline=_stack([fits[channel.key].spline for channel in channels], site.axis),
             core_error=max(found.core_error for found in fits.values()),
             exact=all(found.exact for found in fits.values()),
+            certificate=_worst([found.certificate for found in fits.values()]),
             slope=None,
         )
 
@@ -205,6 +207,12 @@ class _Fitter:
         if isinstance(found, ActxError):
             raise found
         return found
+
+
+def _worst(certificates: Sequence[Certificate | None]) -> Certificate | None:
+    """Return what is proved of all channels."""
+    proved = [certificate for certificate in certificates if certificate is not None]
+    return max(proved, key=lambda certificate: certificate.error) if len(proved) == len(certificates) else None
 
 
 def _stack(splines: Sequence[Spline], axis: int | None) -> Spline:

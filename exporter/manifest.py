@@ -41,8 +41,19 @@ class RequestEntry(_Strict):
     data: str | None
 
 
+class CertificateEntry(_Strict):
+    """A proof: |f - s| <= `error` for every float32 number of the interval."""
+
+    error: float
+    interval: tuple[float, float]
+
+
 class FitEntry(_Strict):
-    """How well a form fits its site's function. `max_error` was sampled, not proved."""
+    """How well a form fits its site's function.
+
+    `max_error` was sampled, `certificate` was proved; null where that could not be done. `tails` are the degrees of the
+    asymptotes (left, right) that the form follows to infinity; null where nothing is known beyond the interval.
+    """
 
     max_error: float | Literal["inf"]
     interval: tuple[float, float] | None
@@ -50,6 +61,8 @@ class FitEntry(_Strict):
     slope: float | None
     segments: int
     degree: int
+    tails: tuple[int | None, int | None]
+    certificate: CertificateEntry | None
 
 
 class StatisticsEntry(_Strict):

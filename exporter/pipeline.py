@@ -24,6 +24,7 @@ from actx.exporter.load import load
 from actx.exporter.lower import Lowered, Placement, lower
 from actx.exporter.manifest import (
     MANIFEST,
+    CertificateEntry,
     FitEntry,
     Manifest,
     RequestEntry,
@@ -254,7 +255,7 @@ def _statistics_entry(observed: SiteStatistics) -> StatisticsEntry:
 
 
 def _fit_entry(fit: Fit) -> FitEntry:
-    ratio = fit.ratio
+    ratio, proved = fit.ratio, fit.certificate
     return FitEntry(
         max_error=fit.max_error if math.isfinite(fit.max_error) else "inf",
         interval=None if math.isinf(fit.interval[1]) else fit.interval,
@@ -262,6 +263,8 @@ def _fit_entry(fit: Fit) -> FitEntry:
         slope=fit.slope,
         segments=fit.spline.segments,
         degree=fit.spline.degree,
+        tails=fit.tail_degrees,
+        certificate=None if proved is None else CertificateEntry(error=proved.error, interval=proved.interval),
     )
 
 

@@ -4,7 +4,7 @@
 2. The function is sampled where it bends, which also gives the free-knot law.
 3. A piecewise polynomial is recognised and written down exactly.
 4. Otherwise the form's solver runs.
-5. The error is measured after rounding to float32.
+5. The error is measured after rounding to float32, and proved.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from actx.exporter.certificate import Certificate, certify
 from actx.exporter.errors import ActxError, UsageError
 from actx.exporter.fitting.asymptote import asymptote
 from actx.exporter.fitting.exact import recognise
@@ -57,6 +58,8 @@ class Fit:
         slope: c of hardswish's hs(c x) / c, None for other forms.
         tails: the asymptotes (left, right) of f, float64 (4,) ascending powers, or None where there is none or an
             interval was given.
+        certificate: the proof of the error on the interval, all finite fp16 where that is all of R; None where f is
+            not written in operations that can be bounded.
 
     """
 
@@ -70,6 +73,13 @@ class Fit:
     law: float | None
     slope: float | None
     tails: tuple[Tail, Tail]
+    certificate: Certificate | None
+
+    @property
+    def tail_degrees(self) -> tuple[int | None, int | None]:
+        """Degree of the asymptote on the left and on the right, None where there is none."""
+        left, right = (None if t is None else int(np.flatnonzero(t).max(initial=0)) for t in self.tails)
+        return left, right
 
     @property
     def ratio(self) -> float | Literal["exact"] | None:
@@ -121,7 +131,14 @@ def fit(function: Function, form: Form, *, interval: tuple[float, float] | None 
         law=_law(problem, form, exact=exact is not None),
         slope=solution.slope,
         tails=(problem.span.left, problem.span.right),
+        certificate=_certificate(function, problem, solution, error.largest),
     )
+
+
+def _certificate(function: Function, problem: Problem, solution: Solution, expected: float) -> Certificate | None:
+    if math.isinf(expected):
+        return None
+    return certify(function, solution.spline, (problem.low, problem.high), expected=expected)
 
 
 def _law(problem: Problem, form: Form, *, exact: bool) -> float | None:

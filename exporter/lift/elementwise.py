@@ -1,7 +1,8 @@
-"""The elementwise ops of ONNX (opsets 13 to 25) as float64 mathematics.
+"""The elementwise ops of ONNX (opsets 13 to 25) as mathematics, in numpy's ufuncs.
 
 An op of this table maps each element of its inputs to the element at the same place in its output, so that a connected
-region of such ops with one non-constant input is a scalar function. Formulas follow the ONNX operator specification.
+region of such ops with one non-constant input is a scalar function. Formulas follow the ONNX operator specification. They
+are evaluated in float64, and on anything else that numpy's ufuncs take: nothing may turn its argument into an array.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def _gelu(a: Attributes, x: Array) -> Array:
 
 
 def _hard_sigmoid(a: Attributes, x: Array) -> Array:
-    return np.asarray(np.clip(a.get("alpha", 0.2) * x + a.get("beta", 0.5), 0, 1))
+    y: Array = np.clip(a.get("alpha", 0.2) * x + a.get("beta", 0.5), 0, 1)
+    return y
 
 
 def _elu(a: Attributes, x: Array) -> Array:
@@ -45,7 +47,7 @@ def _celu(a: Attributes, x: Array) -> Array:
 
 def _selu(a: Attributes, x: Array) -> Array:
     alpha, gamma = a.get("alpha", 1.67326319217681884765625), a.get("gamma", 1.05070102214813232421875)
-    return np.asarray(gamma * np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0))))
+    return np.multiply(gamma, np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0))))
 
 
 def _leaky_relu(a: Attributes, x: Array) -> Array:
@@ -71,11 +73,12 @@ def _prelu(_: Attributes, x: Array, slope: Array) -> Array:
 
 
 def _swish(a: Attributes, x: Array) -> Array:
-    return np.asarray(x * expit(a.get("alpha", 1.0) * x))
+    y: Array = x * expit(a.get("alpha", 1.0) * x)
+    return y
 
 
 def _spline(a: Attributes, x: Array, *u: Array) -> Array:
-    return Spline.from_attributes(a)(x) if not u else Spline.from_attributes(a)(x) * u[0]
+    return reduce(np.multiply, u, Spline.from_attributes(a)(x))
 
 
 def _mod(a: Attributes, x: Array, y: Array) -> Array:
@@ -84,21 +87,22 @@ def _mod(a: Attributes, x: Array, y: Array) -> Array:
 
 def _identity(_: Attributes, x: Array, *_ignored: Array) -> Array:
     """Return x; the ratio of a Dropout that drops nothing has no effect."""
-    return np.asarray(x)
+    return x
 
 
 def _is_inf(a: Attributes, x: Array) -> Array:
     low, high = a.get("detect_negative", 1) != 0, a.get("detect_positive", 1) != 0
-    return np.asarray(np.isinf(x) & np.where(x < 0, low, high))
+    y: Array = np.logical_and(np.isinf(x), np.where(x < 0, low, high))
+    return y
 
 
 def _cast(a: Attributes, x: Array) -> Array:
     """Cast to a float type or to bool; integers never are part of a region."""
-    return np.asarray(x, dtype=bool if a["to"] == ir.DataType.BOOL else np.float64)
+    return np.not_equal(x, 0) if a["to"] == ir.DataType.BOOL else np.multiply(x, 1.0)
 
 
 def _cast_like(_: Attributes, x: Array, like: Array) -> Array:
-    return np.asarray(x, dtype=bool if np.asarray(like).dtype == bool else np.float64)
+    return np.not_equal(x, 0) if np.result_type(like).kind == "b" else np.multiply(x, 1.0)
 
 
 def _with_bias(name: str) -> Evaluate:

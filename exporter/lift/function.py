@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from actx.exporter.lift.elementwise import ELEMENTWISE
 
@@ -58,24 +59,30 @@ class ScalarFunction:
         """Evaluate f.
 
         Args:
-            x: any shape; for a per-channel function the first dimension must be C or 1.
+            x: any shape; for a per-channel function the first dimension must be C or 1. What implements numpy's ufuncs
+                itself is handed to them as it is.
 
         Returns:
             float64 of the shape of x (broadcast to C in the first dimension where f is per channel).
         """
-        values: list[Any] = [np.asarray(x, dtype=np.float64)]
-        rank = values[0].ndim
+        if isinstance(x, NDArrayOperatorsMixin):
+            return self._evaluate(x, 0)
+        array = np.asarray(x, dtype=np.float64)
+        with np.errstate(all="ignore"):
+            result = np.asarray(self._evaluate(array, array.ndim), dtype=np.float64)
+        return result if result.ndim else result[()]
+
+    def _evaluate(self, x: Any, rank: int) -> Any:
+        values = [x]
 
         def operand(of: int | Constant | None) -> Any:
             if isinstance(of, Constant):
                 return of.values.reshape(-1, *[1] * (rank - 1)) if of.per_channel else of.values
             return None if of is None else values[of]
 
-        with np.errstate(all="ignore"):
-            for step in self.steps:  # a step reads what the steps before it gave
-                values.append(ELEMENTWISE[step.op](step.attributes, *map(operand, step.operands)))  # noqa: PERF401
-        result = np.asarray(values[-1], dtype=np.float64)
-        return result if result.ndim else result[()]
+        for step in self.steps:  # a step reads what the steps before it gave
+            values.append(ELEMENTWISE[step.op](step.attributes, *map(operand, step.operands)))  # noqa: PERF401
+        return values[-1]
 
     @cached_property
     def key(self) -> str:

@@ -208,6 +208,7 @@ def test_the_errors_of_a_table_per_channel_are_those_of_its_worst_channels() -> 
     assert (found.exact, found.ratio) == (False, fits[1].ratio)
     assert found.max_error == max(f.max_error for f in fits)
     assert found.core_error == max(f.core_error for f in fits)
+    assert found.certificate == max((f.certificate for f in fits if f.certificate), key=lambda c: c.error)
 
 
 def test_too_many_distinct_channels() -> None:
