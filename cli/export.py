@@ -37,6 +37,10 @@ def command(
     ] = None,
     data: options.DataSource = None,
     inputs: options.Inputs = None,
+    factory: options.Factory = None,
+    opset: Annotated[
+        int | None, typer.Option("--opset", metavar="N", min=13, max=25, help="Of the output; the source's without it.")
+    ] = None,
     batch_size: options.BatchSize = None,
     metric: options.Metric = "l2",
     max_drift: options.MaxDrift = None,
@@ -63,7 +67,7 @@ def command(
             model, out, target=target, form=options.parse_form(form), sites=_pins(site), data=data,
             inputs=options.parse_inputs(inputs), batch_size=batch_size, metric=metric, max_drift=max_drift, fold=fold,
             measure_drift=check, measure_latency=profile, runs=runs, force=force, trust=trust,
-            options=options.runtime_options(threads), progress=progress,
+            factory=factory, opset=opset, options=options.runtime_options(threads), progress=progress,
         )  # fmt: skip
 
 

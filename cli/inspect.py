@@ -23,6 +23,7 @@ def command(
     model: options.Model,
     data: options.DataSource = None,
     inputs: options.Inputs = None,
+    factory: options.Factory = None,
     explain: Annotated[bool, typer.Option("--explain", help="Also say why a nonlinear node is no site.")] = False,
     batch_size: options.BatchSize = None,
     threads: options.Threads = 0,
@@ -38,7 +39,7 @@ def command(
 
     found = inspect(
         model, data=data, inputs=options.parse_inputs(inputs), batch_size=batch_size, trust=trust,
-        options=options.runtime_options(threads),
+        factory=factory, options=options.runtime_options(threads),
     )  # fmt: skip
     if json:
         printing.print_json(found.to_dict())

@@ -46,7 +46,13 @@ def complete_metric(incomplete: str) -> list[str]:
     return [metric for metric in METRICS if metric.startswith(incomplete)]
 
 
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX model or a torch.export archive (.pt2, .pt).")]
+Model = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="ONNX, a torch.export archive, a torch.save file, safetensors, or a Hugging Face folder.",
+    ),
+]
 Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A bundle, or an ONNX file.")]
 DataSource = Annotated[
     str | None,
@@ -64,7 +70,11 @@ Inputs = Annotated[
     ),
 ]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", metavar="N", min=1, help="Samples per run.")]
-Trust = Annotated[bool, typer.Option("--trust", help="Load archives even if they can run code.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Load archives and pickles even if they can run code.")]
+Factory = Annotated[
+    str | None,
+    typer.Option("--model", metavar="pkg.mod:factory", help="What makes the module for a source that is weights only."),
+]
 Threads = Annotated[
     int, typer.Option("--threads", metavar="N", min=0, help="Threads of the runtime, 0 for one per core.")
 ]

@@ -84,22 +84,24 @@ def inspect(
     inputs: Sequence[InputSpec] = (),
     batch_size: int | None = None,
     trust: bool = False,
+    factory: str | None = None,
     options: runtime.RuntimeOptions = runtime.DEFAULT,
 ) -> Inspection:
     """Load a model, find its sites, and measure them under ONNX Runtime.
 
     Args:
-        model: the model file.
+        model: the model (see `load`).
         data: samples (see `load_data`); without it random input, marked as synthetic.
         inputs: types and dimensions that the user states.
         batch_size: samples per run.
-        trust: whether an archive may run the code it carries.
+        trust: whether an archive or pickle may run the code it carries.
+        factory: what makes the module for weights (see `load`).
         options: how to run it.
 
     Raises:
         ActxError: the model or the data cannot be read, or the model cannot be run.
     """
-    loaded = load(model, inputs=inputs, trust=trust)
+    loaded = load(model, inputs=inputs, trust=trust, factory=factory)
     lifted = lift(loaded.model)
     samples = open_data(loaded, data, batch_size)
     with workspace(loaded) as original:

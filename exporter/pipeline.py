@@ -84,13 +84,15 @@ def export(
     runs: int = 50,
     force: bool = False,
     trust: bool = False,
+    factory: str | None = None,
+    opset: int | None = None,
     options: runtime.RuntimeOptions = runtime.DEFAULT,
     progress: Progress | None = None,
 ) -> Exported:
     """Export a model into a bundle.
 
     Args:
-        model: an ONNX model or a torch.export archive.
+        model: the model (see `load`).
         out: the bundle's folder.
         target: a name from `TARGETS`.
         form: for all sites; None keeps what the target runs fast and rewrites the rest closely.
@@ -106,7 +108,9 @@ def export(
         measure_latency: whether to profile.
         runs: rounds of the profile.
         force: whether a bundle at `out` may be replaced.
-        trust: whether an archive may run the code it carries.
+        trust: whether an archive or pickle may run the code it carries.
+        factory: what makes the module for weights (see `load`).
+        opset: of the bundle's graphs; None takes the model's.
         options: how models are run.
         progress: told of every step.
 
@@ -120,7 +124,7 @@ def export(
     if max_drift is not None:
         bundle.check_destination(bundle.rejected_place(out), force=True)
     steps = _Steps(progress)
-    loaded = load(model, inputs=inputs, trust=trust)
+    loaded = load(model, inputs=inputs, trust=trust, factory=factory, opset=opset)
     if measure_drift or max_drift is not None:
         check_applies(metric, loaded.model)
     lifted = lift(loaded.model)

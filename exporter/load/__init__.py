@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 
 from actx.exporter.errors import ActxError, UsageError
 from actx.exporter.load.formats import Format, detect
+from actx.exporter.load.hugging_face import default_inputs, read_folder, weight_files
 from actx.exporter.load.inputs import apply_specs, input_specs, name_batch
 from actx.exporter.load.onnx_file import data_files, read_onnx
+from actx.exporter.load.opset import MAX_OPSET, MIN_OPSET, convert_opset
 from actx.exporter.load.prepare import prepare
+from actx.exporter.load.program import to_onnx, trace
 from actx.exporter.load.quiet import quiet
 from actx.exporter.load.torch_archive import read_archive
+from actx.exporter.load.weights import read_pickle, read_safetensors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LoadedModel", "load"]
 
-MIN_OPSET, MAX_OPSET = 13, 25
 # Before MIN_IR initializers had to be inputs too. MAX_IR is of the ONNX release that has MAX_OPSET: newer tools write a
 # newer one unasked, which runtimes refuse.
 MIN_IR, MAX_IR = 4, 13
@@ -33,10 +36,10 @@ _EXPORT = "torch.export.save(torch.export.export(module, args), 'model.pt2')"
 _REFUSED = {
     Format.OLD_ARCHIVE: "Load it with the torch that wrote it and save it again with torch.export.save of torch 2.8 or newer.",
     Format.TORCHSCRIPT: f"Export the original module: {_EXPORT}.",
-    Format.PICKLE: f"Load it in your own code and export it: {_EXPORT}.",
-    Format.SAFETENSORS: f"Load it into its module and export that: {_EXPORT}.",
     Format.DATA: "Give the model first and the data with --data.",
 }
+_WEIGHTS = (Format.PICKLE, Format.SAFETENSORS)
+SOURCES = "ONNX models, torch.export archives, modules and weights of torch.save, safetensors and Hugging Face folders"
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,10 @@ class LoadedModel:
     Attributes:
         model: one ONNX graph: local functions inlined, value names unique, types and shapes inferred.
         inputs: name, type and dimensions of every input.
-        source: the file it came from.
-        format: what that file is, in words.
-        sha256: of the file's bytes, followed by those of its external data files in the order of their paths.
+        source: the file or folder it came from.
+        format: what that is, in words.
+        sha256: of the file's bytes, followed by those of its external data files in the order of their paths; of a folder,
+            of its configuration and weights in the order of their names.
         opset: of the default domain.
     """
 
@@ -64,31 +68,67 @@ class LoadedModel:
         return self.model.opset_imports[""]
 
 
-def load(path: Path, *, inputs: Sequence[InputSpec] = (), trust: bool = False) -> LoadedModel:
+def load(
+    path: Path,
+    *,
+    inputs: Sequence[InputSpec] = (),
+    trust: bool = False,
+    factory: str | None = None,
+    opset: int | None = None,
+) -> LoadedModel:
     """Read a model.
 
     Args:
-        path: an ONNX model (external data beside it) or a torch.export archive, whatever it is called.
-        inputs: types and dimensions that the user states: names for dynamic axes, sizes for static ones.
-        trust: whether an archive may run the code it carries.
+        path: an ONNX model (external data beside it), a torch.export archive, a module or state dict of torch.save, a
+            safetensors file, whatever it is called; or a Hugging Face folder.
+        inputs: types and dimensions that the user states: names for dynamic axes, sizes for static ones. A module that is
+            traced here needs all of its inputs stated, but for Hugging Face folders.
+        trust: whether an archive or pickle may run the code it carries.
+        factory: ``pkg.mod:callable`` without arguments, which makes the module for weights.
+        opset: what to convert the graph to; None leaves it as it is.
 
     Raises:
-        ActxError: the file is missing, damaged, of a format that holds no graph, or would run code without `trust`.
-        UsageError: a stated input does not fit the model.
+        ActxError: the file is missing, damaged, of a format that holds no graph, would run code without `trust`, or cannot
+            be traced or converted.
+        UsageError: a stated input does not fit the model; weights without a factory, or a factory without weights.
     """
     found = detect(path)
     if found in _REFUSED:
-        raise ActxError(
-            f"{path} is {found.value}", note="actx reads ONNX models and torch.export archives", remedy=_REFUSED[found]
+        raise ActxError(f"{path} is {found.value}", note=f"actx reads {SOURCES}", remedy=_REFUSED[found])
+    if factory is not None and found not in _WEIGHTS:
+        raise UsageError(
+            f"{path} is {found.value}, which needs no --model", note=f"--model {factory} would not be used"
         )
     with quiet():
-        model = read_archive(path, trust=trust) if found is Format.ARCHIVE else read_onnx(path)
+        model, inputs = _read(path, found, inputs, trust, factory)
         _check_opset(path, model)
         model.ir_version = min(max(model.ir_version, MIN_IR), MAX_IR)
         name_batch(model)
         apply_specs(model, inputs)
         prepare(model)
-    return LoadedModel(model, input_specs(model), path, found.value, _digest(path, *data_files(model)))
+        files = weight_files(path) if found is Format.FOLDER else [path, *data_files(model)]
+        if opset is not None:
+            model = convert_opset(path, model, opset)
+            prepare(model)
+    return LoadedModel(model, input_specs(model), path, found.value, _digest(*files))
+
+
+def _read(
+    path: Path, found: Format, inputs: Sequence[InputSpec], trust: bool, factory: str | None
+) -> tuple[ir.Model, Sequence[InputSpec]]:
+    """Return the graph, and the inputs that are stated for it: by the user, else by the configuration of a folder."""
+    if found is Format.ONNX:
+        return read_onnx(path), inputs
+    if found is Format.ARCHIVE:
+        return to_onnx(path, read_archive(path, trust=trust)), inputs
+    if found is Format.FOLDER:
+        module = read_folder(path)
+        inputs = inputs or default_inputs(path, module)
+    elif found is Format.SAFETENSORS:
+        module = read_safetensors(path, factory=factory)
+    else:
+        module = read_pickle(path, factory=factory, trust=trust)
+    return to_onnx(path, trace(path, module, inputs), [spec.name for spec in inputs]), inputs
 
 
 def _check_opset(path: Path, model: ir.Model) -> None:

@@ -1,4 +1,4 @@
-"""Tell what a model file is by its content: names and suffixes lie."""
+"""Tell what a model is by its content: names and suffixes lie."""
 
 from __future__ import annotations
 
@@ -13,28 +13,35 @@ if TYPE_CHECKING:
 
 
 class Format(Enum):
-    """What a file holds, in words for messages."""
+    """What a file or folder holds, in words for messages."""
 
     ONNX = "an ONNX model"
     ARCHIVE = "a torch.export archive"
     OLD_ARCHIVE = "a torch.export archive of an old layout"
     TORCHSCRIPT = "a TorchScript archive"
     PICKLE = "a pickled PyTorch object (torch.save)"
-    SAFETENSORS = "a safetensors file: weights without a graph"
+    SAFETENSORS = "a safetensors file"
+    FOLDER = "a Hugging Face folder"
     DATA = "an .npz data file"
 
 
 def detect(path: Path) -> Format:
-    """Return the format of a model file.
+    """Return the format of a model.
 
     Raises:
-        ActxError: there is no such file, it cannot be read, or it is empty.
+        ActxError: there is no such file, it cannot be read, or it is empty; or it is a folder without a configuration.
     """
+    if (path / "config.json").is_file():
+        return Format.FOLDER
     try:
         with path.open("rb") as file:
             head = file.read(16)
     except IsADirectoryError as error:
-        raise ActxError(f"{path} is a folder, not a model file", remedy="Name the file inside it.") from error
+        raise ActxError(
+            f"{path} is a folder, not a model file",
+            note="a Hugging Face folder has a config.json",
+            remedy="Name the file inside it.",
+        ) from error
     except OSError as error:
         raise ActxError(f"cannot read {path}", note=str(error.strerror), remedy="Check the path.") from error
     if not head:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import onnx
 from onnx_ir.passes import Sequential
 from onnx_ir.passes.common import (
     InlinePass,
@@ -24,7 +25,7 @@ def prepare(model: ir.Model) -> None:
     """Prepare a graph in place.
 
     1. Weights that old exporters also list as inputs are no inputs.
-    2. Local functions are inlined.
+    2. Local functions are inlined, those of another opset too if their ops are written alike in both.
     3. Nodes are sorted and names made unique; every value must come from somewhere.
     4. Tensors of Constant nodes become initializers, which may be stored outside the graph.
     5. Types and shapes are inferred as far as that goes: strict inference gives nothing at all where one node has none.
@@ -40,6 +41,7 @@ def prepare(model: ir.Model) -> None:
         LiftConstantsToInitializersPass(size_limit=0),
         ShapeInferencePass(check_type=False, strict_mode=False),
     )
+    _align_functions(model)
     try:
         Sequential(*passes)(model)
     except Exception as error:
@@ -49,6 +51,32 @@ def prepare(model: ir.Model) -> None:
         for value in node.inputs:
             if value is not None and not (value.producer() or value.is_graph_input() or value.is_initializer()):
                 raise _invalid(f"node {node.name} takes {value.name}, which nothing gives")
+
+
+def _align_functions(model: ir.Model) -> None:
+    """2."""
+    opset = model.opset_imports.get("", 0)
+    for function in model.functions.values():
+        own = function.opset_imports.get("", opset)
+        nodes = [node for node in function.graph.all_nodes() if node.domain == ""]
+        changed = [node.op_type for node in nodes if _signature(node.op_type, own) != _signature(node.op_type, opset)]
+        if changed:
+            raise ActxError(
+                f"local function {function.name} is of opset {own}, its model of opset {opset}",
+                note=f"{changed[0]} is not written alike in both",
+                remedy="Inline it with onnx.inliner.inline_local_functions(model, convert_version=True).",
+            )
+        if own != opset:
+            function.opset_imports[""] = opset
+
+
+def _signature(op_type: str, opset: int) -> tuple[list[str], dict[str, str]] | None:
+    """Return what the op takes, without the types: new opsets mostly add some. None where there is no such op."""
+    if not onnx.defs.has(op_type, opset, ""):
+        return None
+    schema = onnx.defs.get_schema(op_type, opset, "")
+    attributes = {name: str(attribute.default_value) for name, attribute in schema.attributes.items()}
+    return [value.name for value in schema.inputs], attributes
 
 
 def _invalid(note: str) -> ActxError:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
-import pickle
 import shutil
 import warnings
 import zipfile
@@ -74,11 +72,6 @@ def _savez(path: Path) -> None:
     path.with_suffix(".npz").rename(path)
 
 
-def _safetensors(path: Path) -> None:
-    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
-    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-
-
 def _torchscript(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("m/code/__torch__.py", "")
@@ -93,10 +86,8 @@ def _old_pt2(path: Path) -> None:
 
 REFUSED: dict[Format, Callable[[Path], Any]] = {
     Format.DATA: _savez,
-    Format.SAFETENSORS: _safetensors,
     Format.TORCHSCRIPT: _torchscript,
     Format.OLD_ARCHIVE: _old_pt2,
-    Format.PICKLE: lambda path: torch.save({"w": torch.zeros(2)}, path),
 }
 
 
@@ -111,13 +102,6 @@ def test_formats_that_hold_no_graph_are_named(tmp_path: Path, found: Format, nam
     assert caught.value.what == f"{file} is {found.value}"
     assert caught.value.note
     assert caught.value.remedy
-
-
-def test_a_bare_pickle_is_not_loaded(tmp_path: Path) -> None:
-    file = tmp_path / "model.pt2"
-    file.write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(ActxError, match="is a pickled PyTorch object"):
-        load(file, trust=True)
 
 
 def test_a_scripted_module_is_torchscript(tmp_path: Path) -> None:

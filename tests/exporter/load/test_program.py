@@ -1,0 +1,75 @@
+"""Modules that are traced here: the names, types and dimensions of their inputs are those that were stated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from onnxruntime import InferenceSession
+from torch import Tensor, nn
+
+from actx.exporter.data import InputSpec
+from actx.exporter.errors import ActxError, UsageError
+from actx.exporter.load.inputs import apply_specs, input_specs
+from actx.exporter.load.program import to_onnx, trace
+from actx.exporter.load.quiet import quiet
+
+PATH = Path("model.pt")
+
+
+class Gated(nn.Module):
+    """Two float inputs of one batch and length, and a third that may be left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, hiddenStates: Tensor, mask: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: N803
+        result: Tensor = self.linear(hiddenStates).relu() * mask[..., None]
+        return result if bias is None else result + bias
+
+
+def traced(*texts: str) -> ir.Model:
+    inputs = [InputSpec.parse(text) for text in texts]
+    with quiet():
+        model = to_onnx(PATH, trace(PATH, Gated().train(), inputs), [spec.name for spec in inputs])
+        apply_specs(model, inputs)
+    return model
+
+
+def test_inputs_keep_their_names_in_any_order() -> None:
+    texts = ("mask:float32[rows,tokens]", "hiddenStates:float32[rows,tokens,4]")
+    model = traced(*texts)
+    assert tuple(map(str, input_specs(model))) == texts
+    session = InferenceSession(ir.to_proto(model).SerializeToString())
+    for rows, tokens in ((1, 1), (3, 7)):
+        feeds = {"mask": np.zeros((rows, tokens), np.float32), "hiddenStates": np.ones((rows, tokens, 4), np.float32)}
+        assert session.run(None, feeds)[0].tolist() == np.zeros((rows, tokens, 4)).tolist()
+
+
+def test_an_input_that_may_be_left_out() -> None:
+    model = traced("hiddenStates:float32[2,tokens,4]", "mask:float32[2,tokens]", "bias:float32[4]")
+    assert [spec.dims for spec in input_specs(model)] == [(2, "tokens", 4), (2, "tokens"), (4,)]
+
+
+@pytest.mark.parametrize("texts", [(), ("hiddenStates:float32[2,3,4]",), ("x:float32[2,3,4]", "mask:float32[2,3]")])
+def test_inputs_that_forward_does_not_take(texts: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError) as caught:
+        traced(*texts)
+    assert "it takes hiddenStates, mask, bias" in caught.value.note
+
+
+def test_a_dimension_that_the_module_fixes() -> None:
+    with pytest.raises(ActxError, match="torch cannot trace"):
+        traced("hiddenStates:float32[rows,tokens,width]", "mask:float32[rows,tokens]")
+
+
+def test_the_module_is_traced_in_evaluation_mode() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.9)).train()
+    with quiet():
+        program = trace(PATH, module, [InputSpec.parse("input:float32[n,4]")])
+    x = torch.ones(2, 4)
+    assert torch.equal(program.module()(input=x), module[0](x))

@@ -1,0 +1,92 @@
+"""The demonstration network is the same model from every source that can hold it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from actx.exporter import Form, export, inspect, session
+from actx.exporter.data import InputSpec
+from actx.exporter.load import load
+from actx.models.demo import ARCHIVE, CALIBRATION, demo_path, load_digits_vit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+# Its weights are random until those of the source are put in.
+FACTORY = "actx.models.vision_transformer:VisionTransformer"
+INPUT = InputSpec.parse("image:float32[batch,1,8,8]")
+MAX_ABS = 1e-5
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a source is written, and what `load` needs with it."""
+
+    write: Callable[[Path], Any]
+    options: dict[str, Any]
+
+
+def _state(prefix: str = "") -> dict[str, torch.Tensor]:
+    return {prefix + name: tensor for name, tensor in load_digits_vit().state_dict().items()}
+
+
+def _onnx(path: Path) -> None:
+    onnx.save(ir.to_proto(load(demo_path(ARCHIVE)).model), path)
+
+
+TRACED = {"inputs": [INPUT]}
+WEIGHTS = {**TRACED, "factory": FACTORY}
+SOURCES = {
+    "onnx": Source(_onnx, {}),
+    "pickled module": Source(lambda path: torch.save(load_digits_vit(), path), {**TRACED, "trust": True}),
+    "state dict": Source(lambda path: torch.save(_state(), path), WEIGHTS),
+    "state dict of DataParallel": Source(lambda path: torch.save(_state("module."), path), WEIGHTS),
+    "Lightning checkpoint": Source(
+        lambda path: torch.save({"epoch": 3, "state_dict": _state("model."), "loops": {}}, path), WEIGHTS
+    ),
+    "safetensors": Source(lambda path: save_file(_state(), path), WEIGHTS),
+}
+
+
+@pytest.fixture(scope="module")
+def images() -> NDArray[np.float32]:
+    with np.load(demo_path(CALIBRATION)) as arrays:
+        return np.asarray(arrays["image"][:32])
+
+
+def _export(model: Path, out: Path, images: NDArray[np.float32], **options: Any) -> tuple[list[tuple[str, str]], Any]:
+    """Return the names and kinds of the sites, and the outputs of the bundle."""
+    done = export(model, out, form=Form.parse("keep"), measure_drift=False, measure_latency=False, **options)
+    (logits,) = session(out).run({"image": images}).values()
+    return [(site.name, site.kind) for site in done.manifest.sites], logits
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_sites_and_outputs_are_those_of_the_archive(name: str, tmp_path: Path, images: NDArray[np.float32]) -> None:
+    expected, wanted = _export(demo_path(ARCHIVE), tmp_path / "expected", images)
+    source = SOURCES[name]
+    file = tmp_path / "source.bin"  # told by content
+    source.write(file)
+    found, got = _export(file, tmp_path / "out", images, **source.options)
+    assert found == expected
+    assert [kind for _, kind in found] == ["gelu"] * 3
+    assert np.abs(got - wanted).max() <= MAX_ABS
+
+
+def test_inspect_takes_weights_too(tmp_path: Path) -> None:
+    save_file(_state(), tmp_path / "weights")
+    found = inspect(tmp_path / "weights", inputs=[INPUT], factory=FACTORY)
+    assert [site.kind for site in found.sites] == ["gelu"] * 3
+    assert found.model.format == "a safetensors file"
+    assert found.model.inputs == (INPUT,)
