@@ -16,6 +16,7 @@ def command(
     artifact: options.Artifact,
     data: options.DataSource = None,
     inputs: options.Inputs = None,
+    factory: options.Factory = None,
     batch_size: options.BatchSize = None,
     metric: options.Metric = "l2",
     max_drift: options.MaxDrift = None,
@@ -36,12 +37,13 @@ def command(
     with printing.progress_bar() as progress:
         report = check(
             model, artifact, data=data, inputs=options.parse_inputs(inputs), batch_size=batch_size, metric=metric,
-            max_drift=max_drift, logits=logits or (), trust=trust, options=options.runtime_options(threads),
+            max_drift=max_drift, logits=logits or (), trust=trust, factory=factory, options=options.runtime_options(threads),
             progress=lambda done, total: progress("check", done, total),
         )  # fmt: skip
     if json:
         printing.print_json(report.to_dict())
     else:
         printing.print_drift(report)
+        printing.print_notes(report.notes)
     if not report:
         raise typer.Exit(3)

@@ -33,8 +33,14 @@ def command(
     from actx.exporter import export  # noqa: PLC0415
     from actx.models.demo import demo_path  # noqa: PLC0415
 
+    if not json:
+        printing.print_line(
+            f"The model that comes with actx, a vision transformer for handwritten digits, with {form}:"
+        )
     with reported(json=json) as done, printing.progress_bar() as progress:
         done.exported = export(
             demo_path(MODEL), out, form=options.parse_form(form), data=str(demo_path(DATA)), metric="top1", force=True,
             runs=runs, options=options.runtime_options(threads), progress=progress,
         )  # fmt: skip
+    if not json:
+        printing.print_line("Next, with a model of yours: actx inspect MODEL")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from actx.exporter.fitting import Form
-    from actx.exporter.manifest import FitEntry
+    from actx.exporter.manifest import FitEntry, SiteEntry
     from actx.exporter.pipeline import Exported
 
 EXAMPLE = "Example: actx export model.pt2 --form pwl:16 --data calib.npz --max-drift 0.01 --metric cosine -o out"
@@ -114,6 +114,12 @@ def _pins(texts: list[str] | None) -> dict[str, Form]:
     return pins
 
 
+def _remark(site: SiteEntry) -> str:
+    if site.own_mathematics:
+        return " (the source's own)"
+    return f" (slope {site.scale:.4g} folded)" if site.scale != 1 else ""
+
+
 def _error(fit: FitEntry | None) -> str:
     """Return the proved bound, or what was sampled."""
     from actx.cli import printing  # noqa: PLC0415
@@ -131,7 +137,7 @@ def print_exported(exported: Exported) -> None:
     rows = [
         [
             site.name, site.kind, site.form, _error(site.fit),
-            site.lowering + (f" (slope {site.scale:.4g} folded)" if site.scale != 1 else ""), site.reason,
+            site.lowering + _remark(site), site.reason,
         ]
         for site in manifest.sites
     ]  # fmt: skip
@@ -141,6 +147,5 @@ def print_exported(exported: Exported) -> None:
         printing.print_drift(exported.drift)
     if exported.latency is not None:
         printing.print_latency(exported.latency)
-    for note in manifest.notes:
-        printing.print_line(f"Note: {note}")
+    printing.print_notes(manifest.notes)
     printing.print_line(f"bundle: {exported.path}")

@@ -8,12 +8,15 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import os
+import signal
 import sys
 from typing import Annotated, Any
 
 import typer
 
 from actx.cli import check, demo, export, fit, inspect, profile
+
+INTERRUPTED = 130  # as typer ends where the user presses Ctrl-C
 
 app = typer.Typer(
     name="actx",
@@ -43,6 +46,7 @@ def _options(
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was begun is cleaned up
     sys.exit(run())
 
 
@@ -61,6 +65,8 @@ def run() -> int:
         return 1
     except Exception as error:  # noqa: BLE001 - the one funnel
         return _report(error)
+    if code == INTERRUPTED:
+        typer.echo("Interrupted: nothing was replaced.", err=True)
     return code if isinstance(code, int) else 0
 
 

@@ -129,6 +129,12 @@ def print_drift(report: DriftReport) -> None:
     print_line(f"drift ({report.metric}{mark}): {report.drift:.6g}{budget}")
 
 
+def print_notes(notes: Sequence[str]) -> None:
+    """Print what a user should know of a result."""
+    for note in notes:
+        print_line(f"Note: {note}")
+
+
 def _samples(report: DriftReport) -> str:
     where = "synthetic input" if report.synthetic else report.source
     return f"{report.samples} sample{'' if report.samples == 1 else 's'} of {where}"

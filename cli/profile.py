@@ -12,6 +12,7 @@ def command(
     artifact: options.Artifact,
     data: options.DataSource = None,
     inputs: options.Inputs = None,
+    factory: options.Factory = None,
     batch_size: options.BatchSize = None,
     runs: options.Runs = 50,
     threads: options.Threads = 0,
@@ -29,9 +30,10 @@ def command(
     with printing.progress_bar() as progress:
         report = profile(
             model, artifact, data=data, inputs=options.parse_inputs(inputs), batch_size=batch_size, runs=runs, trust=trust,
-            options=options.runtime_options(threads), progress=lambda done, total: progress("profile", done, total),
+            factory=factory, options=options.runtime_options(threads), progress=lambda done, total: progress("profile", done, total),
         )  # fmt: skip
     if json:
         printing.print_json(report.to_dict())
     else:
         printing.print_latency(report)
+        printing.print_notes(report.notes)

@@ -7,6 +7,7 @@ that is no bundle, or that holds anything beside its bundle, stays.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -138,6 +139,37 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def digest(file: Path) -> str:
+    """Return the sha256 of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def verify(folder: Path, manifest: Manifest) -> None:
+    """Check that every file of a bundle is what the export wrote.
+
+    Raises:
+        ActxError: one is missing, cannot be read or has changed.
+    """
+    for name, expected in manifest.files.items():
+        try:
+            found = digest(folder / name)
+        except OSError as error:
+            raise ActxError(
+                f"cannot read {folder / name}", note=str(error.strerror), remedy="Copy or export the bundle again."
+            ) from error
+        if found != expected:
+            raise ActxError(
+                f"{folder / name} is not the file that the export wrote",
+                note=f"its sha256 begins with {found[:12]}, {MANIFEST} says {expected[:12]}",
+                remedy="Copy or export the bundle again.",
+            )
 
 
 def read_bundle(path: Path) -> tuple[Path, Manifest]:

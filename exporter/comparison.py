@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import onnx
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from actx.exporter.data import Data, InputSpec
     from actx.exporter.lift import Site
     from actx.exporter.load import LoadedModel
+    from actx.exporter.manifest import Manifest
 
 Progress: TypeAlias = Callable[[int, int], None]
 
@@ -58,13 +59,14 @@ def check(
     max_drift: float | None = None,
     logits: Sequence[str] = (),
     trust: bool = False,
+    factory: str | None = None,
     options: runtime.RuntimeOptions = runtime.DEFAULT,
     progress: Progress | None = None,
 ) -> DriftReport:
     """Measure how far an artifact's outputs are from the original's.
 
     Args:
-        model: the original: an ONNX model or a torch.export archive.
+        model: the original, anything that `load` reads.
         artifact: a bundle, or an ONNX file with the same inputs and outputs. Sites are looked at in bundles only.
         data: samples (see `load_data`); without it random input, marked as synthetic.
         inputs: types and dimensions that the user states.
@@ -72,14 +74,15 @@ def check(
         metric: `cosine`, `l2`, `max_abs`, `kl`, `top1`, or ``pkg.mod:callable``.
         max_drift: the budget in that metric.
         logits: names of the outputs that are logits, where the rule in `metrics` does not tell.
-        trust: whether an archive may run the code it carries.
+        trust: whether an archive or pickle may run the code it carries.
+        factory: what makes the module for weights (see `load`).
         options: how both are run.
         progress: called with the number of samples done and to do.
 
     Raises:
         ActxError, UsageError: a model or the data cannot be read or run, or they do not fit together.
     """
-    with _opened(model, artifact, data, inputs, batch_size, trust=trust) as both:
+    with _opened(model, artifact, data, inputs, batch_size, trust=trust, factory=factory) as both:
         check_applies(metric, both.loaded.model, logits)
         return check_graphs(
             both.original, both.artifact, both.data, taps=both.taps, metric=metric, max_drift=max_drift, logits=logits,
@@ -96,6 +99,7 @@ def profile(
     batch_size: int | None = None,
     runs: int = 50,
     trust: bool = False,
+    factory: str | None = None,
     options: runtime.RuntimeOptions = runtime.DEFAULT,
     progress: Progress | None = None,
 ) -> LatencyReport:
@@ -108,14 +112,15 @@ def profile(
         inputs: types and dimensions that the user states.
         batch_size: samples per run.
         runs: rounds to measure.
-        trust: whether an archive may run the code it carries.
+        trust: whether an archive or pickle may run the code it carries.
+        factory: what makes the module for weights (see `load`).
         options: how both are run.
         progress: called with the number of rounds done and to do.
 
     Raises:
         ActxError, UsageError: a model or the data cannot be read or run, or they do not fit together.
     """
-    with _opened(model, artifact, data, inputs, batch_size, trust=trust) as both:
+    with _opened(model, artifact, data, inputs, batch_size, trust=trust, factory=factory) as both:
         return profile_graphs(
             both.original, both.artifact, both.data, options=options, runs=runs, owners_original=both.owners_original,
             owners_artifact=both.owners_artifact, progress=progress,
@@ -124,23 +129,32 @@ def profile(
 
 @contextlib.contextmanager
 def _opened(
-    model: Path, artifact: Path, data: str | None, inputs: Sequence[InputSpec], batch_size: int | None, *, trust: bool
+    model: Path,
+    artifact: Path,
+    data: str | None,
+    inputs: Sequence[InputSpec],
+    batch_size: int | None,
+    *,
+    trust: bool,
+    factory: str | None,
 ) -> Iterator[_Compared]:
     graph, _ = best_graph(artifact)
-    loaded = load(model, inputs=inputs, trust=trust)
+    loaded = load(model, inputs=inputs, trust=trust, factory=factory)
     sites = lift(loaded.model).sites
     samples = open_data(loaded, data, batch_size)
     with workspace(loaded) as original:
         proto = _read(graph)
         _check_names(loaded, proto)
-        taps = tuple(_taps(artifact, {site.name: site for site in sites}))
+        manifest = read_bundle(artifact)[1] if artifact.is_dir() else None
+        taps = () if manifest is None else tuple(_taps(manifest, {site.name: site for site in sites}))
+        if manifest is not None and manifest.source.sha256 != loaded.sha256:
+            remark = f"{artifact.name} was made from another file than {model.name}: {manifest.source.file}"
+            samples = replace(samples, notes=(*samples.notes, remark))
         yield _Compared(loaded, original, graph, samples, taps, owners(sites), _marked(proto))
 
 
-def _taps(artifact: Path, sites: Mapping[str, Site]) -> Iterator[SiteTap]:
-    if not artifact.is_dir():
-        return
-    for entry in read_bundle(artifact)[1].sites:
+def _taps(manifest: Manifest, sites: Mapping[str, Site]) -> Iterator[SiteTap]:
+    for entry in manifest.sites:
         site = sites.get(entry.name)
         if site is not None and entry.fit is not None and site.function.key == entry.function:
             yield tap(site, entry.input, entry.output, entry.scale)

@@ -37,7 +37,7 @@ DTYPES = (
     *("float16", "float32", "float64"),
 )
 GRAMMAR = "NAME:DTYPE[DIM,...] where a DIM is a positive number or a name, such as ids:int64[batch,seq]"
-SOURCES = "give an .npz file, a folder of .npz files, or pkg.mod:callable"
+SOURCES = "Give an .npz file, a folder of .npz files, or pkg.mod:callable"
 _SPEC = re.compile(r"(?P<name>.+):(?P<dtype>\w+)\[(?P<dims>[^\[\]]*)\]")
 _DIM = re.compile(r"0*[1-9][0-9]*|[A-Za-z_]\w*")
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -172,7 +172,7 @@ def load_data(source: str, inputs: Sequence[InputSpec], batch_size: int | None =
     if not samples:
         what = f"'{source}' has {given} samples, too few for one batch" if given else f"'{source}' has no samples"
         note = f"the model takes {fixed} at a time" if given else ""
-        raise ActxError(what, note=note, remedy=f"Otherwise, {SOURCES}.")
+        raise ActxError(what, note=note, remedy=f"{SOURCES}.")
     if samples != given:
         notes[f"the model takes exactly {fixed} samples at a time: {given - samples} of {given} were left out"] = None
 
@@ -268,11 +268,11 @@ def _parts(source: str, specs: tuple[InputSpec, ...]) -> tuple[_Parts, int | Non
         files = sorted(file for file in path.iterdir() if file.suffix == ".npz" and file.is_file())
         if not files:
             msg = f"folder '{source}' has no .npz files"
-            raise ActxError(msg, remedy=f"Otherwise, {SOURCES}.")
+            raise ActxError(msg, remedy=f"{SOURCES}.")
         return lambda: (_conform(_read_npz(file), specs, str(file)) for file in files), None
     if not _CALLABLE.fullmatch(source):
         msg = f"data '{source}' does not exist"
-        raise ActxError(msg, remedy=f"Otherwise, {SOURCES}.")
+        raise ActxError(msg, remedy=f"{SOURCES}.")
     function = import_callable(source, "data source")
     return partial(_call, function, specs, source), None
 
@@ -321,7 +321,12 @@ def _as_array(value: Any, name: object, label: str) -> NDArray[Any]:
 
 def _read_npz(path: Path) -> Arrays:
     try:
-        with path.open("rb") as file:  # numpy leaves a file that it opened itself open when the archive is broken
+        opened = path.open("rb")
+    except OSError as error:
+        msg = f"cannot read '{path}'"
+        raise ActxError(msg, note=str(error.strerror), remedy="Check its permissions.") from error
+    try:
+        with opened as file:  # numpy leaves a file that it opened itself open when the archive is broken
             archive = np.load(file, allow_pickle=False)
             if isinstance(archive, np.lib.npyio.NpzFile):
                 return {name: _read_member(archive, name, path) for name in archive.files}

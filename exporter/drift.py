@@ -103,7 +103,7 @@ class DriftReport:
             where there is no noise.
         max_drift: the budget, or None.
         accuracy: of both models, where the data has labels that fit an output.
-        notes: what was done to the data.
+        notes: what was done to the data, and what limits the verdict.
         runtime: versions, machine and options of the measurement.
     """
 
@@ -189,7 +189,7 @@ def check(
         worst_site=_worst_site(sites),
         max_drift=max_drift,
         accuracy=comparison.accuracy.result(),
-        notes=data.notes,
+        notes=(*data.notes, *comparison.notes(judged=max_drift is not None and data.synthetic)),
         runtime=runtime.describe_runtime(options),
     )
 
@@ -273,6 +273,13 @@ class _Comparison:
 
     def outputs(self) -> tuple[OutputDrift, ...]:
         return tuple(meter.result() for meter in self._meters.values())
+
+    def notes(self, *, judged: bool) -> list[str]:
+        """Return remarks; `judged` where a budget was applied to random input."""
+        remarks = [self.accuracy.note] if self.accuracy.note else []
+        return (
+            [*remarks, "the budget was judged on random input: give --data to judge it on yours"] if judged else remarks
+        )
 
     def drift(self) -> tuple[str | None, float]:
         outputs = self.outputs()

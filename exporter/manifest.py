@@ -91,6 +91,7 @@ class SiteEntry(_Strict):
     form: str
     reason: str
     lowering: str
+    own_mathematics: bool
     input: str
     output: str
     scale: float

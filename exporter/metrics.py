@@ -208,7 +208,7 @@ class Accuracy:
 
     Attributes:
         output: the output's name.
-        labels: number of labels counted; negative labels are not.
+        labels: number of labels counted; those that are no class are not.
         original, artifact: the two shares.
     """
 
@@ -224,18 +224,28 @@ class AccuracyMeter:
     def __init__(self, candidates: Sequence[str] = ()) -> None:
         self._candidates = tuple(candidates)
         self._output = ""
+        self._unused = ""
         self._labels = self._original = self._artifact = 0
 
     def update(self, original: Arrays, artifact: Arrays, extras: Mapping[str, NDArray[Any]]) -> None:
         """Add one batch; a batch without labels, or with labels that fit no output, adds nothing."""
         labels = extras.get("label", extras.get("labels"))
-        if labels is None or labels.dtype.kind not in "iub":
+        if labels is None:
+            return
+        if labels.dtype.kind not in "iub":
+            self._unused = f"they are {labels.dtype}, not integers"
             return
         self._output = self._output or self._find(original, labels)
         name = self._output
         if not name or original[name].shape[:-1] != labels.shape or artifact[name].shape != original[name].shape:
+            self._unused = (
+                f"no float output of rank 2, or named as logits, has rows of their shape {list(labels.shape)}"
+            )
             return
-        counted = labels >= 0
+        classes = original[name].shape[-1]
+        if (labels >= classes).any():
+            self._unused = f"{int((labels >= classes).sum())} are beyond the {classes} classes of {name}"
+        counted = (labels >= 0) & (labels < classes)
         self._labels += int(counted.sum())
         self._original += int((original[name].argmax(axis=-1) == labels)[counted].sum())
         self._artifact += int((artifact[name].argmax(axis=-1) == labels)[counted].sum())
@@ -246,6 +256,11 @@ class AccuracyMeter:
             return wanted and array.dtype.kind == "f" and array.shape[-1:] > (1,) and array.shape[:-1] == labels.shape
 
         return next((name for name, array in outputs.items() if fits(name, array)), "")
+
+    @property
+    def note(self) -> str:
+        """Why labels of the data were left out; empty where none were."""
+        return f"labels were not counted: {self._unused}" if self._unused else ""
 
     def result(self) -> Accuracy | None:
         """Return both accuracies, or None where no labels were counted."""

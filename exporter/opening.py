@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from actx.exporter import runtime
-from actx.exporter.bundle import PORTABLE, read_bundle
+from actx.exporter.bundle import PORTABLE, read_bundle, verify
 from actx.exporter.errors import ActxError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def session(bundle: Path, options: runtime.RuntimeOptions = runtime.DEFAULT) -> 
     """Open a bundle.
 
     Raises:
-        ActxError: it is no bundle, or its graph cannot be opened.
+        ActxError: it is no bundle, one of its files is not what the export wrote, or its graph cannot be opened.
     """
     path, reason = best_graph(bundle)
     return Session(path.name, reason, runtime.open_session(path, options))
@@ -55,6 +55,7 @@ def best_graph(artifact: Path) -> tuple[Path, str]:
     if not artifact.exists():
         raise ActxError(f"{artifact} does not exist", remedy="Give a bundle that actx export made, or an .onnx file.")
     folder, manifest = read_bundle(artifact)
+    verify(folder, manifest)
     native = [name for role, name in manifest.graphs.items() if role != "portable"]
     reason = (
         f"{native[0]} needs kernels that this version does not have" if native else "the bundle holds this graph only"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import importlib.metadata
 import math
 import platform
@@ -169,12 +168,12 @@ def export(
             source=SourceEntry(file=model.name, format=loaded.format, sha256=loaded.sha256, opset=loaded.opset),
             request=request,
             versions=_versions(),
-            files=_digests(folder),
+            files={file.name: bundle.digest(file) for file in sorted(folder.iterdir())},
             graphs=graphs,
             sites=[_entry(c, p, observed.get(c.site.name)) for c, p in zip(choices, lowered.placements, strict=True)],
             drift=None if drift is None else drift.to_dict(),
             latency=None if latency is None else latency.to_dict(),
-            notes=[*samples.notes, *_notes(lifted.sites, goal, lowered)],
+            notes=[*(samples if drift is None else drift).notes, *_notes(lifted.sites, goal, lowered)],
         )
         manifest.write(folder / MANIFEST)
         return _finish(folder, Exported(out, manifest, drift, latency), force=force)
@@ -244,6 +243,7 @@ def _entry(choice: Choice, place: Placement, observed: SiteStatistics | None) ->
         form=str(choice.form),
         reason=choice.reason,
         lowering=place.lowering,
+        own_mathematics=place.own,
         input=place.input,
         output=place.output,
         scale=place.scale,
@@ -289,12 +289,3 @@ def _versions() -> dict[str, str]:
     for name in PACKAGES:
         found[name] = importlib.metadata.version(name)
     return found
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    return {file.name: _sha256(file) for file in sorted(folder.iterdir())}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -44,6 +44,7 @@ class Placement:
     Attributes:
         site: its name.
         lowering: what stands there in the portable graph: the op types.
+        own: whether these are the source's own mathematics, exactly, and not the form's.
         input: name of the value it reads, which is `scale` times the original's.
         output: name of the value it gives, which is `scale` times the original's.
         scale: the slope that was folded into the layers around it, 1 where none was.
@@ -56,6 +57,7 @@ class Placement:
     output: str
     scale: float
     values: tuple[str, ...]
+    own: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,14 +154,15 @@ def _place(
     if _is_own(fit):  # 3.
         op = standard_op(site, emit)
         if op is None or len(site.values) == 1:
-            return kept
+            return replace(kept, own=True)
         new = emit.op(op[0], values[site.input], **op[1])
     else:  # 4.
         new = emit_spline(emit, values[site.input], _spline(choice, scale))
     substitute(old, new)
     values[site.output] = new
     names = tuple(str(value.name) for value in emit.values)
-    return Placement(site.name, "+".join(_op_types(emit.values)), site.input, site.output, scale, names)
+    ops = "+".join(_op_types(emit.values))
+    return Placement(site.name, ops, site.input, site.output, scale, names, own=_is_own(fit))
 
 
 def _op_types(values: Iterable[ir.Value]) -> list[str]:

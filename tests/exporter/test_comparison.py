@@ -63,7 +63,9 @@ def test_a_budget_decides(model: Path, exported: Exported) -> None:
     assert check(model, exported.path, max_drift=1)
 
 
-def test_a_bundle_of_a_model_with_other_weights_is_only_far_away(tmp_path: Path, exported: Exported) -> None:
+def test_a_bundle_of_a_model_with_other_weights_is_only_far_away(
+    model: Path, tmp_path: Path, exported: Exported
+) -> None:
     """The graphs fit, so this is drift and no error; sites are compared where they are the same."""
     proto = many_sites(3)
     other = np.random.default_rng(7).standard_normal((WIDTH, 6)).astype(np.float32)
@@ -71,7 +73,11 @@ def test_a_bundle_of_a_model_with_other_weights_is_only_far_away(tmp_path: Path,
         if tensor.name == "head.weight":
             tensor.CopyFrom(onnx.numpy_helper.from_array(other, tensor.name))
     onnx.save(proto, tmp_path / "other.onnx")
-    assert not check(tmp_path / "other.onnx", exported.path, max_drift=0.5)
+    report = check(tmp_path / "other.onnx", exported.path, max_drift=0.5)
+    assert not report
+    remark = f"out was made from another file than other.onnx: {model.name}"
+    assert remark in report.notes
+    assert remark in profile(tmp_path / "other.onnx", exported.path, runs=2).notes
 
 
 def _renamed(model: Path, old: str, new: str) -> Path:
@@ -127,11 +133,23 @@ def test_artifacts_that_are_none(model: Path, tmp_path: Path, exported: Exported
 def test_a_bundle_without_its_weights(model: Path, tmp_path: Path) -> None:
     onnx.save(SPELLINGS["gelu_op"].model(20), tmp_path / "gelu.onnx")
     out = export(model, tmp_path / "out", form=Form.parse("keep"), measure_drift=False, measure_latency=False).path
-    proto = onnx.load(out / "model.onnx", load_external_data=False)
-    if any(tensor.external_data for tensor in proto.graph.initializer):
-        (out / "weights.data").unlink()
-        with pytest.raises(ActxError, match="external data"):
-            check(model, out)
+    (out / "weights.data").unlink()
+    with pytest.raises(ActxError, match=r"cannot read .*weights\.data"):
+        check(model, out)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "weights.data"])
+def test_a_bundle_whose_files_have_changed(name: str, model: Path, exported: Exported) -> None:
+    with (exported.path / name).open("ab") as file:
+        file.write(b"\0")
+    for use in (
+        lambda: check(model, exported.path),
+        lambda: profile(model, exported.path),
+        lambda: session(exported.path),
+    ):
+        with pytest.raises(ActxError, match="not the file that the export wrote") as caught:
+            use()
+        assert caught.value.remedy
 
 
 def test_a_site_that_the_manifest_does_not_know_as_it_is(model: Path, exported: Exported, tmp_path: Path) -> None:

@@ -224,6 +224,9 @@ def test_synthetic_data_is_marked(tmp_path: Path) -> None:
     report = check(path, path, synthetic_data([X], {"n": 2, "t": 3}))
     assert report.synthetic
     assert report.to_dict()["synthetic"] is True
+    assert report.notes == ()
+    judged = check(path, path, synthetic_data([X], {"n": 2, "t": 3}), max_drift=0.1)
+    assert judged.notes == ("the budget was judged on random input: give --data to judge it on yours",)
     assert report.to_dict()["runtime"]["onnxruntime"]
 
 
@@ -233,6 +236,7 @@ def test_accuracy_where_labels_fit_the_logits(tmp_path: Path, data: Data) -> Non
     accuracy = check(path, path, data, logits=["y"]).accuracy
     assert accuracy is not None
     assert accuracy.labels == 1 * 3 + 4 * 5 + 2 * 1
+    assert "labels were not counted" in check(path, path, data).notes[-1]
     assert accuracy.original == accuracy.artifact
 
 

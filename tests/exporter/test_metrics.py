@@ -266,6 +266,7 @@ def test_accuracy_of_both_models() -> None:
     artifact = {"hidden": np.zeros((2, 3, 4)), "logits": np.array([[1.0, 0.0], [1.0, 0.0]])}
     meter.update(original, artifact, {"label": np.array([1, 0])})
     meter.update(original, artifact, {"label": np.array([1, -100])})
+    assert meter.note == ""
     accuracy = meter.result()
     assert accuracy is not None
     assert (accuracy.output, accuracy.labels, accuracy.original) == ("logits", 3, 1.0)
@@ -273,13 +274,22 @@ def test_accuracy_of_both_models() -> None:
 
 
 @pytest.mark.parametrize(
-    "extras", [{}, {"label": np.zeros(5, int)}, {"label": np.array(["a", "b"])}, {"label": np.int64(1)}]
+    ("extras", "note"),
+    [
+        ({}, ""),
+        ({"label": np.zeros(5, int)}, "no float output of rank 2, or named as logits, has rows of their shape [5]"),
+        ({"label": np.array(["a", "b"])}, "they are <U1, not integers"),
+        ({"label": np.array([0.0, 1.0])}, "they are float64, not integers"),
+        ({"label": np.int64(1)}, "no float output of rank 2, or named as logits, has rows of their shape []"),
+        ({"label": np.array([99, 2])}, "2 are beyond the 2 classes of logits"),
+    ],
 )
-def test_no_accuracy_without_labels_that_fit(extras: dict[str, Any]) -> None:
+def test_no_accuracy_without_labels_that_fit(extras: dict[str, Any], note: str) -> None:
     meter = AccuracyMeter()
     outputs = {"logits": np.array([[0.0, 1.0], [1.0, 0.0]])}
     meter.update(outputs, outputs, extras)
     assert meter.result() is None
+    assert meter.note == (f"labels were not counted: {note}" if note else "")
 
 
 def test_json_values_at_any_depth() -> None:

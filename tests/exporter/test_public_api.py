@@ -15,16 +15,17 @@ from actx.exporter.opening import Session
 SIGNATURES = {
     "Form": ["name", "parameters"],
     "check": [
-        *("model", "artifact", "data", "inputs", "batch_size", "metric", "max_drift", "logits", "trust", "options"),
-        "progress",
+        *("model", "artifact", "data", "inputs", "batch_size", "metric", "max_drift", "logits", "trust", "factory"),
+        *("options", "progress"),
     ],
     "export": [
         *("model", "out", "target", "form", "sites", "data", "inputs", "batch_size", "metric", "max_drift", "fold"),
-        *("measure_drift", "measure_latency", "runs", "force", "trust", "options", "progress"),
+        *("measure_drift", "measure_latency", "runs", "force", "trust", "factory", "opset", "options"),
+        "progress",
     ],
     "fit": ["function", "form", "interval", "fold"],
-    "inspect": ["model", "data", "inputs", "batch_size", "trust", "options"],
-    "profile": ["model", "artifact", "data", "inputs", "batch_size", "runs", "trust", "options", "progress"],
+    "inspect": ["model", "data", "inputs", "batch_size", "trust", "factory", "options"],
+    "profile": ["model", "artifact", "data", "inputs", "batch_size", "runs", "trust", "factory", "options", "progress"],
     "session": ["bundle", "options"],
 }
 
