@@ -47,6 +47,9 @@ def command(
     fold: Annotated[
         bool, typer.Option("--fold/--no-fold", help="Fold the slope of hardswish into the layers around it.")
     ] = True,
+    weighted: Annotated[
+        bool, typer.Option("--weighted/--even", help="Fit closer where the data is, or evenly.")
+    ] = True,
     check: Annotated[bool, typer.Option("--check/--no-check", help="Measure the drift.")] = True,
     profile: Annotated[bool, typer.Option("--profile/--no-profile", help="Measure the latency.")] = True,
     runs: options.Runs = 50,
@@ -66,6 +69,7 @@ def command(
         done.exported = export(
             model, out, target=target, form=options.parse_form(form), sites=_pins(site), data=data,
             inputs=options.parse_inputs(inputs), batch_size=batch_size, metric=metric, max_drift=max_drift, fold=fold,
+            weighted=weighted,
             measure_drift=check, measure_latency=profile, runs=runs, force=force, trust=trust,
             factory=factory, opset=opset, options=options.runtime_options(threads), progress=progress,
         )  # fmt: skip

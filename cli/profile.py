@@ -30,7 +30,8 @@ def command(
     with printing.progress_bar() as progress:
         report = profile(
             model, artifact, data=data, inputs=options.parse_inputs(inputs), batch_size=batch_size, runs=runs, trust=trust,
-            factory=factory, options=options.runtime_options(threads), progress=lambda done, total: progress("profile", done, total),
+            factory=factory, options=options.runtime_options(threads),
+            progress=lambda done, total: progress("profile", done, total),
         )  # fmt: skip
     if json:
         printing.print_json(report.to_dict())

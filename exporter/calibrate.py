@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from actx.exporter import runtime
+from actx.exporter.fitting import Density
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,12 +34,14 @@ class SiteStatistics:
         low, high: smallest and largest finite input.
         elements: elements per sample, mean over the data.
         zeros: share of exact zeros among the outputs.
+        density: how often finite inputs are where; None where there are none.
     """
 
     low: float
     high: float
     elements: float
     zeros: float
+    density: Density | None = None
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -52,19 +55,21 @@ class _Meter:
     def __init__(self) -> None:
         self.low, self.high = math.inf, -math.inf
         self.elements = self.zeros = 0
+        self.density = Density()
 
     def update(self, inputs: NDArray[np.generic], outputs: NDArray[np.generic]) -> None:
         finite = inputs[np.isfinite(inputs)]
         if finite.size:
             self.low = min(self.low, float(finite.min()))
             self.high = max(self.high, float(finite.max()))
+            self.density += Density.of(finite)
         self.elements += outputs.size
         self.zeros += outputs.size - int(np.count_nonzero(outputs))
 
     def result(self, samples: int) -> SiteStatistics:
         empty = not self.low <= self.high
-        low, high = (0.0, 0.0) if empty else (self.low, self.high)
-        return SiteStatistics(low, high, self.elements / samples, self.zeros / max(self.elements, 1))
+        low, high, density = (0.0, 0.0, None) if empty else (self.low, self.high, self.density)
+        return SiteStatistics(low, high, self.elements / samples, self.zeros / max(self.elements, 1), density)
 
 
 def calibrate(

@@ -5,6 +5,8 @@
    has no asymptotes and no observed range, is kept, with the reason.
 3. Without a form, what the target runs as one fast op is kept; for a target with our kernels every other site takes the
    smallest spline within `DEFAULT_ERROR`.
+
+A form that was asked for is fitted closer where the data is; rule 3 bounds the largest error, wherever it is.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from actx.exporter.fitting import Fit, Form, fit
 if TYPE_CHECKING:
     from actx.exporter.calibrate import SiteStatistics
     from actx.exporter.certificate import Certificate
+    from actx.exporter.fitting import Density
     from actx.exporter.lift import ScalarFunction, Site
     from actx.exporter.targets import Target
 
@@ -62,6 +65,7 @@ def choose(
     pins: Mapping[str, Form] | None = None,
     statistics: Mapping[str, SiteStatistics] | None = None,
     fold: bool = True,
+    weighted: bool = True,
     progress: Progress | None = None,
 ) -> tuple[Choice, ...]:
     """Return one choice per site, in order. Equal functions are fitted once.
@@ -71,8 +75,9 @@ def choose(
         target: what it is for.
         form: for the whole model; None leaves it to rule 3.
         pins: forms by site name or pattern (``layers.*.ffn``); of several that match, the last one counts.
-        statistics: observed ranges by site name, where there is data.
+        statistics: what was observed by site name, where there is data.
         fold: whether hardswish may have a slope.
+        weighted: whether forms are fitted closer where the data is.
         progress: called with the number of sites done and to do.
 
     Raises:
@@ -82,7 +87,7 @@ def choose(
     for pattern in pins or {}:
         if not any(_matches(site, pattern) for site in sites):
             raise UsageError(f"no site is named {pattern!r}", note=f"the model has {_listed(sites)}")
-    fitter = _Fitter(fold=fold)
+    fitter = _Fitter(fold=fold, weighted=weighted)
     choices = []
     for site in sites:
         observed = (statistics or {}).get(site.name)
@@ -138,7 +143,7 @@ def _default(fitter: _Fitter, site: Site, target: Target, observed: SiteStatisti
     reason = ""
     for form in DEFAULT_FORMS:
         try:
-            found = fitter.fit(site, form, observed)
+            found = fitter.fit(site, form, observed, evenly=True)
         except ActxError as error:  # a larger table may have the segments that this one lacks
             reason = error.what
             continue
@@ -151,33 +156,34 @@ def _default(fitter: _Fitter, site: Site, target: Target, observed: SiteStatisti
 class _Fitter:
     """Fits each distinct function once per form and interval."""
 
-    def __init__(self, *, fold: bool) -> None:
-        self._fold = fold
-        self._known: dict[tuple[str, Form, tuple[float, float] | None], Fit | ActxError] = {}
+    def __init__(self, *, fold: bool, weighted: bool) -> None:
+        self._fold, self._weighted = fold, weighted
+        self._known: dict[tuple[str, Form, tuple[float, float] | None, bytes], Fit | ActxError] = {}
 
-    def fit(self, site: Site, form: Form, observed: SiteStatistics | None) -> Fit:
-        """Fit on all of R, or where the tails do not allow that on the observed range.
+    def fit(self, site: Site, form: Form, observed: SiteStatistics | None, *, evenly: bool = False) -> Fit:
+        """Fit on all of R, or where the tails do not allow that on the observed range; closer where inputs are, or evenly.
 
         Raises:
             ActxError: the form cannot be had, or its tails leave the function's.
         """
+        density = observed.density if observed is not None and self._weighted and not evenly else None
         try:
-            found = self._fit_site(site, form, None)
+            found = self._fit_site(site, form, None, density)
         except ActxError:
             if observed is None:
                 raise
-            found = self._fit_site(site, form, observed.interval)
+            found = self._fit_site(site, form, observed.interval, density)
         if math.isinf(found.max_error):
             raise ActxError(f"{form} diverges from {site.kind}", remedy="Choose another form.")
         return found
 
-    def _fit_site(self, site: Site, form: Form, interval: tuple[float, float] | None) -> Fit:
+    def _fit_site(self, site: Site, form: Form, interval: tuple[float, float] | None, density: Density | None) -> Fit:
         if site.axis is None:
-            return self._once(site.function, form, interval)
+            return self._once(site.function, form, interval, density)
         return self._per_channel(site, form, interval)
 
     def _per_channel(self, site: Site, form: Form, interval: tuple[float, float] | None) -> Fit:
-        """Fit every distinct channel; slopes per channel are not folded."""
+        """Fit every distinct channel, evenly: the density is of all channels together. Slopes per channel are not folded."""
         channels = [site.function.channel(i) for i in range(site.function.channels or 0)]
         distinct = {channel.key: channel for channel in channels}
         if len(distinct) > MAX_CHANNEL_FITS:
@@ -185,7 +191,7 @@ class _Fitter:
                 f"{len(distinct)} channels differ",
                 note=f"at most {MAX_CHANNEL_FITS} distinct channels are fitted one by one",
             )
-        fits = {key: self._once(channel, form, interval) for key, channel in distinct.items()}
+        fits = {key: self._once(channel, form, interval, None) for key, channel in distinct.items()}
         worst = max(fits.values(), key=lambda found: found.max_error)
         return replace(
             worst,
@@ -196,11 +202,13 @@ class _Fitter:
             slope=None,
         )
 
-    def _once(self, function: ScalarFunction, form: Form, interval: tuple[float, float] | None) -> Fit:
-        key = (function.key, form, interval)
+    def _once(
+        self, function: ScalarFunction, form: Form, interval: tuple[float, float] | None, density: Density | None
+    ) -> Fit:
+        key = (function.key, form, interval, b"" if density is None else density.key)
         if key not in self._known:
             try:
-                self._known[key] = fit(function, form, interval=interval, fold=self._fold)
+                self._known[key] = fit(function, form, interval=interval, fold=self._fold, density=density)
             except ActxError as error:
                 self._known[key] = error
         found = self._known[key]

@@ -157,12 +157,14 @@ def _taps(manifest: Manifest, sites: Mapping[str, Site]) -> Iterator[SiteTap]:
     for entry in manifest.sites:
         site = sites.get(entry.name)
         if site is not None and entry.fit is not None and site.function.key == entry.function:
-            yield tap(site, entry.input, entry.output, entry.scale)
+            yield tap(site, entry.input, entry.output, entry.scale, entry.fit.interval)
 
 
-def tap(site: Site, artifact_input: str, artifact_output: str, scale: float) -> SiteTap:
-    """Return where to look at a site in the original and in an artifact."""
-    return SiteTap(site.name, site.evaluate, site.output, artifact_input, artifact_output, scale, scale)
+def tap(
+    site: Site, artifact_input: str, artifact_output: str, scale: float, interval: tuple[float, float] | None
+) -> SiteTap:
+    """Return where to look at a site in the original and in an artifact, and where its form was fitted."""
+    return SiteTap(site.name, site.evaluate, site.output, artifact_input, artifact_output, scale, scale, interval)
 
 
 def _read(graph: Path) -> onnx.ModelProto:

@@ -56,6 +56,7 @@ class SiteTap:
         artifact_output: name of the value that it gives there.
         input_scale: the artifact's input is so many times the original's.
         output_scale: likewise the output.
+        interval: where the form was fitted; None where it holds everywhere.
     """
 
     name: str
@@ -65,6 +66,7 @@ class SiteTap:
     artifact_output: str
     input_scale: float = 1.0
     output_scale: float = 1.0
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,13 @@ class SiteDrift:
         name: the site's name.
         added_db: of what the site itself adds; None, not measured, where its function is not known.
         accumulated_db: of everything up to the site's output.
+        outside: share of the inputs that are outside the interval of the fit, where nothing is known of its error.
     """
 
     name: str
     added_db: float | None
     accumulated_db: float
+    outside: float
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values, as `OutputDrift.to_dict`."""
@@ -189,7 +193,7 @@ def check(
         worst_site=_worst_site(sites),
         max_drift=max_drift,
         accuracy=comparison.accuracy.result(),
-        notes=(*data.notes, *comparison.notes(judged=max_drift is not None and data.synthetic)),
+        notes=(*data.notes, *comparison.notes(judged=max_drift is not None and data.synthetic), *_outside(sites)),
         runtime=runtime.describe_runtime(options),
     )
 
@@ -320,31 +324,53 @@ def _measure_sites(
         for model, values in zip(models, (ours, theirs), strict=True)
     )
     pair = _Pair(before, after, ours, theirs)
-    meters = [(PowerRatio(), PowerRatio()) for _ in taps]
+    meters = [_SiteMeter(tap) for tap in taps]
     for batch in data.batches():
         values = pair.run(batch)
-        for tap, meter in zip(taps, meters, strict=True):
-            _add_site(tap, values, *meter)
+        for meter in meters:
+            meter.update(*values)
         steps.add(batch.samples)
-    return tuple(
-        SiteDrift(tap.name, added.db() if tap.function else None, accumulated.db())
-        for tap, (added, accumulated) in zip(taps, meters, strict=True)
-    )
+    return tuple(meter.result() for meter in meters)
 
 
-def _add_site(tap: SiteTap, values: tuple[Arrays, Arrays], added: PowerRatio, accumulated: PowerRatio) -> None:
-    before, after = values
-    expected, given, got = before[tap.original_output], after[tap.artifact_input], after[tap.artifact_output]
-    if any(array.dtype.kind != "f" for array in (expected, given, got)) or expected.shape != got.shape:
-        listed = ", ".join(f"{array.dtype}{list(array.shape)}" for array in (expected, given, got))
-        msg = f"site '{tap.name}' cannot be compared"
-        raise ActxError(msg, note=f"original output, artifact input and output: {listed}")
-    accumulated.add(expected.astype(np.float64) * tap.output_scale, got)
-    if tap.function is None:
-        return
-    with np.errstate(all="ignore"):
-        ideal = tap.function(given.astype(np.float64) / tap.input_scale) * tap.output_scale
-    added.add(ideal, got)
+class _SiteMeter:
+    """Accumulates the noise at one site."""
+
+    def __init__(self, tap: SiteTap) -> None:
+        self._tap = tap
+        self._added, self._accumulated = PowerRatio(), PowerRatio()
+        self._elements = self._outside = 0
+
+    def update(self, before: Arrays, after: Arrays) -> None:
+        tap = self._tap
+        expected, given, got = before[tap.original_output], after[tap.artifact_input], after[tap.artifact_output]
+        if any(array.dtype.kind != "f" for array in (expected, given, got)) or expected.shape != got.shape:
+            listed = ", ".join(f"{array.dtype}{list(array.shape)}" for array in (expected, given, got))
+            msg = f"site '{tap.name}' cannot be compared"
+            raise ActxError(msg, note=f"original output, artifact input and output: {listed}")
+        x = given.astype(np.float64) / tap.input_scale
+        self._accumulated.add(expected.astype(np.float64) * tap.output_scale, got)
+        self._elements += x.size
+        if tap.interval is not None:
+            low, high = tap.interval
+            self._outside += x.size - int(np.count_nonzero((x >= low) & (x <= high)))
+        if tap.function is not None:
+            with np.errstate(all="ignore"):
+                self._added.add(tap.function(x) * tap.output_scale, got)
+
+    def result(self) -> SiteDrift:
+        added = self._added.db() if self._tap.function else None
+        return SiteDrift(self._tap.name, added, self._accumulated.db(), self._outside / max(self._elements, 1))
+
+
+def _outside(sites: Sequence[SiteDrift]) -> list[str]:
+    """Return a remark where inputs were not where the forms were fitted."""
+    left = [site for site in sites if site.outside > 0]
+    if not left:
+        return []
+    most = max(left, key=lambda site: site.outside)
+    where = f"{len(left)} site{'s' if len(left) > 1 else ''}, {most.outside:.2%} of them at {most.name}"
+    return [f"inputs are outside the interval of the fit at {where}: calibrate on data like this"]
 
 
 def _worst_site(sites: Sequence[SiteDrift]) -> str | None:

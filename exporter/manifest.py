@@ -36,6 +36,7 @@ class RequestEntry(_Strict):
     form: str | None
     sites: dict[str, str]
     fold: bool
+    weighted: bool
     metric: str
     max_drift: float | None
     data: str | None
@@ -52,7 +53,8 @@ class FitEntry(_Strict):
     """How well a form fits its site's function.
 
     `max_error` was sampled, `certificate` was proved; null where that could not be done. `tails` are the degrees of the
-    asymptotes (left, right) that the form follows to infinity; null where nothing is known beyond the interval.
+    asymptotes (left, right) that the form follows to infinity; null where nothing is known beyond the interval. `rms_error` is
+    the root mean square over what arrived at the site in the calibration data.
     """
 
     max_error: float | Literal["inf"]
@@ -62,6 +64,7 @@ class FitEntry(_Strict):
     segments: int
     degree: int
     tails: tuple[int | None, int | None]
+    rms_error: float | None
     certificate: CertificateEntry | None
 
 

@@ -78,6 +78,7 @@ def export(
     metric: str = "l2",
     max_drift: float | None = None,
     fold: bool = True,
+    weighted: bool = True,
     measure_drift: bool = True,
     measure_latency: bool = True,
     runs: int = 50,
@@ -103,6 +104,7 @@ def export(
         metric: of the drift (see `check`).
         max_drift: the budget in that metric.
         fold: whether slopes are folded into the layers around a site.
+        weighted: whether forms are fitted closer where the data is. Without data they are fitted evenly.
         measure_drift: whether to check. A budget needs it.
         measure_latency: whether to profile.
         runs: rounds of the profile.
@@ -133,6 +135,7 @@ def export(
         form=None if form is None else str(form),
         sites={name: str(pin) for name, pin in (sites or {}).items()},
         fold=fold,
+        weighted=weighted,
         metric=metric,
         max_drift=max_drift,
         data=data,
@@ -140,15 +143,16 @@ def export(
     with bundle.staging(out) as folder, workspace(loaded) as original:
         observed = {} if data is None else calibrate(original, lifted.sites, samples, options, steps("calibrate"))
         choices = choose(
-            lifted.sites, goal, form=form, pins=sites, statistics=observed, fold=fold, progress=steps("fit")
-        )
+            lifted.sites, goal, form=form, pins=sites, statistics=observed, fold=fold, weighted=weighted,
+            progress=steps("fit"),
+        )  # fmt: skip
         lowered = lower(loaded.model, choices, fold=fold, native=goal.native)
         graphs = _save(lowered, goal, folder)
         artifact = folder / bundle.PORTABLE
         drift = latency = None
         if measure_drift or max_drift is not None:
             taps = [
-                tap(choice.site, place.input, place.output, place.scale)
+                tap(choice.site, place.input, place.output, place.scale, choice.fit.bounds)
                 for choice, place in zip(choices, lowered.placements, strict=True)
                 if choice.fit is not None
             ]
@@ -262,12 +266,13 @@ def _fit_entry(fit: Fit) -> FitEntry:
     ratio, proved = fit.ratio, fit.certificate
     return FitEntry(
         max_error=fit.max_error if math.isfinite(fit.max_error) else "inf",
-        interval=None if math.isinf(fit.interval[1]) else fit.interval,
+        interval=fit.bounds,
         ratio_to_law=None if isinstance(ratio, float) and math.isinf(ratio) else ratio,
         slope=fit.slope,
         segments=fit.spline.segments,
         degree=fit.spline.degree,
         tails=fit.tail_degrees,
+        rms_error=fit.rms,
         certificate=None if proved is None else CertificateEntry(error=proved.error, interval=proved.interval),
     )
 

@@ -1,6 +1,7 @@
 """Fit a form to a scalar function: `fit(function, Form.parse("pwl:16"))`."""
 
+from actx.exporter.fitting.density import Density
 from actx.exporter.fitting.fitting import Fit, fit
 from actx.exporter.fitting.form import Form
 
-__all__ = ["Fit", "Form", "fit"]
+__all__ = ["Density", "Fit", "Form", "fit"]

@@ -3,7 +3,8 @@
 1. The asymptotes are found; without them, or where the form cannot follow them, an interval must be given.
 2. The function is sampled where it bends, which also gives the free-knot law.
 3. A piecewise polynomial is recognised and written down exactly.
-4. Otherwise the form's solver runs.
+4. Otherwise the form's solver runs; with a density of the inputs once more, closer where they are, and the result of smaller
+   mean square error is taken.
 5. The error is measured after rounding to float32, and proved.
 """
 
@@ -18,9 +19,10 @@ import numpy as np
 from actx.exporter.certificate import Certificate, certify
 from actx.exporter.errors import ActxError, UsageError
 from actx.exporter.fitting.asymptote import asymptote
+from actx.exporter.fitting.density import CAP
 from actx.exporter.fitting.exact import recognise
 from actx.exporter.fitting.family import Solution
-from actx.exporter.fitting.measure import measure
+from actx.exporter.fitting.measure import Error, measure
 from actx.exporter.fitting.problem import Function, Problem, require_finite, sample, symmetry_of
 from actx.exporter.fitting.rounding import Rounding
 from actx.exporter.fitting.sampling import FP16_MAX, Cells, cells, law
@@ -29,8 +31,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actx.custom_ops.spline import Spline
+    from actx.exporter.fitting.density import Density
     from actx.exporter.fitting.form import Form
-    from actx.exporter.fitting.problem import Span, Tail
+    from actx.exporter.fitting.problem import Tail
 
 _LEAST_POINTS = 2048
 _POINTS_PER_SEGMENT = 128
@@ -58,6 +61,7 @@ class Fit:
         slope: c of hardswish's hs(c x) / c, None for other forms.
         tails: the asymptotes (left, right) of f, float64 (4,) ascending powers, or None where there is none or an
             interval was given.
+        rms: root mean square of f - s over the inputs of the density; None without one.
         certificate: the proof of the error on the interval, all finite fp16 where that is all of R; None where f is
             not written in operations that can be bounded.
 
@@ -73,6 +77,7 @@ class Fit:
     law: float | None
     slope: float | None
     tails: tuple[Tail, Tail]
+    rms: float | None
     certificate: Certificate | None
 
     @property
@@ -82,6 +87,11 @@ class Fit:
         return left, right
 
     @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The interval, None where it is all of R."""
+        return None if math.isinf(self.interval[1]) else self.interval
+
+    @property
     def ratio(self) -> float | Literal["exact"] | None:
         """core_error over the law: 1 is the best that free knots can do asymptotically; inf where only the law is 0."""
         if self.law is None or self.exact:
@@ -89,7 +99,14 @@ class Fit:
         return self.core_error / self.law if self.law > 0 else math.inf
 
 
-def fit(function: Function, form: Form, *, interval: tuple[float, float] | None = None, fold: bool = True) -> Fit:
+def fit(
+    function: Function,
+    form: Form,
+    *,
+    interval: tuple[float, float] | None = None,
+    fold: bool = True,
+    density: Density | None = None,
+) -> Fit:
     """Fit a form to a scalar function.
 
     Args:
@@ -98,6 +115,8 @@ def fit(function: Function, form: Form, *, interval: tuple[float, float] | None 
         interval: where the fit must hold. None: all of R, for which f needs polynomial asymptotes of a degree (at
             most 3) that the form can follow.
         fold: hardswish may use a slope; otherwise it is the standard op.
+        density: of the inputs. The fit is then closer where they are, at a largest error of at most `density.CAP` times
+            that of the fit without it.
 
     Raises:
         UsageError: the form is ``keep`` or the interval is not one.
@@ -111,15 +130,13 @@ def fit(function: Function, form: Form, *, interval: tuple[float, float] | None 
     with np.errstate(all="ignore"):
         problem = _problem(_quiet(function), form, interval, fold=fold)
         exact = None if family.fixed else _exactly(problem, form)
-        solution = exact or family.solve(problem, form)
-        error = measure(problem, solution.spline)
-        if exact is None and not family.fixed and error.core > _UNSEEN * problem.error(solution.spline):
-            # Something lies between the points of the grid: look closer.
-            closer = replace(problem, span=_span(problem, form, _CLOSER))
-            again = family.solve(closer, form)
-            error_again = measure(closer, again.spline)
-            if error_again.core < error.core:
-                solution, error = again, error_again
+        solution, error = _solved(problem, form) if exact is None else (exact, measure(problem, exact.spline))
+        rms = None if density is None else _rms(problem, solution, density)
+        if density is not None and rms:
+            weighted, weighted_error = _solved(_weighted(problem, form, density), form)
+            weighted_rms = _rms(problem, weighted, density)
+            if weighted_rms < rms and weighted_error.core <= CAP * error.core:
+                solution, error, rms = weighted, weighted_error, weighted_rms
     return Fit(
         form=form,
         spline=solution.spline,
@@ -131,6 +148,7 @@ def fit(function: Function, form: Form, *, interval: tuple[float, float] | None 
         law=_law(problem, form, exact=exact is not None),
         slope=solution.slope,
         tails=(problem.span.left, problem.span.right),
+        rms=rms,
         certificate=_certificate(function, problem, solution, error.largest),
     )
 
@@ -139,6 +157,10 @@ def _certificate(function: Function, problem: Problem, solution: Solution, expec
     if math.isinf(expected):
         return None
     return certify(function, solution.spline, (problem.low, problem.high), expected=expected)
+
+
+def _rms(problem: Problem, solution: Solution, density: Density) -> float:
+    return density.rms(problem.function(density.places) - solution.spline(density.places))
 
 
 def _law(problem: Problem, form: Form, *, exact: bool) -> float | None:
@@ -166,13 +188,33 @@ def _problem(function: Function, form: Form, interval: tuple[float, float] | Non
     return Problem(function, low, high, interval is not None, span, symmetry, parts, fold)
 
 
+def _weighted(problem: Problem, form: Form, density: Density) -> Problem:
+    both = density if problem.symmetry is None else density + density.mirrored()
+    return replace(problem, span=problem.span.weighted(both, form.degree), density=both)
+
+
+def _solved(problem: Problem, form: Form) -> tuple[Solution, Error]:
+    """Run the solver, on a finer grid too where something lies between the points of the first."""
+    family = form.family
+    assert family.solve is not None
+    solution = family.solve(problem, form)
+    error = measure(problem, solution.spline)
+    on_grid = np.abs(problem.span.y - solution.spline(problem.span.x)).max()
+    if family.fixed or error.core <= _UNSEEN * on_grid:
+        return solution, error
+    closer = _closer(problem, form)
+    again = family.solve(closer, form)
+    error_again = measure(closer, again.spline)
+    return (again, error_again) if error_again.core < error.core else (solution, error)
+
+
 def _points(form: Form) -> int:
     return max(_LEAST_POINTS, _POINTS_PER_SEGMENT * form.segments)
 
 
-def _span(problem: Problem, form: Form, factor: int) -> Span:
-    span = problem.span
-    return sample(problem.function, problem.cells, factor * _points(form), span.left, span.right)
+def _closer(problem: Problem, form: Form) -> Problem:
+    span = sample(problem.function, problem.cells, _CLOSER * _points(form), problem.span.left, problem.span.right)
+    return replace(problem, span=span if problem.density is None else span.weighted(problem.density, form.degree))
 
 
 def _cells(function: Function, low: float, high: float, degree: int, rounding: Rounding) -> Cells:

@@ -28,7 +28,7 @@ class Approximation:
     """A polynomial and its largest error on the points.
 
     Attributes:
-        error: largest absolute error on the points.
+        error: largest absolute error on the points, by the widths there.
         free: Chebyshev coefficients of the free factor on [low, high].
         pins: the conditions met exactly, as pairs (x, value).
 
@@ -58,6 +58,8 @@ def approximate(
     y: NDArray[np.float64],
     degree: int,
     pins: Sequence[tuple[float, float]] = (),
+    *,
+    width: NDArray[np.float64] | None = None,
     tolerance: float = 1e-3,
 ) -> Approximation:
     """Fit y on the ascending points x by a polynomial of at most the given degree that meets the pins.
@@ -67,6 +69,7 @@ def approximate(
         y: float64 (m,).
         degree: at least the number of pins.
         pins: conditions (x, value) at different x.
+        width: float64 (m,) > 0, what errors are divided by; None for 1.
         tolerance: how far the result may be from the best, relative to its error.
 
     """
@@ -79,10 +82,9 @@ def approximate(
         weight = weight * ((x - z) / half)
     away = weight != 0
     x, y, weight = x[away], y[away], weight[away]
+    scale = np.abs(weight) if width is None else np.abs(weight) / width[away]
     offset = _value(_line(pins, 0.0, half), x / half)
-    free, error = _exchange(
-        (x - (low + high) / 2) / half, (y - offset) / weight, np.abs(weight), degree - len(pins), tolerance
-    )
+    free, error = _exchange((x - (low + high) / 2) / half, (y - offset) / weight, scale, degree - len(pins), tolerance)
     return Approximation(error, free, low, high, pins)
 
 

@@ -151,7 +151,8 @@ def _on_tail(span: Span, i: int) -> tuple[float, float]:
 
 def _piece(span: Span, first: int, last: int, degree: int, pins: list[tuple[float, float]]) -> Approximation:
     chosen = np.unique(np.linspace(first, last, min(last - first + 1, _POINTS)).round().astype(np.intp))
-    return approximate(span.x[chosen], span.y[chosen], max(degree, len(pins)), pins, tolerance=1e-4)
+    x, y, width = span.x[chosen], span.y[chosen], span.width[chosen]
+    return approximate(x, y, max(degree, len(pins)), pins, width=width, tolerance=1e-4)
 
 
 def _suffix_error(span: Span) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

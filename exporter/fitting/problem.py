@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actx.custom_ops.spline import Spline
+    from actx.exporter.fitting.density import Density
 
 Function: TypeAlias = Callable[["NDArray[np.float64]"], "NDArray[np.float64]"]
 Tail: TypeAlias = "NDArray[np.float64] | None"
@@ -28,12 +29,12 @@ _SYMMETRIC = 1e-12  # how well a symmetry must hold, relative to the largest val
 class Span:
     """A function on a stretch of the line, sampled.
 
-    A density weight (calibration data) would be one more array here, which `minimax.approximate` multiplies its errors
-    by and `pwl` divides the tube's width by; all solvers take their points from here and nowhere else.
+    Solvers make the largest of ``|y - s(x)| / width`` small, and take points and widths from here and nowhere else.
 
     Attributes:
         x: float64 (m,), ascending; the points that a knot can be at.
         y: float64 (m,), f(x).
+        width: float64 (m,), at least 1: how much larger an error may be here than where most of the inputs are.
         u: float64 (m,), ascending 0 to 1; equal steps deserve equally many knots.
         left: asymptote that the first piece must be, float64 (4,) ascending powers, or None: the first piece is free.
         right: the same for the last piece.
@@ -44,6 +45,7 @@ class Span:
 
     x: NDArray[np.float64]
     y: NDArray[np.float64]
+    width: NDArray[np.float64]
     u: NDArray[np.float64]
     left: Tail
     right: Tail
@@ -56,12 +58,16 @@ class Span:
         low, high = np.quantile(self.y, [0.2, 0.8])
         return float(high - low or np.ptp(self.y) or np.abs(self.y).max() or 1.0)
 
+    def weighted(self, density: Density, degree: int) -> Span:
+        """Return the span with the widths that a density asks for."""
+        return replace(self, width=density.width(self.x, degree))
+
     def right_half(self) -> Span:
         """Return the part with x >= 0."""
         assert self.pin is not None
         start = self.pin
         jumps = frozenset(i - start for i in self.breaks if i >= start)
-        return Span(self.x[start:], self.y[start:], self.u[start:], None, self.right, 0, jumps)
+        return Span(self.x[start:], self.y[start:], self.width[start:], self.u[start:], None, self.right, 0, jumps)
 
     def left_half_mirrored(self) -> Span:
         """Return x -> f(-x) for x >= 0."""
@@ -70,7 +76,7 @@ class Span:
         tail = None if self.left is None else self.left * (-1.0) ** np.arange(len(self.left))
         jumps = frozenset(stop - 1 - i for i in self.breaks if i < stop)
         u = self.u[stop] - self.u[stop::-1]
-        return Span(-self.x[stop::-1], self.y[stop::-1], u, None, tail, 0, jumps)
+        return Span(-self.x[stop::-1], self.y[stop::-1], self.width[stop::-1], u, None, tail, 0, jumps)
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,7 @@ class Problem:
         symmetry: how the left half follows from the right one, or None.
         cells: the grid's cells, with the breaks.
         fold: a slope may be folded into the neighbouring layers.
+        density: of the inputs, mirrored too where f has a symmetry; None where none is known.
 
     """
 
@@ -97,10 +104,11 @@ class Problem:
     symmetry: Symmetry | None
     cells: Cells
     fold: bool
+    density: Density | None = None
 
     def error(self, spline: Spline) -> float:
-        """Largest error on the grid: what candidates are compared by."""
-        return float(np.abs(self.span.y - spline(self.span.x)).max())
+        """Largest error on the grid by the widths there: what candidates are compared by."""
+        return float((np.abs(self.span.y - spline(self.span.x)) / self.span.width).max())
 
 
 def sample(function: Function, cells: Cells, points: int, left: Tail, right: Tail) -> Span:
@@ -114,7 +122,7 @@ def sample(function: Function, cells: Cells, points: int, left: Tail, right: Tai
     y = function(x)
     require_finite(x, y)
     zero = np.flatnonzero(x == 0)
-    return Span(x, y, u, left, right, int(zero[0]) if len(zero) else None, _jumps(x, y, cells))
+    return Span(x, y, np.ones_like(x), u, left, right, int(zero[0]) if len(zero) else None, _jumps(x, y, cells))
 
 
 def require_finite(x: NDArray[np.float64], y: NDArray[np.float64]) -> None:

@@ -1,8 +1,8 @@
 """`pwl:K`: a continuous piecewise-linear function of K segments, its linear tails counted.
 
-1. A fit with error E is a path in the tube f - E <= y <= f + E. The path with fewest links is found greedily
-   (Imai and Iri 1987, Suri 1986): a link goes as far as it can, and the next one leaves it anywhere between its last
-   touch of the tube and its exit, where it in turn gets farthest.
+1. A fit with error E is a path in the tube f - E w <= y <= f + E w, w = 1 where no density widens it. The path with
+   fewest links is found greedily (Imai and Iri 1987, Suri 1986): a link goes as far as it can, and the next one leaves
+   it anywhere between its last touch of the tube and its exit, where it in turn gets farthest.
 2. The tube has width zero at x = 0, so that s(0) = f(0), and the first and last links are the asymptotes.
 3. The smallest E with at most K links is found by bisection.
 4. Where f has a symmetry and K is even, one half is fitted and mirrored if that costs little.
@@ -96,7 +96,7 @@ def _fit(span: Span, segments: int, guess: float) -> Chain | None:
 
 def _path(span: Span, error: float, limit: int) -> list[_Link] | None:
     """Links of a path in the tube from the left end to the right one, or None where it takes more than `limit`."""
-    lower, upper = span.y - error, span.y + error
+    lower, upper = span.y - error * span.width, span.y + error * span.width
     if span.pin is not None:
         lower[span.pin] = upper[span.pin] = span.y[span.pin]
     for i in span.breaks:  # nothing continuous follows a jump: the path is on both sides' tubes there

@@ -138,16 +138,18 @@ def _minimax(span: Span, first: int, last: int, degree: int, points: int = 0) ->
     """Best polynomial on the points first..last, through f(0) if 0 belongs to them."""
     if points and last - first > points:
         chosen = np.unique(np.linspace(first, last, points).round().astype(np.intp))
-        x, y = span.x[chosen], span.y[chosen]
     else:
-        x, y = span.x[first : last + 1], span.y[first : last + 1]
+        chosen = np.arange(first, last + 1)
+    x, y, width = span.x[chosen], span.y[chosen], span.width[chosen]
     pinned = span.pin is not None and first <= span.pin < last
     pins = [(0.0, float(span.y[span.pin]))] if span.pin is not None and pinned else []
     if x[-1] - x[0] < _NARROW * max(abs(float(x[0])), 1e-3):
         # Coefficients of higher powers would overflow: a constant, the pinned value or the middle.
         value = pins[0][1] if pins else float(y.max() + y.min()) / 2
-        return Approximation(float(np.abs(y - value).max()), np.zeros(1), float(x[0]), float(x[-1]), ((0.0, value),))
-    return approximate(x, y, degree, pins, tolerance=1e-2 if points else 1e-4)
+        return Approximation(
+            float((np.abs(y - value) / width).max()), np.zeros(1), float(x[0]), float(x[-1]), ((0.0, value),)
+        )
+    return approximate(x, y, degree, pins, width=width, tolerance=1e-2 if points else 1e-4)
 
 
 def _build(span: Span, ends: list[int], stop: int, degree: int) -> Chain:

@@ -22,12 +22,12 @@ def tail_value(tail: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.
 
 
 def tail_error(span: Span, tail: NDArray[np.float64]) -> NDArray[np.float64]:
-    """|y - asymptote| on the span, less what float64 rounding alone makes of numbers as large as y.
+    """|y - asymptote| / width on the span, less what float64 rounding alone makes of numbers as large as y.
 
     At the pin it is infinite unless the asymptote meets f there: s(0) = f(0) whatever the error.
     """
     error: NDArray[np.float64] = np.abs(span.y - tail_value(tail, span.x)) - _ROUNDING * np.abs(span.y)
-    error = np.maximum(error, 0)
+    error = np.maximum(error, 0) / span.width
     if span.pin is not None and error[span.pin] > 0:
         error[span.pin] = np.inf
     return error
