@@ -56,6 +56,8 @@ def test_ranges_zeros_and_elements(tmp_path: Path, dtype: str) -> None:
     assert found.low == pytest.approx(values.min(), abs=rounding * 6)
     assert found.high == pytest.approx(values.max(), abs=rounding * 6)
     assert found.elements == (2 * 5 + 3 * 7 + 1) * HIDDEN / 6
+    assert found.density is not None
+    assert found.density.mass.sum() == values.size
     near_zero = np.mean(np.abs(values) <= 6 * rounding)
     assert found.zeros == pytest.approx(np.mean(values <= 0), abs=float(near_zero) + 1e-12)
     assert seen == [(2, 6), (5, 6), (6, 6)]

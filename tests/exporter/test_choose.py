@@ -14,6 +14,7 @@ from actx.exporter import Form, fit
 from actx.exporter.calibrate import SiteStatistics
 from actx.exporter.choose import DEFAULT_ERROR, MAX_CHANNEL_FITS, Choice, choose
 from actx.exporter.errors import ActxError, UsageError
+from actx.exporter.fitting import Density
 from actx.exporter.lift import Site, lift
 from actx.exporter.load.prepare import prepare
 from actx.exporter.targets import TARGETS
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 CPU, PORTABLE = TARGETS["ort-cpu"], TARGETS["onnx"]
 PWL, SPLINE, KEEP = (Form.parse(text) for text in ("pwl:8", "spline:8x3", "keep"))
 NARROW = SiteStatistics(-2.0, 1.0, 12.0, 0.0)
+DENSE = SiteStatistics(-2.0, 1.0, 12.0, 0.0, Density.of(np.random.default_rng(0).normal(-0.5, 0.4, 10_000)))
 
 
 def sites_of(model: onnx.ModelProto) -> tuple[Site, ...]:
@@ -42,6 +44,19 @@ def only(site: Site, form: Form | None = None, observed: SiteStatistics | None =
     statistics = None if observed is None else {site.name: observed}
     (choice,) = choose([site], CPU, form=form, statistics=statistics, **settings)
     return choice
+
+
+def test_what_is_asked_for_is_fitted_closer_where_the_data_is() -> None:
+    site = site_of("gelu_op")
+    asked = only(site, PWL, DENSE).fit
+    assert asked is not None
+    assert asked.rms is not None
+    even = only(site, PWL, DENSE, weighted=False).fit
+    assert even is not None
+    assert even.rms is None
+    assert asked.max_error > even.max_error
+    by_default = only(site, None, DENSE).fit
+    assert by_default is None or by_default.rms is None
 
 
 # --- 1. pins ---

@@ -12,7 +12,7 @@ from onnx import helper
 from actx.exporter import Form, check, export, inspect, profile, session
 from actx.exporter.errors import ActxError, UsageError
 from actx.exporter.opening import best_graph
-from tests.networks import HIDDEN, SPELLINGS, WIDTH, many_sites
+from tests.networks import HIDDEN, SPELLINGS, WIDTH, Write, after, chain, many_sites, onnx_mlp, times_x, unary
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -161,6 +161,38 @@ def test_a_site_that_the_manifest_does_not_know_as_it_is(model: Path, exported: 
     onnx.save(proto, tmp_path / "other.onnx")
     report = check(tmp_path / "other.onnx", exported.path)
     assert len(report.sites) < len(exported.manifest.sites)
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        chain("Softplus", "Sqrt"),
+        chain("Exp"),
+        times_x(times_x(times_x(unary("Identity")))),
+        after(chain("Exp"), chain("Sin")),
+    ],
+    ids=["sqrt(softplus(x))", "exp(x)", "x^4", "sin(exp(x))"],
+)
+def test_a_function_without_asymptotes_is_proved_where_the_data_is(activation: Write, tmp_path: Path) -> None:
+    onnx.save(onnx_mlp(activation), tmp_path / "model.onnx")
+    x = np.random.default_rng(0).normal(0, 1, (64, 3, WIDTH)).astype(np.float32)
+    np.savez(tmp_path / "seen.npz", x=x)
+    np.savez(tmp_path / "wider.npz", x=2 * x)
+    seen, wider = (str(tmp_path / f"{name}.npz") for name in ("seen", "wider"))
+    form = Form.parse("spline:16x3")
+    done = export(tmp_path / "model.onnx", tmp_path / "out", form=form, data=seen, measure_latency=False)
+    (entry,) = done.manifest.sites
+    assert entry.form == "spline:16x3"
+    assert entry.fit is not None
+    assert entry.fit.certificate is not None
+    assert entry.fit.interval is not None
+    (low, high), (left, right) = entry.fit.interval, entry.fit.certificate.interval
+    assert left <= low < high <= right
+    assert done.drift is not None
+    assert not any("outside" in note for note in done.manifest.notes)
+    report = check(tmp_path / "model.onnx", done.path, data=wider)
+    assert 0 < report.sites[0].outside < 1
+    assert any(f"outside the interval of the fit at 1 site, {report.sites[0].outside:.2%}" in n for n in report.notes)
 
 
 # --- profile ---

@@ -142,6 +142,16 @@ def test_scales_are_taken_off(tmp_path: Path, data: Data) -> None:
     assert wrong.accumulated_db < 10
 
 
+@pytest.mark.parametrize(("interval", "least", "most"), [(None, 0, 0), ((-1e9, 1e9), 0, 0), ((-0.1, 0.1), 0.5, 1)])
+def test_inputs_outside_the_interval_of_a_fit(
+    interval: tuple[float, float] | None, least: float, most: float, tmp_path: Path, data: Data
+) -> None:
+    path = save(tmp_path / "m", GELUS)
+    report = check(path, path, data, taps=[SiteTap("first", gelu, "b", "a", "b", interval=interval)])
+    assert least <= report.sites[0].outside <= most
+    assert any("calibrate on data like this" in note for note in report.notes) == (most > 0)
+
+
 def test_site_without_a_function_is_not_measured(tmp_path: Path, data: Data) -> None:
     original = save(tmp_path / "o", GELUS)
     artifact = save(tmp_path / "a", replaced(GELUS, "b", "Relu"))
