@@ -13,7 +13,7 @@ from actx.cli.export import reported
 EXAMPLE = "Example: actx demo"
 
 MODEL = "digits_vit.pt2"
-DATA = "evaluation.npz"
+DATA, HELD_OUT = "calibration.npz", "evaluation.npz"
 
 
 def command(
@@ -39,8 +39,9 @@ def command(
         )
     with reported(json=json) as done, printing.progress_bar() as progress:
         done.exported = export(
-            demo_path(MODEL), out, form=options.parse_form(form), data=str(demo_path(DATA)), metric="top1", force=True,
-            runs=runs, options=options.runtime_options(threads), progress=progress,
+            demo_path(MODEL), out, form=options.parse_form(form), data=str(demo_path(DATA)),
+            held_out=str(demo_path(HELD_OUT)), metric="top1", force=True, runs=runs,
+            options=options.runtime_options(threads), progress=progress,
         )  # fmt: skip
     if not json:
         printing.print_line("Next, with a model of yours: actx inspect MODEL")

@@ -36,6 +36,7 @@ def command(
         ),
     ] = None,
     data: options.DataSource = None,
+    held_out: options.HeldOut = None,
     inputs: options.Inputs = None,
     factory: options.Factory = None,
     opset: Annotated[
@@ -67,7 +68,7 @@ def command(
 
     with reported(json=json) as done, printing.progress_bar() as progress:
         done.exported = export(
-            model, out, target=target, form=options.parse_form(form), sites=_pins(site), data=data,
+            model, out, target=target, form=options.parse_form(form), sites=_pins(site), data=data, held_out=held_out,
             inputs=options.parse_inputs(inputs), batch_size=batch_size, metric=metric, max_drift=max_drift, fold=fold,
             weighted=weighted,
             measure_drift=check, measure_latency=profile, runs=runs, force=force, trust=trust,

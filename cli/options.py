@@ -63,6 +63,12 @@ DataSource = Annotated[
         help="Samples: an .npz file, a folder of them, or pkg.mod:callable. Without it: random input.",
     ),
 ]
+HeldOut = Annotated[
+    str | None,
+    typer.Option(
+        "--held-out", metavar="SOURCE", help="Samples to measure drift and latency on. Without it: those of --data."
+    ),
+]
 Inputs = Annotated[
     list[str] | None,
     typer.Option(

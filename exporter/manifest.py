@@ -40,6 +40,7 @@ class RequestEntry(_Strict):
     metric: str
     max_drift: float | None
     data: str | None
+    held_out: str | None
 
 
 class CertificateEntry(_Strict):

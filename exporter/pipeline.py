@@ -73,6 +73,7 @@ def export(
     form: Form | None = None,
     sites: Mapping[str, Form] | None = None,
     data: str | None = None,
+    held_out: str | None = None,
     inputs: Sequence[InputSpec] = (),
     batch_size: int | None = None,
     metric: str = "l2",
@@ -97,8 +98,9 @@ def export(
         target: a name from `TARGETS`.
         form: for all sites; None keeps what the target runs fast and rewrites the rest closely.
         sites: forms for single sites, by name or pattern.
-        data: samples to observe ranges, drift and latency on (see `load_data`); without it random input is used for drift
-            and latency, marked as synthetic, and no range is taken from it.
+        data: samples to observe the sites on (see `load_data`), and without `held_out` drift and latency too. Without either
+            these are measured on random input, marked as synthetic.
+        held_out: samples for drift and latency alone.
         inputs: types and dimensions that the user states.
         batch_size: samples per run.
         metric: of the drift (see `check`).
@@ -130,6 +132,7 @@ def export(
         check_applies(metric, loaded.model)
     lifted = lift(loaded.model)
     samples = open_data(loaded, data, batch_size)
+    measured = samples if held_out is None else open_data(loaded, held_out, batch_size)
     request = RequestEntry(
         target=target,
         form=None if form is None else str(form),
@@ -139,6 +142,7 @@ def export(
         metric=metric,
         max_drift=max_drift,
         data=data,
+        held_out=held_out,
     )
     with bundle.staging(out) as folder, workspace(loaded) as original:
         observed = {} if data is None else calibrate(original, lifted.sites, samples, options, steps("calibrate"))
@@ -157,13 +161,13 @@ def export(
                 if choice.fit is not None
             ]
             drift = check(
-                original, artifact, samples, taps=taps, metric=metric, max_drift=max_drift, options=options,
+                original, artifact, measured, taps=taps, metric=metric, max_drift=max_drift, options=options,
                 progress=steps("check"),
             )  # fmt: skip
         if measure_latency:
             owned = {value: place.site for place in lowered.placements for value in place.values}
             latency = profile(
-                original, artifact, samples, options=options, runs=runs, owners_original=owners(lifted.sites),
+                original, artifact, measured, options=options, runs=runs, owners_original=owners(lifted.sites),
                 owners_artifact=owned, progress=steps("profile"),
             )  # fmt: skip
         manifest = Manifest(
@@ -177,7 +181,10 @@ def export(
             sites=[_entry(c, p, observed.get(c.site.name)) for c, p in zip(choices, lowered.placements, strict=True)],
             drift=None if drift is None else drift.to_dict(),
             latency=None if latency is None else latency.to_dict(),
-            notes=[*(samples if drift is None else drift).notes, *_notes(lifted.sites, goal, lowered)],
+            notes=[
+                *dict.fromkeys((*samples.notes, *(measured if drift is None else drift).notes)),
+                *_notes(lifted.sites, goal, lowered),
+            ],
         )
         manifest.write(folder / MANIFEST)
         return _finish(folder, Exported(out, manifest, drift, latency), force=force)

@@ -146,6 +146,23 @@ def test_sequences_of_unequal_length_in_a_folder(tmp_path: Path) -> None:
     assert statistics.elements_per_sample == pytest.approx((3 + 2 * 17 + 3 * 5) * HIDDEN / 6)
 
 
+def test_held_out_samples_are_for_the_measurements_alone(tmp_path: Path) -> None:
+    model = save(tmp_path, SPELLINGS["snake"].model(18))
+    rng = np.random.default_rng(0)
+    for name, samples, scale in (("data", 4, 1), ("held_out", 6, 2)):
+        np.savez(tmp_path / f"{name}.npz", x=rng.uniform(-scale, scale, (samples, 3, WIDTH)).astype(np.float32))
+    data, held_out = (str(tmp_path / f"{name}.npz") for name in ("data", "held_out"))
+    alone = export(model, tmp_path / "alone", form=PWL, data=data, runs=2)
+    both = export(model, tmp_path / "both", form=PWL, data=data, held_out=held_out, runs=2)
+    assert both.manifest.sites[0].fit == alone.manifest.sites[0].fit
+    assert both.manifest.sites[0].statistics == alone.manifest.sites[0].statistics
+    assert both.drift is not None
+    assert (both.drift.samples, both.drift.source) == (6, held_out)
+    assert both.latency is not None
+    assert both.latency.source == held_out
+    assert any("outside the interval" in note for note in both.manifest.notes)
+
+
 def test_an_undefined_asymptote_needs_data(tmp_path: Path) -> None:
     model = save(tmp_path, SPELLINGS["snake"].model(18))
     exported = quick(model, tmp_path / "out")

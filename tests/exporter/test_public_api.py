@@ -26,6 +26,7 @@ SIGNATURES = {
             "form",
             "sites",
             "data",
+            "held_out",
             "inputs",
             "batch_size",
             "metric",
