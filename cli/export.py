@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from actx.exporter.fitting import Form
-    from actx.exporter.manifest import FitEntry, SiteEntry
+    from actx.exporter.manifest import SiteEntry
     from actx.exporter.pipeline import Exported
 
 EXAMPLE = "Example: actx export model.pt2 --form pwl:16 --data calib.npz --max-drift 0.01 --metric cosine -o out"
@@ -125,15 +125,6 @@ def _remark(site: SiteEntry) -> str:
     return f" (slope {site.scale:.4g} folded)" if site.scale != 1 else ""
 
 
-def _error(fit: FitEntry | None) -> str:
-    """Return the proved bound, or what was sampled."""
-    from actx.cli import printing  # noqa: PLC0415
-
-    if fit is None:
-        return "-"
-    return f"~{fit.max_error:.4g}" if fit.certificate is None else printing.at_most(fit.certificate.error)
-
-
 def print_exported(exported: Exported) -> None:
     """Print what an export made."""
     from actx.cli import printing  # noqa: PLC0415
@@ -141,7 +132,7 @@ def print_exported(exported: Exported) -> None:
     manifest = exported.manifest
     rows = [
         [
-            site.name, site.kind, site.form, _error(site.fit),
+            site.name, site.kind, site.form, printing.proved(site.fit),
             site.lowering + _remark(site), site.reason,
         ]
         for site in manifest.sites

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from actx.custom_ops import Activation
     from actx.exporter.fitting import Fit
 
-TAILS = ("constant", "linear", "quadratic", "cubic")
 EXAMPLE = "Example: actx fit gelu --form pwl:16 --plot gelu.svg"
 
 
@@ -145,6 +144,6 @@ def _proof(found: Fit) -> str:
     if found.certificate is None:
         return "proved: nothing"
     low, high = found.certificate.interval
-    left, right = (None if degree is None else TAILS[degree] for degree in found.tail_degrees)
-    beyond = "nothing is known beyond it" if left is None else f"tails: {left} and {right}"
+    tails = printing.tails(found.tail_degrees)
+    beyond = f"tails: {tails}" if tails else "nothing is known beyond it"
     return f"proved: at most {printing.at_most(found.certificate.error)} for every float32 in [{low:.9g}, {high:.9g}]; {beyond}"

@@ -12,9 +12,11 @@ from actx.cli import options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from actx.exporter.inspection import Inspection
     from actx.exporter.lift import Rejection
+    from actx.exporter.manifest import Manifest
 
 EXAMPLE = "Example: actx inspect model.pt2 --data calib.npz --explain"
 
@@ -32,11 +34,20 @@ def command(
 ) -> None:
     """List the sites of a model, what they are and what they cost.
 
-    A site is any connected region of elementwise ops that is a nonlinear function of one input, whatever it is called.
+    A site is any connected region of elementwise ops that is a nonlinear function of one input, whatever it is called. Of a
+    bundle, list what became of its sites and what is proved of their errors.
     """
     from actx.cli import printing  # noqa: PLC0415 - the help must answer without the library
     from actx.exporter import inspect  # noqa: PLC0415
+    from actx.exporter.bundle import is_bundle, read_bundle  # noqa: PLC0415
 
+    if is_bundle(model):
+        _, manifest = read_bundle(model)
+        if json:
+            printing.print_json(manifest.model_dump(mode="json"))
+        else:
+            _print_bundle(model, manifest)
+        return
     found = inspect(
         model, data=data, inputs=options.parse_inputs(inputs), batch_size=batch_size, trust=trust,
         factory=factory, options=options.runtime_options(threads),
@@ -77,6 +88,32 @@ def _print(found: Inspection, *, explain: bool) -> None:
     if explain:
         printing.print_line("")
         printing.print_table("No sites", ("region", "ops", "because"), _grouped(found.rejections))
+
+
+def _print_bundle(path: Path, manifest: Manifest) -> None:
+    from actx.cli import printing  # noqa: PLC0415
+
+    rows = []
+    for site in manifest.sites:
+        fit = site.fit
+        where = (
+            "" if fit is None else "everywhere" if fit.interval is None else "[{:.4g}, {:.4g}]".format(*fit.interval)
+        )
+        rows.append(
+            [
+                site.name,
+                site.kind,
+                site.form,
+                printing.proved(fit),
+                where,
+                "" if fit is None else printing.tails(fit.tails),
+                "" if fit is None or fit.rms_error is None else printing.number(fit.rms_error),
+            ]
+        )
+    source = f"{manifest.source.file} for {manifest.request.target}"
+    columns = ("site", "kind", "form", "error at most", "on", "tails", "rms error on data")
+    printing.print_table(f"{path.name}: {len(rows)} sites of {source}", columns, rows)
+    printing.print_notes(manifest.notes)
 
 
 def _grouped(rejections: Sequence[Rejection]) -> list[list[str]]:

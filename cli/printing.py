@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
     from actx.exporter.drift import DriftReport
     from actx.exporter.latency import LatencyReport
+    from actx.exporter.manifest import FitEntry
 
 _NUMBER = re.compile(r"[+-]?(\d[\d.]*(e[+-]?\d+)?|inf|nan)( ?(%|dB|ms))?")
 _NO_NUMBER = ("", "-", "not measured", "no noise")
 _GAP = "  "
+_TAILS = ("constant", "linear", "quadratic", "cubic")
 
 
 def print_json(value: Mapping[str, Any]) -> None:
@@ -87,6 +89,18 @@ def at_most(value: float) -> str:
     """Return a bound in four digits, rounded up."""
     with decimal.localcontext(prec=4, rounding=decimal.ROUND_CEILING):
         return f"{float(+decimal.Decimal(value)):.4g}"
+
+
+def tails(degrees: Sequence[int | None]) -> str:
+    """Return what a function does at the ends of the line, left and right; nothing where it is not known."""
+    return "" if None in degrees else " and ".join(_TAILS[degree] for degree in degrees if degree is not None)
+
+
+def proved(fit: FitEntry | None) -> str:
+    """Return the proved bound of a site's error, or what was sampled."""
+    if fit is None:
+        return "-"
+    return f"~{fit.max_error:.4g}" if fit.certificate is None else at_most(fit.certificate.error)
 
 
 def number(value: float | None) -> str:

@@ -65,7 +65,8 @@ def rejected_place(out: Path) -> Path:
     return named.with_name(named.name + REJECTED)
 
 
-def _is_bundle(path: Path) -> bool:
+def is_bundle(path: Path) -> bool:
+    """Tell whether a folder holds a manifest."""
     return path.is_dir() and not path.is_symlink() and (path / MANIFEST).is_file()
 
 
@@ -74,7 +75,7 @@ def _irreplaceable(path: Path) -> str:
 
     The manifest may be of another version, so only its list of files is read.
     """
-    if not _is_bundle(path):
+    if not is_bundle(path):
         return "is no bundle"
     try:
         files = set(json.loads((path / MANIFEST).read_bytes())["files"])
@@ -178,7 +179,7 @@ def read_bundle(path: Path) -> tuple[Path, Manifest]:
     Raises:
         ActxError: it is no bundle, or its manifest is damaged or of another version.
     """
-    if not _is_bundle(path):
+    if not is_bundle(path):
         raise ActxError(
             f"{path} is no bundle", note=f"there is no {MANIFEST} in it", remedy="Make one with actx export."
         )

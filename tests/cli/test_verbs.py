@@ -75,6 +75,19 @@ def test_sites_are_pinned_by_name_and_pattern(actx: Actx, model: Path, tmp_path:
     assert [site["form"] for site in json.loads(result.out)["sites"]] == ["pwl:4", "keep", "pwl:4"]
 
 
+def test_inspect_of_a_bundle(actx: Actx, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert actx("export", model, "-o", out, "--form", "pwl:8", "--no-check", "--no-profile").code == 0
+    result = actx("inspect", out)
+    assert (result.code, result.err) == (0, "")
+    title, columns, *rows = result.out.splitlines()
+    assert title == "out: 3 sites of model.onnx for ort-cpu"
+    assert "error at most" in columns
+    assert all("pwl:8" in row and "everywhere" in row and "constant and linear" in row for row in rows[:3])
+    printed = json.loads(actx("inspect", out, "--json").out)
+    assert printed == json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+
+
 def test_a_missed_budget(actx: Actx, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = actx("export", model, "-o", out, "--form", "relu", "--max-drift", 1e-9, "--no-profile")
