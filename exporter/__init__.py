@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from actx.exporter.inspection import inspect
     from actx.exporter.opening import session
     from actx.exporter.pipeline import export
+    from actx.exporter.rewriting import rewrite
 
-__all__ = ["Form", "check", "export", "fit", "inspect", "profile", "session"]
+__all__ = ["Form", "check", "export", "fit", "inspect", "profile", "rewrite", "session"]
 
 _HOMES = {
     "Form": "fitting",
@@ -24,6 +25,7 @@ _HOMES = {
     "fit": "fitting",
     "inspect": "inspection",
     "profile": "comparison",
+    "rewrite": "rewriting",
     "session": "opening",
 }
 

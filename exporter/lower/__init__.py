@@ -114,7 +114,7 @@ def _fold_slopes(model: ir.Model, choices: Sequence[Choice]) -> dict[str, float]
     scales: dict[str, float] = {}
     for choice in choices:
         slope = None if choice.fit is None else choice.fit.slope
-        if slope is None or slope == 1 or _is_own(choice.fit):
+        if slope is None or slope == 1:
             continue
         site = choice.site
         if fold_slope(model.graph, values[site.input], values[site.output], site.values, slope):
@@ -123,8 +123,11 @@ def _fold_slopes(model: ir.Model, choices: Sequence[Choice]) -> dict[str, float]
 
 
 def _is_own(fit: Fit | None) -> bool:
-    """Tell whether the form is as good as the source, apart from the rounding of its float32 tails far out."""
-    return fit is not None and fit.core_error <= OWN_MATHEMATICS
+    """Tell whether the form is as good as the source, apart from the rounding of its float32 tails far out.
+
+    A source that is a hard swish with a slope is better written anew: then its slope can be folded.
+    """
+    return fit is not None and fit.core_error <= OWN_MATHEMATICS and fit.slope in {None, 1}
 
 
 def _spline(choice: Choice, scale: float) -> Spline:

@@ -40,6 +40,7 @@ SIGNATURES = {
     "fit": ["function", "form", "interval", "fold", "density"],
     "inspect": ["model", "data", "inputs", "batch_size", "trust", "factory", "options"],
     "profile": ["model", "artifact", "data", "inputs", "batch_size", "runs", "trust", "factory", "options", "progress"],
+    "rewrite": ["module", "args", "forms", "kwargs", "dynamic_shapes", "statistics", "fold"],
     "session": ["bundle", "options"],
 }
 
@@ -56,7 +57,7 @@ def test_parameters(name: str) -> None:
 
 
 def test_what_is_optional_is_passed_by_name() -> None:
-    for name in ("check", "export", "inspect", "profile"):
+    for name in ("check", "export", "inspect", "profile", "rewrite"):
         parameters = inspect.signature(getattr(actx.exporter, name)).parameters.values()
         for parameter in parameters:
             assert (parameter.default is parameter.empty) == (parameter.kind == parameter.POSITIONAL_OR_KEYWORD)
