@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from actx.custom_ops.spline import MAX_DEGREE
 from actx.exporter.load.program import OPSET
 from actx.exporter.lower.emitter import Constants, Emitter
 from actx.exporter.lower.portable import emit_spline
@@ -66,7 +68,8 @@ class PiecewisePolynomial(nn.Module):
         super().__init__()
         self.form = form
         self.spline = spline
-        self._steps = _steps(spline)
+        self._unit = _unit(spline)
+        self._steps = _steps(spline.scaled(self._unit, 1.0))
 
     def extra_repr(self) -> str:
         """Return the form and the size of its table."""
@@ -75,7 +78,8 @@ class PiecewisePolynomial(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return s(x), of the shape and type of x; half precision is computed in float32, as `lower.portable` does it."""
         half = x.dtype in (torch.float16, torch.bfloat16)
-        values = [x.float() if half else x]
+        wide = x.float() if half else x
+        values = [wide if self._unit == 1 else wide / self._unit]
         for op_type, operands, attributes in self._steps:
             inputs = [values[o] if isinstance(o, int) else _beside(o, x) for o in operands]
             values.append(_OPS[op_type](*inputs, **attributes))
@@ -85,6 +89,14 @@ class PiecewisePolynomial(nn.Module):
 def _beside(constant: float | Tensor, x: Tensor) -> float | Tensor:
     """Return the constant where x is. It is no buffer, because it must stay float32 in a module of half precision."""
     return constant.to(x.device) if isinstance(constant, Tensor) and constant.device != x.device else constant
+
+
+def _unit(spline: Spline) -> float:
+    """Return what to measure x in, a power of two, so that Horner's rule of a high degree runs on numbers of about 1.
+
+    Torch's converter to ONNX drops summands of 1e-8, and those of degree 16 may be multiplied by millions afterwards.
+    """
+    return 1.0 if spline.degree <= MAX_DEGREE else float(2.0 ** np.ceil(np.log2(np.abs(spline.knots).max())))
 
 
 def _steps(spline: Spline) -> tuple[Step, ...]:
