@@ -92,9 +92,11 @@ def to_onnx(path: Path, program: ExportedProgram, names: Sequence[str] | None = 
     """
     import torch  # noqa: PLC0415
 
+    from actx.exporter.load.simplify import simplify  # noqa: PLC0415 - imports onnxscript
+
     try:
         converted = torch.onnx.export(
-            program, input_names=names, dynamo=True, opset_version=OPSET, verbose=False, optimize=True
+            program, input_names=names, dynamo=True, opset_version=OPSET, verbose=False, optimize=False
         )
     except Exception as error:
         what = f"torch cannot convert {path} to ONNX"
@@ -102,6 +104,7 @@ def to_onnx(path: Path, program: ExportedProgram, names: Sequence[str] | None = 
         raise ActxError(what, note=_root(error), remedy=remedy) from error
     assert converted is not None
     model: ir.Model = converted.model
+    simplify(model)
     _strip(model)
     return model
 

@@ -19,6 +19,7 @@ from actx.exporter.load.inputs import name_batch
 from actx.exporter.load.prepare import prepare
 from actx.exporter.load.program import OPSET
 from actx.exporter.load.quiet import quiet
+from actx.exporter.load.simplify import simplify
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -167,13 +168,14 @@ def _glu(input: Tensor, dim: int = -1) -> Tensor:  # noqa: A002 - torch's name
 def _converted(exported: ExportedProgram) -> tuple[ir.Model, ExportedProgram]:
     """Return the ONNX graph and the program of ONNX-like ops between it and the exported one."""
     try:
-        result = torch.onnx.export(exported, dynamo=True, opset_version=OPSET, verbose=False, optimize=True)
+        result = torch.onnx.export(exported, dynamo=True, opset_version=OPSET, verbose=False, optimize=False)
     except Exception as error:
         what = "torch cannot convert the module to ONNX"
         raise ActxError(what, note=f"{type(error).__name__}: {error}", remedy="Rewrite what the note names.") from error
     assert result is not None
     assert result.exported_program is not None
     model: ir.Model = result.model
+    simplify(model)
     name_batch(model)
     prepare(model)
     return model, result.exported_program

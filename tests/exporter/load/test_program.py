@@ -50,6 +50,24 @@ def test_inputs_keep_their_names_in_any_order() -> None:
         assert session.run(None, feeds)[0].tolist() == np.zeros((rows, tokens, 4)).tolist()
 
 
+class Small(nn.Module):
+    """Constants that are nearly 0 and nearly 1, and count."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm: Tensor = x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-12)
+        return 1e6 * (norm * (1 + 4e-6) - norm)
+
+
+def test_small_constants_are_kept() -> None:
+    """A row of zeros has no norm but for its epsilon."""
+    inputs = [InputSpec.parse("x:float32[rows,4]")]
+    with quiet():
+        model = to_onnx(PATH, trace(PATH, Small(), inputs), ["x"])
+    session = InferenceSession(ir.to_proto(model).SerializeToString())
+    x = np.concatenate([np.zeros((1, 4)), np.ones((2, 4))]).astype(np.float32)
+    assert session.run(None, {"x": x})[0] == pytest.approx(Small()(torch.from_numpy(x)).numpy(), abs=0.2)
+
+
 def test_an_input_that_may_be_left_out() -> None:
     model = traced("hiddenStates:float32[2,tokens,4]", "mask:float32[2,tokens]", "bias:float32[4]")
     assert [spec.dims for spec in input_specs(model)] == [(2, "tokens", 4), (2, "tokens"), (4,)]
