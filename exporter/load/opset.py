@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 import onnx.inliner
 import onnx.version_converter
@@ -11,21 +12,31 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from actx.exporter.errors import ActxError, UsageError
+from actx.exporter.load.prepare import written_alike
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 MIN_OPSET, MAX_OPSET = 13, 25
 # Larger weights are kept from the converter: a message holds at most 2 GiB.
 _SMALL_BYTES = 1024
+# Attributes that change nothing but what becomes of tensors without elements.
+_FOR_EMPTY = frozenset({"allowzero"})
+# Domain of the nodes that the converter leaves alone.
+_KEPT = "actx.kept"
 
 
 def convert_opset(path: Path, model: ir.Model, opset: int) -> ir.Model:
     """Return the model in another opset; its weights are shared with the one given.
 
     1. Ops that the other opset does not have are written out, by the body that their schema gives.
-    2. What that body computes of shapes is folded: the converter does not know all of the ops it is computed with.
-    3. The converter drops metadata: nodes get it back, new ones that of the node in whose place they are.
+    2. What that body computes of shapes is folded: the converter does not know all of the ops it is computed with. For the
+       same reason Split gets its sizes as an input where only their number is given, and attributes at defaults that the
+       other opset does not know are left out.
+    3. Nodes that both opsets write alike are kept from the converter, which lacks adapters for many of them. It does not
+       look into the bodies of If, Loop and Scan: there all nodes must be such.
+    4. The converter drops metadata: nodes get it back, new ones that of the node in whose place they are.
 
     Args:
         path: where the model came from, for errors.
@@ -42,8 +53,8 @@ def convert_opset(path: Path, model: ir.Model, opset: int) -> ir.Model:
     if opset == before:
         return model
     try:
-        proto = onnx.version_converter.convert_version(_write_out(_without_weights(model), opset), opset)
-        onnx.checker.check_model(proto)
+        proto = _convert(_write_out(_without_weights(model), before, opset), before, opset)
+        onnx.checker.check_model(proto, full_check=True)
     except Exception as error:
         raise ActxError(
             f"{path} cannot be converted from opset {before} to {opset}",
@@ -59,6 +70,7 @@ def convert_opset(path: Path, model: ir.Model, opset: int) -> ir.Model:
 def _without_weights(model: ir.Model) -> onnx.ModelProto:
     """Return a copy that takes its large initializers as further inputs, and holds the others itself."""
     copy = model.clone()
+    _state_split_sizes(copy.graph)
     for name, value in list(copy.graph.initializers.items()):
         if value.const_value is not None and value.const_value.nbytes > _SMALL_BYTES:
             value.type = ir.TensorType(value.const_value.dtype)
@@ -69,7 +81,26 @@ def _without_weights(model: ir.Model) -> onnx.ModelProto:
     return ir.to_proto(ir.external_data.load_to_model(copy))
 
 
-def _write_out(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+def _state_split_sizes(graph: ir.Graph) -> None:
+    """2. Their number became an attribute at opset 18."""
+    for node in graph:
+        if node.op_type != "Split" or len(node.inputs) > 1:
+            continue
+        axis = node.attributes.get_int("axis", 0)
+        sizes = [None if value.shape is None else value.shape[axis] for value in node.outputs]
+        if all(isinstance(size, int) for size in sizes):
+            name = f"{node.outputs[0].name}_sizes"
+            tensor = ir.tensor(np.array(sizes, np.int64), name=name)
+            value = ir.Value(
+                name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape([len(sizes)]), const_value=tensor
+            )
+            graph.register_initializer(value)
+            node.resize_inputs(2)
+            node.replace_input_with(1, value)
+            node.attributes.pop("num_outputs", None)
+
+
+def _write_out(proto: onnx.ModelProto, before: int, opset: int) -> onnx.ModelProto:
     """1. and 2."""
     from onnxscript import optimizer  # noqa: PLC0415 - slow to import, and rarely needed
 
@@ -78,11 +109,69 @@ def _write_out(proto: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     )
     if not newer:
         return proto
+    for node in proto.graph.node:
+        if node.domain == "" and node.op_type in newer:
+            _state_defaults(node, before)
     functions = [("", op_type) for op_type in newer]
     written = ir.from_proto(onnx.inliner.inline_selected_functions(proto, functions, inline_schema_functions=True))
     optimizer.fold_constants(written, onnx_shape_inference=True)
     RemoveUnusedNodesPass()(written)
     return ir.to_proto(written)
+
+
+def _state_defaults(node: onnx.NodeProto, opset: int) -> None:
+    """Write down the defaults of its attributes, which the inliner does not know."""
+    stated = {attribute.name for attribute in node.attribute}
+    for name, attribute in onnx.defs.get_schema(node.op_type, opset, "").attributes.items():
+        if name not in stated and attribute.default_value.type:
+            node.attribute.append(attribute.default_value)
+
+
+def _convert(proto: onnx.ModelProto, before: int, opset: int) -> onnx.ModelProto:
+    """3."""
+    for node in proto.graph.node:
+        _leave_out_defaults(node, before, opset)
+        for inner in _body_nodes(node):
+            if inner.domain == "" and not _is_alike(inner, before, opset):
+                raise ValueError(
+                    f"{inner.op_type} in a body of {node.op_type} {node.name} is not written alike in both"
+                )
+        if node.domain == "" and _is_alike(node, before, opset):
+            node.domain = _KEPT
+    proto.opset_import.append(onnx.helper.make_opsetid(_KEPT, 1))
+    converted = onnx.version_converter.convert_version(proto, opset)
+    for node in converted.graph.node:
+        node.domain = "" if node.domain == _KEPT else node.domain
+    imports = [entry for entry in converted.opset_import if entry.domain != _KEPT]
+    del converted.opset_import[:]
+    converted.opset_import.extend(imports)
+    return converted
+
+
+def _leave_out_defaults(node: onnx.NodeProto, before: int, opset: int) -> None:
+    """2."""
+    if node.domain != "" or not onnx.defs.has(node.op_type, opset, ""):
+        return
+    old, new = (onnx.defs.get_schema(node.op_type, number, "").attributes for number in (before, opset))
+    stated = [
+        a
+        for a in node.attribute
+        if a.name in new or a.name not in old or (a.name not in _FOR_EMPTY and a != old[a.name].default_value)
+    ]
+    del node.attribute[:]
+    node.attribute.extend(stated)
+
+
+def _is_alike(node: onnx.NodeProto, before: int, opset: int) -> bool:
+    return written_alike(node.op_type, {attribute.name for attribute in node.attribute}, before, opset)
+
+
+def _body_nodes(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                yield inner
+                yield from _body_nodes(inner)
 
 
 def _restore_weights(converted: ir.Model, model: ir.Model) -> None:
@@ -95,7 +184,7 @@ def _restore_weights(converted: ir.Model, model: ir.Model) -> None:
 
 
 def _restore_metadata(converted: ir.Model, model: ir.Model) -> None:
-    """3."""
+    """4."""
     converted.metadata_props.update(model.metadata_props)
     known = {value.name: node.metadata_props for node in model.graph for value in node.outputs}
     for node in reversed(list(converted.graph)):
