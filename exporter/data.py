@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import re
 import sys
 import zipfile
@@ -41,6 +42,9 @@ SOURCES = "Give an .npz file, a folder of .npz files, or pkg.mod:callable"
 _SPEC = re.compile(r"(?P<name>.+):(?P<dtype>\w+)\[(?P<dims>[^\[\]]*)\]")
 _DIM = re.compile(r"0*[1-9][0-9]*|[A-Za-z_]\w*")
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_MAGIC = b"\x93NUMPY"
+# The most that deflate, the method of numpy.savez_compressed, can make of one byte.
+_MAX_RATIO = 1032
 _BROKEN_FILE = (ValueError, OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
@@ -339,16 +343,36 @@ def _read_npz(path: Path) -> Arrays:
 
 def _read_member(archive: Any, name: str, path: Path) -> NDArray[Any]:
     try:
+        _check_claims(archive.zip, name)
         array = archive[name]
     except _BROKEN_FILE as error:
         pickled = "allow_pickle" in str(error)
         what = f"'{name}' in '{path}' {'holds Python objects, which are not read' if pickled else 'cannot be read'}"
         remedy = "Save it with a numeric type and one shape for all samples." if pickled else "Write the file again."
         raise ActxError(what, note=_reason(error), remedy=remedy) from error
+    except MemoryError as error:
+        what = f"'{name}' in '{path}' does not fit into memory"
+        raise ActxError(what, note=_reason(error), remedy="Split the samples over a folder of .npz files.") from error
     if not isinstance(array, np.ndarray):
         msg = f"'{path}' is not an .npz file"
         raise ActxError(msg, note=f"'{name}' in it is no array", remedy=_save_hint())
     return array
+
+
+def _check_claims(archive: zipfile.ZipFile, name: str) -> None:
+    """Compare what a member claims with what is there: numpy makes room for all of it before it reads."""
+    info = archive.getinfo(name if name in archive.namelist() else f"{name}.npy")
+    if info.file_size > info.compress_size * _MAX_RATIO:
+        raise ValueError(f"it claims {info.file_size} bytes, and {info.compress_size} are there")
+    with archive.open(info) as member:
+        if member.peek(len(_MAGIC))[: len(_MAGIC)] != _MAGIC:
+            return  # no array, as the caller says
+        version = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(member)
+    claimed = math.prod(shape) * dtype.itemsize
+    if claimed > info.file_size and not dtype.hasobject:
+        raise ValueError(f"it claims {claimed} bytes, and {info.file_size} are there")
 
 
 def _conform(arrays: Arrays, specs: tuple[InputSpec, ...], label: str) -> tuple[Batch, list[str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
 MIN_OPSET, MAX_OPSET = 13, 25
 # Larger weights are kept from the converter: a message holds at most 2 GiB.
 _SMALL_BYTES = 1024
 # Attributes that change nothing but what becomes of tensors without elements.
 _FOR_EMPTY = frozenset({"allowzero"})
+_LAYER_NORM_SINCE, _AXES_ARE_AN_INPUT = 17, 18
 # Domain of the nodes that the converter leaves alone.
 _KEPT = "actx.kept"
 
@@ -30,7 +33,8 @@ _KEPT = "actx.kept"
 def convert_opset(path: Path, model: ir.Model, opset: int) -> ir.Model:
     """Return the model in another opset; its weights are shared with the one given.
 
-    1. Ops that the other opset does not have are written out, by the body that their schema gives.
+    1. Ops that the other opset does not have are written out, by the body that their schema gives; LayerNormalization as
+       exporters write it, which runtimes know, and which subtracts the mean before it squares.
     2. What that body computes of shapes is folded: the converter does not know all of the ops it is computed with. For the
        same reason Split gets its sizes as an input where only their number is given, and attributes at defaults that the
        other opset does not know are left out.
@@ -53,7 +57,7 @@ def convert_opset(path: Path, model: ir.Model, opset: int) -> ir.Model:
     if opset == before:
         return model
     try:
-        proto = _convert(_write_out(_without_weights(model), before, opset), before, opset)
+        proto = _convert(_write_out(_without_weights(model, opset), before, opset), before, opset)
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:
         raise ActxError(
@@ -67,10 +71,12 @@ def convert_opset(path: Path, model: ir.Model, opset: int) -> ir.Model:
     return converted
 
 
-def _without_weights(model: ir.Model) -> onnx.ModelProto:
+def _without_weights(model: ir.Model, opset: int) -> onnx.ModelProto:
     """Return a copy that takes its large initializers as further inputs, and holds the others itself."""
     copy = model.clone()
     _state_split_sizes(copy.graph)
+    if opset < _LAYER_NORM_SINCE:
+        _write_out_layer_norms(copy)
     for name, value in list(copy.graph.initializers.items()):
         if value.const_value is not None and value.const_value.nbytes > _SMALL_BYTES:
             value.type = ir.TensorType(value.const_value.dtype)
@@ -98,6 +104,48 @@ def _state_split_sizes(graph: ir.Graph) -> None:
             node.resize_inputs(2)
             node.replace_input_with(1, value)
             node.attributes.pop("num_outputs", None)
+
+
+def _write_out_layer_norms(model: ir.Model) -> None:
+    """1."""
+    for node in list(model.graph):
+        x = node.inputs[0] if node.inputs else None
+        if node.op_identifier() != ("", "LayerNormalization", "") or x is None or x.dtype is None or x.shape is None:
+            continue
+        tape = ir.tape.Tape()
+        result = _layer_norm(tape, node, x, model.opset_imports[""])
+        old = node.outputs[0]
+        result.name, result.type, result.shape = old.name, old.type, old.shape
+        ir.convenience.replace_nodes_and_values(model.graph, node, [node], list(tape.nodes), [old], [result])
+        for value in tape.initializers:
+            model.graph.register_initializer(value)
+
+
+def _layer_norm(tape: ir.tape.Tape, node: ir.Node, x: ir.Value, opset: int) -> ir.Value:
+    """Compute in float32 and scale in the type of x, as the standard says."""
+    assert x.shape is not None
+    rank, name = len(x.shape), node.outputs[0].name
+    axes = list(range(node.attributes.get_int("axis", -1) % rank, rank))
+    single = x.dtype is ir.DataType.FLOAT
+
+    def constant(array: NDArray[Any], what: str) -> ir.Value:
+        return tape.initializer(ir.tensor(array, name=f"{name}_{what}"))
+
+    stated: dict[str, Any] = {"keepdims": 1} if opset >= _AXES_ARE_AN_INPUT else {"keepdims": 1, "axes": axes}
+    along = [constant(np.array(axes, np.int64), "axes")] if opset >= _AXES_ARE_AN_INPUT else []
+
+    def mean(value: ir.Value) -> ir.Value:
+        return tape.op("ReduceMean", [value, *along], stated)
+
+    wide = x if single else tape.op("Cast", [x], {"to": ir.DataType.FLOAT})
+    deviation = tape.op("Sub", [wide, mean(wide)])
+    variance = mean(tape.op("Pow", [deviation, constant(np.array(2, np.float32), "two")]))
+    epsilon = constant(np.array(node.attributes.get_float("epsilon", 1e-5), np.float32), "epsilon")
+    result = tape.op("Div", [deviation, tape.op("Sqrt", [tape.op("Add", [variance, epsilon])])])
+    result = result if single else tape.op("Cast", [result], {"to": x.dtype})
+    result = tape.op("Mul", [result, node.inputs[1]])
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    return result if bias is None else tape.op("Add", [result, bias])
 
 
 def _write_out(proto: onnx.ModelProto, before: int, opset: int) -> onnx.ModelProto:

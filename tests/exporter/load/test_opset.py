@@ -16,7 +16,7 @@ from actx.exporter.errors import ActxError, UsageError
 from actx.exporter.lift import lift
 from actx.exporter.load import LoadedModel, load
 from actx.models.demo import ARCHIVE, CALIBRATION, demo_path
-from tests.networks import OPSETS, SPELLINGS, feeds
+from tests.networks import OPSETS, SPELLINGS, Graph, feeds
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -127,3 +127,22 @@ def test_a_type_that_the_opset_does_not_have_is_named(tmp_path: Path) -> None:
     with pytest.raises(ActxError, match="cannot be converted") as caught:
         load(tmp_path / "m", opset=13)
     assert "Relu" in caught.value.note
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("before", [17, 20])
+def test_layer_norms_are_written_as_exporters_do(dtype: str, before: int, tmp_path: Path) -> None:
+    """With a mean far from zero: a variance as a difference of means of squares would lose all digits in float32."""
+    graph = Graph(before, dtype)
+    x = graph.input("x", ["batch", "tokens", 8])
+    rng = np.random.default_rng(0)
+    scale, bias = (graph.weight(name, rng.standard_normal(8)) for name in ("scale", "bias"))
+    norm = graph.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=1e-6)
+    graph.output(graph.linear(norm, "down", rng.standard_normal((8, 3))), "y", 3)
+    onnx.save(graph.model(), tmp_path / "model.onnx")
+    original, converted = load(tmp_path / "model.onnx"), load(tmp_path / "model.onnx", opset=13)
+    assert lift(converted.model).sites == ()
+    feed = {"x": (rng.standard_normal((2, 5, 8)) + 30).astype(dtype)}
+    (expected,), (found,) = run(original.model, feed), run(converted.model, feed)
+    assert np.abs(found - expected).max() <= (1e-3 if dtype == "float32" else 0.1)
+    onnx.checker.check_model(ir.to_proto(converted.model), full_check=True)
