@@ -52,7 +52,11 @@ def convert_opset(path: Path, model: ir.Model, opset: int) -> ir.Model:
         ActxError: an op cannot be converted.
     """
     if not MIN_OPSET <= opset <= MAX_OPSET:
-        raise UsageError(f"opset {opset} cannot be written", note=f"actx writes opsets {MIN_OPSET} to {MAX_OPSET}")
+        raise UsageError(
+            f"opset {opset} cannot be written",
+            note=f"actx writes opsets {MIN_OPSET} to {MAX_OPSET}",
+            remedy="Choose one of these, or leave --opset out.",
+        )
     before = model.opset_imports[""]
     if opset == before:
         return model
