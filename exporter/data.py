@@ -346,8 +346,9 @@ def _read_npz(path: Path) -> Arrays:
         raise ActxError(msg, note=str(error.strerror), remedy="Check its permissions.") from error
     try:
         with opened as file:  # numpy leaves a file that it opened itself open when the archive is broken
-            archive = np.load(file, allow_pickle=False)
-            if isinstance(archive, np.lib.npyio.NpzFile):
+            if file.read(len(_MAGIC)) != _MAGIC:
+                file.seek(0)
+                archive = np.load(file, allow_pickle=False)
                 return {name: _read_member(archive, name, path) for name in archive.files}
     except _BROKEN_FILE as error:
         msg = f"'{path}' is not a complete .npz file"

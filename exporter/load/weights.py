@@ -75,7 +75,7 @@ def _load(path: Path, *, trust: bool) -> Any:
                 "made the file.",
             ) from error
     except Exception as error:
-        raise ActxError(f"{path} is damaged", note=str(error), remedy=_DAMAGED) from error
+        raise ActxError(f"{path} is damaged", note=f"{type(error).__name__}: {error}", remedy=_DAMAGED) from error
     try:
         with current_directory_importable():
             return torch.load(path, map_location="cpu", weights_only=False)

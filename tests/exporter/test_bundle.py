@@ -359,8 +359,8 @@ def test_a_signal_at_any_change_leaves_a_whole_bundle(model: Path, out: Path, ki
     assert len(found["codes"]) > 8  # files are made and the folders swapped
     assert found["forms"][0] == "pwl:8"  # of `out`
     assert found["forms"][-1] == ("pwl:8", "relu")[len(found["codes"]) % 2]
-    if kind == signal.SIGINT:
-        print(found)
+    if kind == signal.SIGINT:  # what is left is of interruptions of the cleaning itself
+        assert len(found["left"]) <= 3
 
 
 # --- a full disk ---
