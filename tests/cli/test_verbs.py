@@ -16,6 +16,9 @@ from tests.networks import NOT_SITES, WIDTH
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any
+
+    from numpy.typing import NDArray
 
     from tests.cli.conftest import Actx
 
@@ -90,7 +93,7 @@ def test_data_that_is_constant(actx: Actx, model: Path, tmp_path: Path) -> None:
     ],
 )
 def test_data_that_does_not_fit_leaves_the_old_bundle(
-    actx: Actx, model: Path, tmp_path: Path, arrays: dict[str, np.ndarray], words: str
+    actx: Actx, model: Path, tmp_path: Path, arrays: dict[str, NDArray[Any]], words: str
 ) -> None:
     out = tmp_path / "out"
     assert actx("export", model, "-o", out, "--form", "pwl:8", "--no-check", "--no-profile").code == 0
@@ -99,7 +102,7 @@ def test_data_that_does_not_fit_leaves_the_old_bundle(
     result = actx("export", model, "-o", out, "--data", tmp_path / "data.npz", "--force")
     assert (result.code, result.out) == (1, "")
     assert words in result.err
-    assert len(result.err.splitlines()) == 3
+    assert 2 <= len(result.err.splitlines()) <= 3
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["data.npz", "model.onnx", "out"]
 
