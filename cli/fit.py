@@ -65,7 +65,11 @@ def _find(name: str) -> Activation:
     from actx.exporter.errors import UsageError  # noqa: PLC0415
 
     if name not in ACTIVATIONS:
-        raise UsageError(f"no activation is named {name!r}", note=f"the catalogue has {', '.join(ACTIVATIONS)}")
+        raise UsageError(
+            f"no activation is named {name!r}",
+            note=f"the catalogue has {', '.join(ACTIVATIONS)}",
+            remedy="Choose one of these.",
+        )
     return ACTIVATIONS[name]
 
 

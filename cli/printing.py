@@ -25,12 +25,18 @@ _TAILS = ("constant", "linear", "quadratic", "cubic")
 
 def print_json(value: Mapping[str, Any]) -> None:
     """Print the one machine-readable object."""
-    print_line(json.dumps(value, indent=1, allow_nan=False))
+    sys.stdout.write(json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def print_line(text: str) -> None:
-    """Print one line of a result, as it is."""
-    sys.stdout.write(text + "\n")
+    """Print one line of a result."""
+    sys.stdout.write(_printable(text) + "\n")
+
+
+def _printable(text: str) -> str:
+    from actx.exporter.errors import printable  # noqa: PLC0415 - the help needs nothing of the library
+
+    return printable(text)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -41,7 +47,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     """
     print_line(title)
     used = [i for i in range(len(columns)) if i == 0 or any(row[i] for row in rows)]
-    cells = [[line[i] for i in used] for line in (columns, *rows)]
+    cells = [[_printable(line[i]) for i in used] for line in (columns, *rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(used))]
     right = [i > 0 and _is_numeric([line[i] for line in cells[1:]]) for i in range(len(used))]
     total = sum(widths) + len(_GAP) * (len(widths) - 1)

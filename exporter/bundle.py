@@ -1,12 +1,14 @@
 """The output folder: written beside its final place and renamed when complete.
 
-A crash or a full disk leaves the old bundle or none, never half of one. Only what an export wrote is ever replaced: a folder
+A crash or a full disk leaves the old bundle or the new one, never half of one. Only what an export wrote is ever replaced: a folder
 that is no bundle, or that holds anything beside its bundle, stays.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 PORTABLE = "model.onnx"
 REJECTED = ".rejected"
+# renameat2(2): paths as they are, and two names that change places. Python has no function of its own for it.
+_HERE, _RENAME_EXCHANGE = -100, 2
 
 
 def native_name(target: str) -> str:
@@ -120,15 +124,36 @@ def commit(folder: Path, out: Path, *, force: bool) -> None:
 
 
 def _swap(folder: Path, out: Path) -> None:
-    with staging(out, ".old") as aside:
-        old = aside / out.name
-        if out.exists():
+    """Put the folder in the place of `out`, in one step where the file system can; the old bundle is then in the folder."""
+    if not out.exists():
+        folder.rename(out)
+    elif not _exchange(folder, out):
+        with staging(out, ".old") as aside:
+            old = aside / out.name
             out.rename(old)
-        try:
-            folder.rename(out)
-        finally:  # also where the user interrupts between the two
-            if old.exists() and not out.exists():
-                old.rename(out)
+            try:
+                folder.rename(out)
+            finally:  # also where the user interrupts between the two
+                if not out.exists():
+                    old.rename(out)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two folders in one step; False where the system or the file system cannot.
+
+    Raises:
+        OSError: it can, and fails.
+    """
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    if renameat2(_HERE, os.fsencode(first), _HERE, os.fsencode(second), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}:
+        return False
+    raise OSError(number, os.strerror(number), str(second))
 
 
 def _flush(path: Path) -> None:

@@ -86,7 +86,11 @@ def choose(
     """
     for pattern in pins or {}:
         if not any(_matches(site, pattern) for site in sites):
-            raise UsageError(f"no site is named {pattern!r}", note=f"the model has {_listed(sites)}")
+            raise UsageError(
+                f"no site is named {pattern!r}",
+                note=f"the model has {_listed(sites)}",
+                remedy="Take a name or pattern from actx inspect.",
+            )
     fitter = _Fitter(fold=fold, weighted=weighted)
     choices = []
     for site in sites:
@@ -190,6 +194,7 @@ class _Fitter:
             raise ActxError(
                 f"{len(distinct)} channels differ",
                 note=f"at most {MAX_CHANNEL_FITS} distinct channels are fitted one by one",
+                remedy="Keep the site: --site NAME=keep.",
             )
         fits = {key: self._once(channel, form, interval, None) for key, channel in distinct.items()}
         worst = max(fits.values(), key=lambda found: found.max_error)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import re
 import sys
 import zipfile
@@ -38,9 +39,13 @@ DTYPES = (
 )
 GRAMMAR = "NAME:DTYPE[DIM,...] where a DIM is a positive number or a name, such as ids:int64[batch,seq]"
 SOURCES = "Give an .npz file, a folder of .npz files, or pkg.mod:callable"
+_MEND = "Mend the function; ACTX_DEBUG=1 shows where it fails."
 _SPEC = re.compile(r"(?P<name>.+):(?P<dtype>\w+)\[(?P<dims>[^\[\]]*)\]")
 _DIM = re.compile(r"0*[1-9][0-9]*|[A-Za-z_]\w*")
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_MAGIC = b"\x93NUMPY"
+# The most that deflate, the method of numpy.savez_compressed, can make of one byte.
+_MAX_RATIO = 1032
 _BROKEN_FILE = (ValueError, OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
@@ -65,10 +70,16 @@ class InputSpec:
         """Check the element type and the static dimensions."""
         if self.dtype not in DTYPES:
             what = f"input '{self.name}' has the element type '{self.dtype}', which cannot be fed"
-            raise UsageError(what, note=f"element types: {', '.join(DTYPES)}")
+            raise UsageError(
+                what,
+                note=f"element types: {', '.join(DTYPES)}",
+                remedy="Export the model with inputs of one of these types.",
+            )
         if any(isinstance(dim, int) and dim < 1 for dim in self.dims):
             msg = f"input '{self.name}' has an empty dimension"
-            raise UsageError(msg, note=f"got {self}")
+            raise UsageError(
+                msg, note=f"got {self}", remedy="Give every dimension a positive size, or a name where it is dynamic."
+            )
 
     def __str__(self) -> str:
         return f"{self.name}:{self.dtype}[{','.join(str(dim) for dim in self.dims)}]"
@@ -84,7 +95,7 @@ class InputSpec:
         parts = [part.strip() for part in match["dims"].split(",")] if match and match["dims"].strip() else []
         if match is None or not all(_DIM.fullmatch(part) for part in parts):
             msg = f"'{text}' is no input specification"
-            raise UsageError(msg, note=f"expected {GRAMMAR}")
+            raise UsageError(msg, note=f"expected {GRAMMAR}", remedy="Write it in this form, quoted for the shell.")
         dims = tuple(int(part) if part[0].isdigit() else part for part in parts)
         return cls(match["name"].strip(), match["dtype"], dims)
 
@@ -217,7 +228,7 @@ def import_callable(text: str, purpose: str) -> Callable[..., Any]:
     """
     if not _CALLABLE.fullmatch(text):
         msg = f"'{text}' is no {purpose}"
-        raise UsageError(msg, note="expected pkg.mod:callable")
+        raise UsageError(msg, note="expected pkg.mod:callable", remedy="Name it so, such as mypackage.data:batches.")
     module_name, _, attribute = text.partition(":")
     try:
         with current_directory_importable():
@@ -230,7 +241,11 @@ def import_callable(text: str, purpose: str) -> Callable[..., Any]:
         found = getattr(found, name, None)
     if not callable(found):
         what = f"{purpose} '{text}' is no callable" if found is not None else f"{purpose} '{text}' is not in its module"
-        raise ActxError(what, note=f"'{module_name}' was read from {_origin(module_name)}")
+        raise ActxError(
+            what,
+            note=f"'{module_name}' was read from {_origin(module_name)}",
+            remedy="Check the name and which file it was read from.",
+        )
     return found  # type: ignore[no-any-return]
 
 
@@ -282,7 +297,7 @@ def _call(function: Callable[..., Any], specs: tuple[InputSpec, ...], source: st
         label = f"item {index} of {source}"
         if not isinstance(item, Mapping):
             msg = f"{label} is no dict of arrays"
-            raise ActxError(msg, note=f"got {type(item).__name__}")
+            raise ActxError(msg, note=f"got {type(item).__name__}", remedy="Make it yield dicts, one array per input.")
         yield _conform({str(name): _as_array(value, name, label) for name, value in item.items()}, specs, label)
 
 
@@ -294,11 +309,15 @@ def _items(function: Callable[..., Any], source: str) -> Iterator[Any]:
             iterator = None if isinstance(result, Mapping) or not isinstance(result, Iterable) else iter(result)
     except Exception as error:
         msg = f"data source '{source}' failed"
-        raise ActxError(msg, note=_reason(error)) from error
+        raise ActxError(msg, note=_reason(error), remedy=_MEND) from error
     if iterator is None:
         got = type(result).__name__
         msg = f"data source '{source}' does not yield"
-        raise ActxError(msg, note=f"expected an iterable of dicts, got {got}")
+        raise ActxError(
+            msg,
+            note=f"expected an iterable of dicts, got {got}",
+            remedy="Make it a generator of dicts, one array per input.",
+        )
     while True:
         try:
             with current_directory_importable():
@@ -307,7 +326,7 @@ def _items(function: Callable[..., Any], source: str) -> Iterator[Any]:
             return
         except Exception as error:
             msg = f"data source '{source}' failed"
-            raise ActxError(msg, note=_reason(error)) from error
+            raise ActxError(msg, note=_reason(error), remedy=_MEND) from error
         yield item
 
 
@@ -316,7 +335,7 @@ def _as_array(value: Any, name: object, label: str) -> NDArray[Any]:
         return np.asarray(value)
     except Exception as error:
         msg = f"'{name}' in {label} is no array"
-        raise ActxError(msg, note=_reason(error)) from error
+        raise ActxError(msg, note=_reason(error), remedy=_MEND) from error
 
 
 def _read_npz(path: Path) -> Arrays:
@@ -327,8 +346,9 @@ def _read_npz(path: Path) -> Arrays:
         raise ActxError(msg, note=str(error.strerror), remedy="Check its permissions.") from error
     try:
         with opened as file:  # numpy leaves a file that it opened itself open when the archive is broken
-            archive = np.load(file, allow_pickle=False)
-            if isinstance(archive, np.lib.npyio.NpzFile):
+            if file.read(len(_MAGIC)) != _MAGIC:
+                file.seek(0)
+                archive = np.load(file, allow_pickle=False)
                 return {name: _read_member(archive, name, path) for name in archive.files}
     except _BROKEN_FILE as error:
         msg = f"'{path}' is not a complete .npz file"
@@ -339,16 +359,37 @@ def _read_npz(path: Path) -> Arrays:
 
 def _read_member(archive: Any, name: str, path: Path) -> NDArray[Any]:
     try:
+        _check_claims(archive.zip, name)
         array = archive[name]
     except _BROKEN_FILE as error:
         pickled = "allow_pickle" in str(error)
         what = f"'{name}' in '{path}' {'holds Python objects, which are not read' if pickled else 'cannot be read'}"
         remedy = "Save it with a numeric type and one shape for all samples." if pickled else "Write the file again."
         raise ActxError(what, note=_reason(error), remedy=remedy) from error
+    except MemoryError as error:
+        what = f"'{name}' in '{path}' does not fit into memory"
+        raise ActxError(what, note=_reason(error), remedy="Split the samples over a folder of .npz files.") from error
     if not isinstance(array, np.ndarray):
         msg = f"'{path}' is not an .npz file"
         raise ActxError(msg, note=f"'{name}' in it is no array", remedy=_save_hint())
     return array
+
+
+def _check_claims(archive: zipfile.ZipFile, name: str) -> None:
+    """Compare what a member claims with what is there: numpy makes room for all of it before it reads."""
+    info = archive.getinfo(name if name in archive.namelist() else f"{name}.npy")
+    if info.file_size > info.compress_size * _MAX_RATIO:
+        raise ValueError(f"it claims {info.file_size} bytes, and {info.compress_size} are there")
+    with archive.open(info) as member:
+        if member.read(len(_MAGIC)) != _MAGIC:
+            return  # no array, as the caller says
+        member.seek(0)
+        version = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(member)
+    claimed = math.prod(shape) * dtype.itemsize
+    if claimed > info.file_size and not dtype.hasobject:
+        raise ValueError(f"it claims {claimed} bytes, and {info.file_size} are there")
 
 
 def _conform(arrays: Arrays, specs: tuple[InputSpec, ...], label: str) -> tuple[Batch, list[str]]:
@@ -366,11 +407,15 @@ def _conform(arrays: Arrays, specs: tuple[InputSpec, ...], label: str) -> tuple[
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
         msg = f"the inputs in {label} have different numbers of samples"
-        raise ActxError(msg, note=f"first axes: {listed}")
+        raise ActxError(
+            msg,
+            note=f"first axes: {listed}",
+            remedy="The first axis runs over samples: give every input one row per sample.",
+        )
     samples = next(iter(counts.values()), 1)
     if not samples:
         msg = f"{label} has no samples"
-        raise ActxError(msg, note="the first axis is empty")
+        raise ActxError(msg, note="the first axis is empty", remedy="Give at least one sample.")
     return Batch(feeds, {name: array for name, array in arrays.items() if name not in feeds}, samples), remarks
 
 
@@ -395,7 +440,11 @@ def _check_shape(array: NDArray[Any], spec: InputSpec, sizes: dict[str, int], la
         expected = dim if isinstance(dim, int) else sizes.setdefault(dim, size)
         if size != expected or (axis and not size):
             note = f"got {list(array.shape)}, the model needs {spec}"
-            raise ActxError(what, note=f"{note}, with {dim} = {expected}" if isinstance(dim, str) else note)
+            raise ActxError(
+                what,
+                note=f"{note}, with {dim} = {expected}" if isinstance(dim, str) else note,
+                remedy="Give samples of that shape; the first axis runs over samples.",
+            )
 
 
 def _check_finite(array: NDArray[Any], name: str, label: str) -> None:
@@ -405,7 +454,7 @@ def _check_finite(array: NDArray[Any], name: str, label: str) -> None:
     sample = f"sample {place[0]}" if len(place) else "a scalar"
     note = f"{array[tuple(place)]} at index {place.tolist()}"
     msg = f"input '{name}' in {label} is not finite in {sample}"
-    raise ActxError(msg, note=note)
+    raise ActxError(msg, note=note, remedy="Leave that sample out, or mend it.")
 
 
 def _cast(array: NDArray[Any], spec: InputSpec, label: str) -> tuple[NDArray[Any], str]:
@@ -422,7 +471,11 @@ def _cast(array: NDArray[Any], spec: InputSpec, label: str) -> tuple[NDArray[Any
     with np.errstate(over="ignore"):
         cast = array.astype(wanted)
     if not (np.isfinite(cast).all() if kinds == "ff" else _exact(array, wanted)):
-        raise ActxError(what, note="the cast would change values: they are out of its range")
+        raise ActxError(
+            what,
+            note="the cast would change values: they are out of its range",
+            remedy="Save it in the model's type, with values in its range.",
+        )
     return cast, f"input '{spec.name}' was cast from {array.dtype} to {spec.dtype}"
 
 
@@ -445,17 +498,19 @@ def _static_batch(specs: tuple[InputSpec, ...]) -> int | None:
     if len(sizes) > 1:
         note = ", ".join(str(spec) for spec in specs)
         msg = "the model's inputs have different static first dimensions"
-        raise ActxError(msg, note=note)
+        raise ActxError(msg, note=note, remedy="Export the model with one batch dimension for all inputs.")
     return next((int(size) for size in sizes), None)
 
 
 def _batch_size(asked: int | None, fixed: int | None, default: int | None) -> int | None:
     if asked is not None and asked < 1:
         msg = "the batch size must be at least 1"
-        raise UsageError(msg, note=f"got {asked}")
+        raise UsageError(msg, note=f"got {asked}", remedy="Give a positive number, or leave --batch-size out.")
     if asked is not None and fixed is not None and asked != fixed:
         msg = "the model fixes the batch size"
-        raise UsageError(msg, note=f"its first dimension is {fixed}, asked for {asked}")
+        raise UsageError(
+            msg, note=f"its first dimension is {fixed}, asked for {asked}", remedy="Leave --batch-size out."
+        )
     return fixed or asked or default
 
 
@@ -480,7 +535,7 @@ def _shape(spec: InputSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
     if missing:
         note = f"{spec}; sizes given: {', '.join(f'{k}={v}' for k, v in sizes.items()) or 'none'}"
         msg = f"synthetic data needs the size of the dynamic dimension '{missing[0]}'"
-        raise UsageError(msg, note=note)
+        raise UsageError(msg, note=note, remedy="Give samples with --data.")
     return tuple(dim if isinstance(dim, int) else int(sizes[dim]) for dim in spec.dims)
 
 

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 Progress: TypeAlias = Callable[[int, int], None]
 Function: TypeAlias = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
+_SAME = "Compare a model with the bundle that was made of it."
+
 
 @dataclass(frozen=True)
 class SiteTap:
@@ -167,13 +169,13 @@ def check(
     check_metric(metric)
     if max_drift is not None and not (math.isfinite(max_drift) and max_drift >= 0):
         msg = "the drift budget must be a finite number >= 0"
-        raise UsageError(msg, note=f"got {max_drift}")
+        raise UsageError(msg, note=f"got {max_drift}", remedy="Give a number of at least 0.")
     steps = _Steps(progress, data.samples * (2 if taps else 1))
     pair = _Pair.open(original, artifact, options)
     names = pair.common_outputs()
     if unknown := [name for name in logits if name not in names]:
         msg = f"'{unknown[0]}' is no output of the models"
-        raise UsageError(msg, note=f"outputs: {', '.join(names)}")
+        raise UsageError(msg, note=f"outputs: {', '.join(names)}", remedy="Name one of these.")
     comparison = _Comparison(names, metric, tuple(logits))
     for batch in data.batches():
         comparison.update(*pair.run(batch), batch)
@@ -237,14 +239,14 @@ class _Pair:
         ours, theirs = (sorted(node.name for node in s.get_inputs()) for s in (pair.original, pair.artifact))
         if ours != theirs:
             msg = "the artifact takes other inputs than the original"
-            raise ActxError(msg, note=f"original {', '.join(ours)}; artifact {', '.join(theirs)}")
+            raise ActxError(msg, note=f"original {', '.join(ours)}; artifact {', '.join(theirs)}", remedy=_SAME)
         return pair
 
     def common_outputs(self) -> list[str]:
         ours, theirs = ([node.name for node in s.get_outputs()] for s in (self.original, self.artifact))
         if ours != theirs:
             msg = "the artifact has other outputs than the original, or in another order"
-            raise ActxError(msg, note=f"original {', '.join(ours)}; artifact {', '.join(theirs)}")
+            raise ActxError(msg, note=f"original {', '.join(ours)}; artifact {', '.join(theirs)}", remedy=_SAME)
         return ours
 
     def run(self, batch: Batch) -> tuple[Arrays, Arrays]:
@@ -347,7 +349,7 @@ class _SiteMeter:
         if any(array.dtype.kind != "f" for array in (expected, given, got)) or expected.shape != got.shape:
             listed = ", ".join(f"{array.dtype}{list(array.shape)}" for array in (expected, given, got))
             msg = f"site '{tap.name}' cannot be compared"
-            raise ActxError(msg, note=f"original output, artifact input and output: {listed}")
+            raise ActxError(msg, note=f"original output, artifact input and output: {listed}", remedy=_SAME)
         x = given.astype(np.float64) / tap.input_scale
         self._accumulated.add(expected.astype(np.float64) * tap.output_scale, got)
         self._elements += x.size

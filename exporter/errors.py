@@ -53,5 +53,10 @@ class TargetUnavailable(ActxError):  # noqa: N818 - the name states the conditio
 
 def one_line(text: str, limit: int = 300) -> str:
     """Return text on one line: control characters escaped, the middle of an overlong text left out."""
-    flat = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
+    flat = printable(" ".join(text.split()))
     return flat if len(flat) <= limit else f"{flat[: limit // 2]} ... {flat[-limit // 2 :]}"
+
+
+def printable(text: str) -> str:
+    """Return text with control characters escaped: names in a model may hold what a terminal would obey."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

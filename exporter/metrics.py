@@ -190,7 +190,11 @@ class UserMetric:
             value = float(self._function(original, artifact, batch))
         except Exception as error:
             msg = f"metric '{self._name}' failed"
-            raise ActxError(msg, note=f"{type(error).__name__}: {error}") from error
+            raise ActxError(
+                msg,
+                note=f"{type(error).__name__}: {error}",
+                remedy="Mend the function; ACTX_DEBUG=1 shows where it fails.",
+            ) from error
         if math.isnan(value):
             msg = f"metric '{self._name}' returned NaN"
             raise ActxError(msg, remedy="Return a number for every batch, 0 for equal outputs.")
@@ -277,7 +281,11 @@ def check_metric(metric: str) -> None:
     """
     if metric not in METRICS and ":" not in metric:
         msg = f"unknown metric '{metric}'"
-        raise UsageError(msg, note=f"available: {', '.join(METRICS)}, or your own pkg.mod:callable")
+        raise UsageError(
+            msg,
+            note=f"available: {', '.join(METRICS)}, or your own pkg.mod:callable",
+            remedy="Choose one of these, or give your own.",
+        )
 
 
 def worst(outputs: Sequence[OutputDrift], metric: str) -> tuple[str, float]:

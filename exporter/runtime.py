@@ -66,11 +66,11 @@ class RuntimeOptions:
         """Check the values."""
         if self.threads < 0:
             msg = "the number of threads must not be negative"
-            raise UsageError(msg, note=f"got {self.threads}")
+            raise UsageError(msg, note=f"got {self.threads}", remedy="0 takes one thread per core.")
         if self.optimization not in OPTIMIZATIONS:
             note = f"got '{self.optimization}', available: {', '.join(OPTIMIZATIONS)}"
             msg = "unknown graph optimization"
-            raise UsageError(msg, note=note)
+            raise UsageError(msg, note=note, remedy="Choose one of these.")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as JSON values."""
@@ -103,14 +103,15 @@ def open_session(
     """
     path = Path(model)
     if not path.is_file():
-        raise ActxError(f"model '{model}' does not exist" if not path.exists() else f"model '{model}' is no file")
+        what = f"model '{model}' {'is no file' if path.exists() else 'does not exist'}"
+        raise ActxError(what, remedy="Give an .onnx file.")
     session_options = _session_options(options, trace)
     try:
         for library in options.libraries:
             session_options.register_custom_ops_library(str(library))
     except Exception as error:
         msg = f"custom-op library '{library}' cannot be loaded"
-        raise ActxError(msg, note=str(error)) from error
+        raise ActxError(msg, note=str(error), remedy="Build it for this machine and this ONNX Runtime.") from error
     try:
         content = _with_outputs(path, outputs, session_options) if outputs else str(path)
         disabled = list(options.disabled_optimizers) or None
@@ -144,12 +145,12 @@ def run(session: Session, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[s
         expected = ", ".join(f"{node.name}:{node.type}{node.shape}" for node in session.get_inputs())
         note = f"{_reason(str(error))} (fed {got}; the model's inputs are {expected})"
         msg = "the model failed to run on the data"
-        raise ActxError(msg, note=note) from error
+        raise ActxError(msg, note=note, remedy="Give --data that the model accepts.") from error
     for name, value in zip(names, values, strict=True):
         if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
             kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
             msg = f"output '{name}' is no numeric tensor"
-            raise ActxError(msg, note=f"got {kind}")
+            raise ActxError(msg, note=f"got {kind}", remedy="Remove that output from the model.")
     return dict(zip(names, values, strict=True))
 
 
@@ -214,7 +215,11 @@ def _open_error(path: Path, outputs: Sequence[str], text: str) -> ActxError:
     """Say in our words why ONNX Runtime refused a model."""
     version = f"ONNX Runtime {ort.__version__}"
     if "Protobuf parsing failed" in text or "No graph was found" in text:
-        return ActxError(f"'{path}' is not an ONNX model", note=f"{path.stat().st_size} bytes, which do not parse")
+        return ActxError(
+            f"'{path}' is not an ONNX model",
+            note=f"{path.stat().st_size} bytes, which do not parse",
+            remedy="Copy or export it again.",
+        )
     if "xternal data" in text or "xternal initializer" in text or "ExtData" in text:
         remedy = "Keep the model and its data files together in one folder, as files and not as links."
         return ActxError(f"the external data of '{path}' is missing or incomplete", note=_reason(text), remedy=remedy)
@@ -222,13 +227,19 @@ def _open_error(path: Path, outputs: Sequence[str], text: str) -> ActxError:
         msg = f"'{path}' was made for a newer runtime than {version}"
         return ActxError(msg, note=newer[0], remedy="Export it at a lower opset, or update onnxruntime.")
     if missing := re.search(r"Graph output \((.+?)\) does not exist", text):
-        return ActxError(f"'{path}' has no value named '{missing[1]}'", note=f"asked for {len(outputs)} values")
+        return ActxError(
+            f"'{path}' has no value named '{missing[1]}'",
+            note=f"asked for {len(outputs)} values",
+            remedy="Compare the names with the graph's.",
+        )
     if lacking := _OP_LACKING.search(text):
         op = lacking["op"] or lacking["function"] or lacking["kernel"]
         remedy = "Register the library that holds it, or use the portable model.onnx."
         what = f"'{path}' uses the op '{op}', which {version} does not have here"
         return ActxError(what, note=_reason(text), remedy=remedy)
-    return ActxError(f"{version} cannot open '{path}'", note=_reason(text))
+    return ActxError(
+        f"{version} cannot open '{path}'", note=_reason(text), remedy="Check it with onnx.checker.check_model."
+    )
 
 
 def _reason(text: str) -> str:
@@ -241,7 +252,7 @@ def _input_spec(node: Any) -> InputSpec:
     match = re.fullmatch(r"tensor\((\w+)\)", node.type)
     if match is None or match[1] not in _ELEMENT_TYPES:
         msg = f"input '{node.name}' has the type {node.type}, which cannot be fed"
-        raise ActxError(msg)
+        raise ActxError(msg, remedy="Export the model with tensors of numbers for inputs.")
     dims = tuple(
         dim if isinstance(dim, int) and dim > 0 else str(dim) if isinstance(dim, str) and dim else f"{node.name}.{axis}"
         for axis, dim in enumerate(node.shape)

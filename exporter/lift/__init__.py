@@ -184,6 +184,11 @@ def _rejections(graph: ir.Graph, verdicts: Sequence[_Verdict]) -> tuple[Rejectio
     rows += [
         Rejection(f"{count} nodes", op, "acts on whole rows, not elementwise") for op, count in sorted(whole.items())
     ]
+    rows += [
+        Rejection(str(node.name), node.op_type, "what is in its bodies is not looked at")
+        for node in graph
+        if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
+    ]
     return tuple(rows)
 
 

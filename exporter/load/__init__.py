@@ -97,7 +97,9 @@ def load(
         raise ActxError(f"{path} is {found.value}", note=f"actx reads {SOURCES}", remedy=_REFUSED[found])
     if factory is not None and found not in _WEIGHTS:
         raise UsageError(
-            f"{path} is {found.value}, which needs no --model", note=f"--model {factory} would not be used"
+            f"{path} is {found.value}, which needs no --model",
+            note=f"--model {factory} would not be used",
+            remedy="Leave --model out.",
         )
     with quiet():
         model, inputs = _read(path, found, inputs, trust, factory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -58,10 +59,16 @@ def detect(path: Path) -> Format:
 def _detect_zip(path: Path) -> Format:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+            found = _format_of(archive.namelist())
+            if found in (Format.ARCHIVE, Format.PICKLE):
+                _check_records(archive, path.stat().st_size)
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError, RuntimeError, zlib.error) as error:
         what = f"{path} is a damaged archive"
         raise ActxError(what, note=str(error), remedy="It is probably truncated: copy or export it again.") from error
+    return found
+
+
+def _format_of(names: list[str]) -> Format:
     inner = {"/".join(name.split("/")[1:]) for name in names}
     if "archive_format" in inner or any(n.startswith("models/") and n.endswith(".json") for n in inner):
         return Format.ARCHIVE
@@ -72,3 +79,13 @@ def _detect_zip(path: Path) -> Format:
     if names and all(n.endswith(".npy") for n in names):
         return Format.DATA
     return Format.PICKLE
+
+
+def _check_records(archive: zipfile.ZipFile, size: int) -> None:
+    """Check the sums of the records, which torch does not. It stores them as they are: none is larger than the file."""
+    claimed = sum(record.file_size for record in archive.infolist())
+    if claimed > size:
+        raise ValueError(f"its records claim {claimed} bytes, and the file has {size}")
+    damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"the checksum of {damaged} is wrong")

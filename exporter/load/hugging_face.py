@@ -86,7 +86,8 @@ def _model_class(folder: Path, transformers: Any) -> Any:
     try:
         names = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("architectures")
     except (OSError, ValueError, AttributeError) as error:
-        raise ActxError(f"cannot read {folder / CONFIG}", note=str(error)) from error
+        what = f"cannot read {folder / CONFIG}"
+        raise ActxError(what, note=str(error), remedy="Save the model again with save_pretrained.") from error
     name = names[0] if isinstance(names, list) and names else None
     kind = getattr(transformers, name, None) if isinstance(name, str) else None
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):

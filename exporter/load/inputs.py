@@ -56,7 +56,11 @@ def apply_specs(model: ir.Model, specs: Sequence[InputSpec]) -> None:
     for spec in specs:
         value = known.get(spec.name)
         if value is None:
-            raise UsageError(f"the model has no input {spec.name!r}", note=f"it has {', '.join(map(str, known))}")
+            raise UsageError(
+                f"the model has no input {spec.name!r}",
+                note=f"it has {', '.join(map(str, known))}",
+                remedy="Name one of these.",
+            )
         _check(value, spec)
         for old, new in zip(value.shape or (), spec.dims, strict=value.shape is not None):
             if isinstance(old, ir.SymbolicDim) and old.value is not None and isinstance(new, str):
@@ -69,14 +73,22 @@ def apply_specs(model: ir.Model, specs: Sequence[InputSpec]) -> None:
 
 def _check(value: ir.Value, spec: InputSpec) -> None:
     if value.dtype is not None and np.dtype(value.dtype.numpy()) != np.dtype(spec.dtype):
-        raise UsageError(f"input {spec.name!r} is {np.dtype(value.dtype.numpy()).name}, not {spec.dtype}")
+        raise UsageError(
+            f"input {spec.name!r} is {np.dtype(value.dtype.numpy()).name}, not {spec.dtype}",
+            note=f"--input states {spec}",
+            remedy="State the model's own type.",
+        )
     if value.shape is None:
         return
     fits = len(value.shape) == len(spec.dims) and all(
         not isinstance(old, int) or old == new for old, new in zip(value.shape, spec.dims, strict=False)
     )
     if not fits:
-        raise UsageError(f"input {spec.name!r} has the shape {value.shape}, not [{', '.join(map(str, spec.dims))}]")
+        raise UsageError(
+            f"input {spec.name!r} has the shape {value.shape}, not [{', '.join(map(str, spec.dims))}]",
+            note=f"--input states {spec}",
+            remedy="State the model's own sizes; a dimension with a name takes any.",
+        )
 
 
 def _rename(model: ir.Model, names: Mapping[str, str]) -> None:

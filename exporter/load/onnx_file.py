@@ -33,6 +33,8 @@ def read_onnx(path: Path) -> ir.Model:
         raise _not_onnx(path, str(error)) from error
     if not model.opset_imports or (not list(model.graph) and not model.graph.outputs):
         raise _not_onnx(path, "it holds no graph")
+    if not all(value.name for value in (*proto.graph.input, *proto.graph.output)):
+        raise _not_onnx(path, "an input or output of its graph has no name")
     for name, tensor in _tensors(model):
         if isinstance(tensor, ir.ExternalTensor):
             _check_external(path, name, tensor)

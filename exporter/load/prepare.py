@@ -18,7 +18,12 @@ from onnx_ir.passes.common import (
 from actx.exporter.errors import ActxError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     import onnx_ir as ir
+
+# An attribute that a new opset adds has the default that changes nothing, but in these.
+_OTHER_MEANING = frozenset({"GroupNormalization", "RoiAlign"})
 
 
 def prepare(model: ir.Model) -> None:
@@ -59,7 +64,7 @@ def _align_functions(model: ir.Model) -> None:
     for function in model.functions.values():
         own = function.opset_imports.get("", opset)
         nodes = [node for node in function.graph.all_nodes() if node.domain == ""]
-        changed = [node.op_type for node in nodes if _signature(node.op_type, own) != _signature(node.op_type, opset)]
+        changed = [node.op_type for node in nodes if not written_alike(node.op_type, node.attributes, own, opset)]
         if changed:
             raise ActxError(
                 f"local function {function.name} is of opset {own}, its model of opset {opset}",
@@ -70,13 +75,23 @@ def _align_functions(model: ir.Model) -> None:
             function.opset_imports[""] = opset
 
 
-def _signature(op_type: str, opset: int) -> tuple[list[str], dict[str, str]] | None:
-    """Return what the op takes, without the types: new opsets mostly add some. None where there is no such op."""
-    if not onnx.defs.has(op_type, opset, ""):
-        return None
-    schema = onnx.defs.get_schema(op_type, opset, "")
-    attributes = {name: str(attribute.default_value) for name, attribute in schema.attributes.items()}
-    return [value.name for value in schema.inputs], attributes
+def written_alike(op_type: str, attributes: Collection[str], first: int, second: int) -> bool:
+    """Tell whether a node with these attributes means the same in two opsets; new opsets mostly add types."""
+    old, new = _schema(op_type, first), _schema(op_type, second)
+    if old is None or new is None:
+        return old is new
+    if old.since_version != new.since_version and op_type in _OTHER_MEANING:
+        return False
+    both = old.attributes.keys() & new.attributes.keys()
+    return (
+        [value.name for value in old.inputs] == [value.name for value in new.inputs]
+        and both.issuperset(attributes)
+        and all(old.attributes[name].default_value == new.attributes[name].default_value for name in both)
+    )
+
+
+def _schema(op_type: str, opset: int) -> onnx.defs.OpSchema | None:
+    return onnx.defs.get_schema(op_type, opset, "") if onnx.defs.has(op_type, opset, "") else None
 
 
 def _invalid(note: str) -> ActxError:

@@ -35,7 +35,11 @@ def read_pickle(path: Path, *, factory: str | None, trust: bool) -> nn.Module:
     if not isinstance(found, nn.Module):
         return _fill(path, _state_of(path, found), factory)
     if factory is not None:
-        raise UsageError(f"{path} holds a module of its own", note=f"--model {factory} would not be used")
+        raise UsageError(
+            f"{path} holds a module of its own",
+            note=f"--model {factory} would not be used",
+            remedy="Leave --model out.",
+        )
     return found
 
 
@@ -71,7 +75,7 @@ def _load(path: Path, *, trust: bool) -> Any:
                 "made the file.",
             ) from error
     except Exception as error:
-        raise ActxError(f"{path} is damaged", note=str(error), remedy=_DAMAGED) from error
+        raise ActxError(f"{path} is damaged", note=f"{type(error).__name__}: {error}", remedy=_DAMAGED) from error
     try:
         with current_directory_importable():
             return torch.load(path, map_location="cpu", weights_only=False)
@@ -127,9 +131,17 @@ def _make(factory: str) -> nn.Module:
         with current_directory_importable():
             module = function()
     except Exception as error:
-        raise ActxError(f"model factory '{factory}' failed", note=f"{type(error).__name__}: {error}") from error
+        raise ActxError(
+            f"model factory '{factory}' failed",
+            note=f"{type(error).__name__}: {error}",
+            remedy="Mend it: it is called without arguments.",
+        ) from error
     if not isinstance(module, nn.Module):
-        raise ActxError(f"model factory '{factory}' gives no torch module", note=f"it gives a {type(module).__name__}")
+        raise ActxError(
+            f"model factory '{factory}' gives no torch module",
+            note=f"it gives a {type(module).__name__}",
+            remedy="Name a callable that returns the module, such as its class.",
+        )
     return module
 
 

@@ -49,5 +49,7 @@ def find_target(name: str) -> Target:
             remedy="Export with --target onnx: model.onnx holds standard ops only, which other runtimes' own builders take.",
         )
     if name not in TARGETS:
-        raise UsageError(f"unknown target {name!r}", note=f"available: {', '.join(TARGETS)}")
+        raise UsageError(
+            f"unknown target {name!r}", note=f"available: {', '.join(TARGETS)}", remedy="Choose one of these."
+        )
     return TARGETS[name]

@@ -16,6 +16,9 @@ from tests.networks import NOT_SITES, WIDTH
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any
+
+    from numpy.typing import NDArray
 
     from tests.cli.conftest import Actx
 
@@ -66,6 +69,42 @@ def test_export_check_and_profile(actx: Actx, model: Path, data: Path, tmp_path:
     assert "all sites" in result.out
     assert actx("export", model, "-o", out, *common).code == 2
     assert actx("export", model, "-o", out, *common, "--force", "--no-check", "--no-profile").code == 0
+
+
+def test_data_that_is_constant(actx: Actx, model: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", x=np.zeros((6, 3, WIDTH), np.float32))
+    common = (model, "--data", tmp_path / "data.npz")
+    assert actx("inspect", *common).code == 0
+    for form in ("pwl:8", "hardswish"):
+        result = actx("export", *common, "-o", tmp_path / "out", "--form", form, "--runs", 2, "--force", "--json")
+        assert (result.code, result.err) == (0, "")
+        assert json.loads(result.out)["drift"]["drift"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"x": np.full((2, 3, WIDTH), np.nan, np.float32)}, "is not finite"),
+        ({"x": np.zeros((0, 3, WIDTH), np.float32)}, "has no samples"),
+        ({"z": np.zeros((2, 3, WIDTH), np.float32)}, "is missing"),
+        ({"x": np.zeros((2, 3, WIDTH + 1), np.float32)}, "has the wrong shape"),
+        ({"x": np.zeros((2, WIDTH), np.float32)}, "has the wrong shape"),
+        ({"x": np.full((2, 3, WIDTH), "a")}, "has the element type"),
+    ],
+)
+def test_data_that_does_not_fit_leaves_the_old_bundle(
+    actx: Actx, model: Path, tmp_path: Path, arrays: dict[str, NDArray[Any]], words: str
+) -> None:
+    out = tmp_path / "out"
+    assert actx("export", model, "-o", out, "--form", "pwl:8", "--no-check", "--no-profile").code == 0
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    np.savez(tmp_path / "data.npz", **arrays)  # type: ignore[arg-type]
+    result = actx("export", model, "-o", out, "--data", tmp_path / "data.npz", "--force")
+    assert (result.code, result.out) == (1, "")
+    assert words in result.err
+    assert 2 <= len(result.err.splitlines()) <= 3
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["data.npz", "model.onnx", "out"]
 
 
 def test_sites_are_pinned_by_name_and_pattern(actx: Actx, model: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import onnx
 import pytest
 
-from actx.exporter import Form, export
+from actx.exporter import Form, bundle, export
 from actx.exporter.bundle import check_destination, commit, read_bundle, staging
 from actx.exporter.errors import ActxError, RequirementError, UsageError
 from tests.networks import SPELLINGS, many_sites
@@ -253,7 +253,7 @@ def calibration(tmp_path: Path) -> str:
 SCRIPT = """
 import sys
 from pathlib import Path
-from actx.exporter import Form, export
+from actx.exporter import Form, bundle, export
 model, out, data, step = sys.argv[1:]
 def progress(name, done, total):
     if name == step:
@@ -287,8 +287,10 @@ def test_a_killed_process_leaves_the_old_bundle(
 def test_an_interruption_between_the_renames_puts_the_old_bundle_back(
     out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """On a file system that cannot exchange two folders in one step."""
     before = content(out)
     rename = Path.rename
+    monkeypatch.setattr(bundle, "_exchange", lambda first, second: False)
 
     def interrupted(self: Path, target: Path) -> Path:
         if self.name.endswith(".partial"):
@@ -302,6 +304,63 @@ def test_an_interruption_between_the_renames_puts_the_old_bundle_back(
             commit(folder, out, force=True)
     assert content(out) == before
     assert hidden(tmp_path) == []
+
+
+EVERY_STEP = """
+import json, os, signal, sys
+from pathlib import Path
+import actx.exporter
+from actx.cli.main import run
+from actx.exporter.bundle import read_bundle, verify
+
+model, out, number = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+CHANGES = {"os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.chmod", "os.truncate", "ctypes.dlsym", "shutil.rmtree"}
+
+def export(form, last):
+    \"\"\"In a process of its own that gets the signal right before its last change to the file system.\"\"\"
+    seen = 0
+    def hook(event, arguments):
+        nonlocal seen
+        writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if (event in CHANGES or writes) and (event == "ctypes.dlsym" or str(out.parent) in str(arguments[0])):
+            seen += 1
+            if seen == last:
+                os.kill(os.getpid(), number)
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(1, 2)
+        sys.addaudithook(hook)
+        sys.argv = ["actx", "export", str(model), "-o", str(out), "--form", form, "--force", "--no-check", "--no-profile"]
+        os._exit(run())
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+code, last, codes, forms = None, 0, [], []
+while code != 0:
+    last += 1
+    code = export(("pwl:8", "relu")[last % 2], last)
+    folder, manifest = read_bundle(out)
+    verify(folder, manifest)
+    codes.append(code)
+    forms.append(manifest.request.form)
+print(json.dumps({"codes": codes, "forms": forms, "left": [f.name for f in out.parent.iterdir() if f.name[0] == "."]}))
+"""
+
+
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
+def test_a_signal_at_any_change_leaves_a_whole_bundle(model: Path, out: Path, kind: signal.Signals) -> None:
+    """The old one before the swap, the new one after it."""
+    command = [sys.executable, "-c", EVERY_STEP, str(model), str(out), str(int(kind))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    ended = -signal.SIGKILL if kind == signal.SIGKILL else 130
+    assert set(found["codes"][:-1]) == {ended}
+    assert len(found["codes"]) > 8  # files are made and the folders swapped
+    assert found["forms"][0] == "pwl:8"  # of `out`
+    assert found["forms"][-1] == ("pwl:8", "relu")[len(found["codes"]) % 2]
+    if kind == signal.SIGINT:  # what is left is of interruptions of the cleaning itself
+        assert len(found["left"]) <= 3
 
 
 # --- a full disk ---

@@ -270,6 +270,24 @@ def test_damaged_descriptions(edited: Edited, name: str, content: bytes) -> None
         load(edited({name: content}))
 
 
+def test_a_changed_byte(archive: Path, tmp_path: Path) -> None:
+    """In any record: torch looks at no checksum."""
+    content = archive.read_bytes()
+    with zipfile.ZipFile(archive) as source:
+        records = [info for info in source.infolist() if info.file_size]
+    assert any("data/weights/weight_" in info.filename for info in records)
+    file = tmp_path / "model.pt2"
+    for info in records:
+        name, extra = struct.unpack_from("<HH", content, info.header_offset + 26)
+        changed = bytearray(content)
+        changed[info.header_offset + 30 + name + extra + info.file_size // 2] ^= 0x10
+        file.write_bytes(changed)
+        for trust in (False, True):
+            with pytest.raises(ActxError, match="is a damaged archive") as caught:
+                load(file, trust=trust)
+            assert info.filename in caught.value.note
+
+
 def test_a_small_file_that_claims_terabytes(edited: Edited) -> None:
     def change(tree: Any) -> None:
         tree["config"]["0.weight"]["tensor_meta"].update(

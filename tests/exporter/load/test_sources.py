@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from onnxruntime import InferenceSession
+from onnxruntime.quantization import CalibrationDataReader, quantize_static
 from safetensors.torch import save_file
 
 from actx.exporter import Form, export, inspect, session
@@ -41,16 +44,29 @@ def _state(prefix: str = "") -> dict[str, torch.Tensor]:
     return {prefix + name: tensor for name, tensor in load_digits_vit().state_dict().items()}
 
 
-def _onnx(path: Path) -> None:
-    onnx.save(ir.to_proto(load(demo_path(ARCHIVE)).model), path)
+def _onnx(path: Path, opset: int | None = None) -> None:
+    onnx.save(ir.to_proto(load(demo_path(ARCHIVE), opset=opset).model), path)
+
+
+def _external(path: Path) -> None:
+    proto = ir.to_proto(load(demo_path(ARCHIVE)).model)
+    onnx.save(proto, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
 
 
 TRACED = {"inputs": [INPUT]}
 WEIGHTS = {**TRACED, "factory": FACTORY}
 SOURCES = {
+    "archive": Source(lambda path: shutil.copy(demo_path(ARCHIVE), path), {}),
     "onnx": Source(_onnx, {}),
+    "onnx of opset 13": Source(lambda path: _onnx(path, 13), {}),
+    "onnx of opset 17": Source(lambda path: _onnx(path, 17), {}),
+    "onnx of opset 25": Source(lambda path: _onnx(path, 25), {}),
+    "onnx with external data": Source(_external, {}),
     "pickled module": Source(lambda path: torch.save(load_digits_vit(), path), {**TRACED, "trust": True}),
     "state dict": Source(lambda path: torch.save(_state(), path), WEIGHTS),
+    "state dict, not zipped": Source(
+        lambda path: torch.save(_state(), path, _use_new_zipfile_serialization=False), WEIGHTS
+    ),
     "state dict of DataParallel": Source(lambda path: torch.save(_state("module."), path), WEIGHTS),
     "Lightning checkpoint": Source(
         lambda path: torch.save({"epoch": 3, "state_dict": _state("model."), "loops": {}}, path), WEIGHTS
@@ -90,3 +106,33 @@ def test_inspect_takes_weights_too(tmp_path: Path) -> None:
     assert [site.kind for site in found.sites] == ["gelu"] * 3
     assert found.model.format == "a safetensors file"
     assert found.model.inputs == (INPUT,)
+
+
+# --- models that are quantized already ---
+
+
+class _Reader(CalibrationDataReader):
+    def __init__(self, images: NDArray[np.float32]) -> None:
+        self._batches = iter([{"image": images}])
+
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        return next(self._batches, None)
+
+
+@pytest.mark.parametrize("ops", [None, ["MatMul", "Gemm", "Conv"]])
+def test_a_quantized_model(ops: list[str] | None, tmp_path: Path, images: NDArray[np.float32]) -> None:
+    """The activations are found between their Q/DQ nodes, which stay where they are."""
+    _onnx(tmp_path / "float.onnx")
+    file = tmp_path / "quantized.onnx"
+    quantize_static(tmp_path / "float.onnx", file, _Reader(images), op_types_to_quantize=ops)
+    found = inspect(file)
+    assert [site.kind for site in found.sites] == ["gelu"] * 3
+    expected = InferenceSession(str(file)).run(None, {"image": images})[0]
+    limits = {"keep": 0.0, "spline:32x3": 0.05, "pwl:32": 0.05}
+    for form, limit in limits.items():
+        export(file, tmp_path / "out", form=Form.parse(form), force=True, measure_drift=False, measure_latency=False)
+        (logits,) = session(tmp_path / "out").run({"image": images}).values()
+        assert np.linalg.norm(logits - expected) <= limit * np.linalg.norm(expected)
+        nodes = onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False).graph.node
+        quantizers = [node for node in nodes if node.op_type == "QuantizeLinear"]
+        assert len(quantizers) == sum(node.op_type == "QuantizeLinear" for node in onnx.load(file).graph.node)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import struct
 import sys
+import tarfile
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -141,6 +145,42 @@ def test_truncated_weights(tmp_path: Path, share: float, kind: str, factory: str
     with pytest.raises(ActxError) as caught:
         load(file, inputs=INPUTS, factory=factory)
     assert str(file) in caught.value.what
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_an_object_among_the_weights_is_not_loaded(tmp_path: Path, zipped: bool, factory: str) -> None:
+    marker, file = tmp_path / "marker", tmp_path / "weights.pt"
+    torch.save({**network().state_dict(), "extra": Touch(marker)}, file, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ActxError, match="holds pickled objects"):
+        load(file, inputs=INPUTS, factory=factory)
+    assert not marker.exists()
+
+
+def test_the_tar_format_of_old_is_not_read(tmp_path: Path) -> None:
+    """What it holds is pickles, and torch has no safe reader for it."""
+    with tarfile.open(tmp_path / "model.pt", "w:", format=tarfile.PAX_FORMAT) as tar:
+        for name in ("sys_info", "pickle", "tensors", "storages"):
+            tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+    with pytest.raises(ActxError, match="is not a model that actx can read"):
+        load(tmp_path / "model.pt", trust=True)
+
+
+def test_a_changed_byte_of_the_weights(tmp_path: Path, factory: str) -> None:
+    """torch looks at no checksum."""
+    file = tmp_path / "weights.pt"
+    torch.save(network().state_dict(), file)
+    with zipfile.ZipFile(file) as archive:
+        records = [info for info in archive.infolist() if "/data/" in info.filename]
+    content = bytearray(file.read_bytes())
+    for info in records:
+        changed = bytearray(content)
+        name, extra = struct.unpack_from("<HH", content, info.header_offset + 26)
+        changed[info.header_offset + 30 + name + extra] ^= 1
+        file.write_bytes(changed)
+        with pytest.raises(ActxError, match="is a damaged archive") as caught:
+            load(file, inputs=INPUTS, factory=factory)
+        assert info.filename in caught.value.note
+        assert caught.value.remedy
 
 
 # --- weights ---
