@@ -1,7 +1,7 @@
 """The output folder: written beside its final place and renamed when complete.
 
-A crash or a full disk leaves the old bundle or the new one, never half of one. Only what an export wrote is ever replaced: a folder
-that is no bundle, or that holds anything beside its bundle, stays.
+A crash or a full disk leaves the old bundle or the new one, never half of one. Only what an export wrote is ever replaced:
+a folder that is no bundle, or that holds anything beside its bundle, stays.
 """
 
 from __future__ import annotations
