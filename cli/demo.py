@@ -21,7 +21,7 @@ def command(
         Path, typer.Option("--out", "-o", metavar="OUT", help="The bundle's folder; a bundle there is replaced.")
     ] = Path("actx-demo"),
     form: options.FormText = "hardswish",
-    runs: options.Runs = 50,
+    runs: options.Runs = None,
     threads: options.Threads = 1,
     json: options.Json = False,
 ) -> None:

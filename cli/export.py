@@ -53,7 +53,7 @@ def command(
     ] = True,
     check: Annotated[bool, typer.Option("--check/--no-check", help="Measure the drift.")] = True,
     profile: Annotated[bool, typer.Option("--profile/--no-profile", help="Measure the latency.")] = True,
-    runs: options.Runs = 50,
+    runs: options.Runs = None,
     threads: options.Threads = 0,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace the bundle at OUT.")] = False,
     trust: options.Trust = False,
@@ -141,7 +141,9 @@ def print_exported(exported: Exported) -> None:
     printing.print_table(f"{len(rows)} sites of {manifest.source.file} for {manifest.request.target}", columns, rows)
     if exported.drift is not None:
         printing.print_drift(exported.drift)
+    notes = manifest.notes
     if exported.latency is not None:
         printing.print_latency(exported.latency)
-    printing.print_notes(manifest.notes)
+        notes = [*notes, *(note for note in exported.latency.notes if note not in notes)]
+    printing.print_notes(notes)
     printing.print_line(f"bundle: {exported.path}")

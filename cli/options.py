@@ -84,7 +84,12 @@ Factory = Annotated[
 Threads = Annotated[
     int, typer.Option("--threads", metavar="N", min=0, help="Threads of the runtime, 0 for one per core.")
 ]
-Runs = Annotated[int, typer.Option("--runs", metavar="N", min=1, help="Rounds to measure latency over.")]
+Runs = Annotated[
+    int | None,
+    typer.Option(
+        "--runs", metavar="N", min=1, help="Rounds to measure latency over. Default: until the ratio is known to 1 %."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Metric = Annotated[
     str,

@@ -114,6 +114,11 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
+def mebibytes(size: int | None) -> str:
+    """Return a size in memory; `not measured` where there is none."""
+    return "not measured" if size is None else f"{size / 2**20:.1f}"
+
+
 def decibels(value: float | None) -> str:
     """Return a signal-to-noise ratio."""
     if value is None:
@@ -170,8 +175,15 @@ def print_latency(report: LatencyReport) -> None:
     ]  # fmt: skip
     columns = ("ms per run", "min", "p50", "p90", "p95", "p99", "samples/s")
     where = "synthetic input" if report.synthetic else report.source
+    turns = f"{report.original.runs} runs in {report.runs} interleaved rounds"
     print_line("")
-    print_table(f"Latency over {report.runs} interleaved rounds on {where}", columns, rows)
+    print_table(f"Latency over {turns} on {where}", columns, rows)
+    rows = [
+        [name, f"{row.load:.2f}", f"{row.first_run:.2f}", mebibytes(row.peak_memory)]
+        for name, row in (("original", report.original_startup), ("artifact", report.artifact_startup))
+    ]
+    print_line("")
+    print_table("Start and memory", ("", "ms to load", "ms of the first run", "peak MiB"), rows)
     sites = dict.fromkeys([*report.original_nodes.sites, *report.artifact_nodes.sites])
     if sites:
         before, after = report.original_nodes, report.artifact_nodes

@@ -14,7 +14,7 @@ def command(
     inputs: options.Inputs = None,
     factory: options.Factory = None,
     batch_size: options.BatchSize = None,
-    runs: options.Runs = 50,
+    runs: options.Runs = None,
     threads: options.Threads = 0,
     trust: options.Trust = False,
     json: options.Json = False,

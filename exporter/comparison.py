@@ -97,7 +97,7 @@ def profile(
     data: str | None = None,
     inputs: Sequence[InputSpec] = (),
     batch_size: int | None = None,
-    runs: int = 50,
+    runs: int | None = None,
     trust: bool = False,
     factory: str | None = None,
     options: runtime.RuntimeOptions = runtime.DEFAULT,
@@ -111,7 +111,7 @@ def profile(
         data: samples; without it random input, marked as synthetic.
         inputs: types and dimensions that the user states.
         batch_size: samples per run.
-        runs: rounds to measure.
+        runs: rounds to measure; None for as many as the verdict needs (see `latency`).
         trust: whether an archive or pickle may run the code it carries.
         factory: what makes the module for weights (see `load`).
         options: how both are run.

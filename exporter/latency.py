@@ -1,20 +1,30 @@
 """Latency of an artifact against its original, and where the time goes, node by node.
 
-1. Three sessions take part: the original (A), the artifact (B) and the original again (A'). Every round runs each once
-   on one batch, in an order drawn from a seeded generator, so that drifts of the machine hit all three alike.
-2. The round's log ratio is (log A + log A')/2 - log B, its noise log A - log A'. The median of either over the rounds
-   is reported with a 95 % percentile-bootstrap interval (Efron and Tibshirani, An Introduction to the Bootstrap,
-   chapter 13).
-3. The noise band is the end of the A/A' interval that is farther from 0. The artifact is `faster` or `slower` only if
-   the interval of its log ratio excludes 0 and the median lies outside the noise band. Below 6 rounds no interval for a
-   median reaches 95 %, and the verdict is always `no difference`.
-4. The time per node comes from a separate run under ONNX Runtime's profiler, which costs time itself and counts whole
+1. A round opens the original (A), the artifact (B) and the original again (A') anew, in an order drawn from a seeded
+   generator. Where a session's memory happens to lie makes it up to a few percent faster or slower for its lifetime
+   (Mytkowicz et al., Producing Wrong Data Without Doing Anything Obviously Wrong, ASPLOS 2009): what varies is repeated
+   from there on (Kalibera and Jones, Rigorous Benchmarking in Reasonable Time, ISMM 2013).
+2. Opening and the first run are timed. After one turn for warm-up come those that count. In a turn each session runs
+   once on the round's batch, in an order drawn anew, so that drifts of the machine hit all three alike. Turns end when
+   the two least times of each session are within 2 % of each other, or after 40 turns or 2 seconds, and not before 3.
+3. A session's time in a round is the least of its turns: other processes only ever add to it (Chen and Revels, Robust
+   Benchmarking in Noisy Environments, 2016). The round's log ratio is (log A + log A')/2 - log B, its noise is
+   log A - log A'.
+4. The medians of both over the rounds are reported, the first with its 95 % interval. Intervals lie between order
+   statistics, which is exact whatever the distribution (Conover, Practical Nonparametric Statistics, section 3.2).
+5. The noise band is the end of the 99 % interval of A/A' that is farther from 0. The artifact is `faster` or `slower`
+   only if the interval of its log ratio excludes 0 and the median lies outside the noise band. Below 8 rounds no
+   interval reaches 99 %, and the verdict is always `no difference`.
+6. Unless their number is given, rounds end when both intervals are at most 2 % wide, or after 50 rounds or 20 seconds,
+   and not before 8.
+7. The time per node comes from a separate run under ONNX Runtime's profiler, which costs time itself and counts whole
    microseconds: shares are of the sum over nodes, and say where time goes rather than how much there is.
 """
 
 from __future__ import annotations
 
 import gc
+import heapq
 import json
 import math
 import tempfile
@@ -29,10 +39,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import onnx
 
-from actx.exporter import runtime
+from actx.exporter import machine, runtime
 from actx.exporter.collection import no_garbage_collection
 from actx.exporter.data import Arrays, Data, cast_feeds
 from actx.exporter.errors import UsageError
+from actx.exporter.footprint import peak_memory
 from actx.exporter.metrics import json_values
 
 if TYPE_CHECKING:
@@ -43,8 +54,20 @@ if TYPE_CHECKING:
 Progress: TypeAlias = Callable[[int, int], None]
 Verdict: TypeAlias = Literal["faster", "slower", "no difference"]
 
-MIN_ROUNDS = 6  # 2 * 0.5**6 < 5 %: the least for which the sign of every round can be evidence
-_BOOTSTRAP = 2000
+# Rules 4 and 5.
+_LEVEL = 0.95
+_NOISE_LEVEL = 0.99
+MIN_ROUNDS = 8  # 2 * 0.5**8 < 1 - _NOISE_LEVEL
+# Rule 2.
+_MIN_TURNS = 3
+_MAX_TURNS = 40
+_MAX_TURNS_NS = 2_000_000_000
+_AGREEMENT = 0.02
+# Rule 6.
+_MAX_ROUNDS = 50
+_MAX_ROUNDS_S = 20.0
+_NARROW = 0.02
+_BUSY = 0.5  # cores that others keep busy: more makes times doubtful
 _LARGEST_POOL = 8  # batches that the rounds cycle through: all are held in memory
 _CAST_PREFIX = "InsertedPrecisionFreeCast_"
 # An activation that the runtime folded into one of these cannot be timed apart from it.
@@ -72,14 +95,29 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class Startup:
+    """What it takes until a model has run once.
+
+    Attributes:
+        load: milliseconds to open it from a file that the system has cached, median over rounds.
+        first_run: milliseconds of the first run of a session, median over rounds.
+        peak_memory: bytes that a process of its own needs for both (see `footprint`); None where that is unknown.
+    """
+
+    load: float
+    first_run: float
+    peak_memory: int | None
+
+
+@dataclass(frozen=True)
 class Comparison:
     """How the artifact compares with the original; ratios are original / artifact, so above 1 is faster.
 
     Attributes:
-        verdict: see the module's docstring, rule 3.
-        ratio: of the medians.
+        verdict: see the module's docstring, rule 5.
+        ratio: of the medians over the rounds.
         paired_ratio: median over rounds of the ratio within a round.
-        interval: 95 % interval of `paired_ratio`.
+        interval: 95 % interval of `paired_ratio`; below 6 rounds it has no ends.
         aa_ratio: the same for the original against itself, which would be 1 without noise.
         noise: the noise band as a ratio >= 1: what lies between 1/noise and noise is no difference.
     """
@@ -141,26 +179,28 @@ class LatencyReport:
     """What was measured.
 
     Attributes:
-        original, artifact, original_again: latency of the three sessions.
+        original, artifact, original_again: latency of the three, over the runs of all rounds.
+        original_startup, artifact_startup: time until they have run once, and memory.
         comparison: the verdict and its evidence.
         original_nodes, artifact_nodes: time per node.
-        runs, warmup: rounds measured, and rounds before them.
+        runs: rounds measured.
         shapes: the input shapes of every batch that the rounds cycled through.
         batch_sizes: their numbers of samples.
         synthetic: whether the data was random.
         source: where the data came from.
         notes: what was done to the data, and what limits the verdict.
-        runtime: versions, machine and options.
+        runtime: versions, machine and options; the load average before, and the cores that others kept busy meanwhile.
     """
 
     original: Latency
     artifact: Latency
     original_again: Latency
+    original_startup: Startup
+    artifact_startup: Startup
     comparison: Comparison
     original_nodes: Breakdown
     artifact_nodes: Breakdown
     runs: int
-    warmup: int
     shapes: tuple[dict[str, tuple[int, ...]], ...]
     batch_sizes: tuple[int, ...]
     synthetic: bool
@@ -173,14 +213,25 @@ class LatencyReport:
         return json_values(asdict(self))
 
 
+class Round(NamedTuple):
+    """Nanoseconds of one round.
+
+    Attributes:
+        start: to open each session and to run it first, shape (sessions, 2).
+        turns: of the runs after that, shape (sessions, turns).
+    """
+
+    start: NDArray[np.int64]
+    turns: NDArray[np.int64]
+
+
 def profile(
     original: Path,
     artifact: Path,
     data: Data,
     *,
     options: RuntimeOptions = runtime.DEFAULT,
-    runs: int = 50,
-    warmup: int = 5,
+    runs: int | None = None,
     owners_original: Mapping[str, str] | None = None,
     owners_artifact: Mapping[str, str] | None = None,
     seed: int = 0,
@@ -192,47 +243,104 @@ def profile(
         original: the model before.
         artifact: the model after.
         data: made for the original's inputs; cast to the artifact's where these differ.
-        options: how to run both. Idle threads are stopped between runs whatever they say, because several sessions
-            take turns.
-        runs: rounds to measure.
-        warmup: rounds before them.
+        options: how to run both. Whatever they say, idle threads are stopped between runs, because several sessions
+            take turns, and threads are pinned.
+        runs: rounds to measure; None for as many as rule 6 says.
         owners_original: the site of every value that a site computes, by the value's name in the original.
         owners_artifact: likewise in the artifact.
-        seed: of the order within rounds and of the bootstrap.
+        seed: of the order within rounds.
         progress: called as ``progress(rounds done, rounds to do)``.
 
     Raises:
-        UsageError: `runs` is below 1 or `warmup` below 0.
+        UsageError: `runs` is below 1.
         ActxError: a model cannot be opened or run.
     """
-    if runs < 1 or warmup < 0:
-        msg = "at least one run, and no negative warm-up, is needed"
-        raise UsageError(msg, note=f"got {runs} runs, {warmup} for warm-up")
-    options = replace(options, spin_between_runs=False)
+    if runs is not None and runs < 1:
+        msg = "at least one run is needed"
+        raise UsageError(msg, note=f"got {runs} runs")
+    options = replace(options, spin_between_runs=False, pin_threads=True)
+    load = machine.load_average()
     batches = list(islice(data.batches(), _LARGEST_POOL))
-    sessions = [runtime.open_session(model, options) for model in (original, artifact, original)]
-    feeds = [[cast_feeds(batch.feeds, runtime.input_specs(session)) for batch in batches] for session in sessions]
+    pair = (original, artifact)
+    inputs = [runtime.input_specs(runtime.open_session(model, options)) for model in pair]
+    feeds = [[cast_feeds(batch.feeds, specs) for batch in batches] for specs in inputs]
+    others = machine.Others()
     rng = np.random.default_rng(seed)
-    times = _interleaved(sessions, feeds, runs=runs, warmup=warmup, rng=rng, progress=progress)
-    samples = sum(batches[i % len(batches)].samples for i in range(runs))
-    first, second, again = (summarize(row, samples) for row in times)
-    del sessions
+
+    def measure(index: int) -> Round:
+        batch = [rows[index % len(rows)] for rows in (*feeds, feeds[0])]
+        return _round((*pair, original), batch, options, rng)
+
+    rounds = take_rounds(measure, runs, progress)
+    busy = others.cores()
+    samples = sum(batches[i % len(batches)].samples * done.turns.shape[1] for i, done in enumerate(rounds))
+    first, second, again = (summarize(row, samples) for row in np.concatenate([done.turns for done in rounds], axis=1))
+    starts = np.stack([done.start for done in rounds])
+    startups = [_startup(starts[:, i], peak_memory(model, feeds[i][0], options)) for i, model in enumerate(pair)]
+    described = runtime.describe_runtime(options) | {"load_average": load, "others_busy_cores": busy}
     return LatencyReport(
         original=first,
         artifact=second,
         original_again=again,
-        comparison=compare_latency(times[0], times[1], times[2], seed=seed),
-        original_nodes=node_times(original, feeds[0][0], owners_original or {}, options, runs=min(runs, 20)),
-        artifact_nodes=node_times(artifact, feeds[1][0], owners_artifact or {}, options, runs=min(runs, 20)),
-        runs=runs,
-        warmup=warmup,
+        original_startup=startups[0],
+        artifact_startup=startups[1],
+        comparison=compare_latency(rounds),
+        original_nodes=node_times(original, feeds[0][0], owners_original or {}, options),
+        artifact_nodes=node_times(artifact, feeds[1][0], owners_artifact or {}, options),
+        runs=len(rounds),
         shapes=tuple(_shapes(batch.feeds) for batch in batches),
         batch_sizes=tuple(batch.samples for batch in batches),
         synthetic=data.synthetic,
         source=data.source,
-        notes=(*data.notes, *_notes(runs)),
-        runtime=runtime.describe_runtime(options),
+        notes=(*data.notes, *_round_notes(len(rounds)), *machine_notes(described)),
+        runtime=described,
     )
+
+
+def take_rounds(
+    measure: Callable[[int], Round], runs: int | None = None, progress: Progress | None = None
+) -> list[Round]:
+    """Measure rounds: `runs` of them, or as many as rule 6 says.
+
+    Args:
+        measure: called with the number of the round.
+        runs: how many; None for rule 6.
+        progress: called as ``progress(rounds done, rounds to do)``.
+    """
+    rounds: list[Round] = []
+    begin = time.monotonic()
+    most = runs or _MAX_ROUNDS
+    while len(rounds) < most:
+        rounds.append(measure(len(rounds)))
+        if runs is None and len(rounds) >= MIN_ROUNDS:
+            late = time.monotonic() - begin > _MAX_ROUNDS_S
+            most = len(rounds) if late or _is_narrow(rounds) else most
+        if progress is not None:
+            progress(len(rounds), most)
+    return rounds
+
+
+def take_turns(run: Callable[[int], int], sessions: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Let the sessions take turns as rule 2 says.
+
+    Args:
+        run: runs the session of that number and returns the nanoseconds.
+        sessions: how many there are.
+        rng: gives the order within each turn.
+
+    Returns:
+        The nanoseconds, shape (sessions, turns), without those of the first turn.
+    """
+
+    def turn() -> list[int]:
+        times = {int(which): run(int(which)) for which in rng.permutation(sessions)}
+        return [times[which] for which in range(sessions)]
+
+    turn()
+    turns = [turn() for _ in range(_MIN_TURNS)]
+    while not _settled(turns):
+        turns.append(turn())
+    return np.array(turns, np.int64).T
 
 
 def summarize(nanoseconds: NDArray[np.int64], samples: int) -> Latency:
@@ -245,29 +353,35 @@ def summarize(nanoseconds: NDArray[np.int64], samples: int) -> Latency:
     return Latency(len(milliseconds), low, p50, p90, p95, p99, mean, throughput)
 
 
-def compare_latency(
-    original: NDArray[np.int64], artifact: NDArray[np.int64], original_again: NDArray[np.int64], *, seed: int = 0
-) -> Comparison:
-    """Judge paired times by rules 2 and 3.
+def _startup(nanoseconds: NDArray[np.int64], peak: int | None) -> Startup:
+    load, first_run = np.median(nanoseconds, axis=0) / 1e6
+    return Startup(float(load), float(first_run), peak)
 
-    Args:
-        original: nanoseconds, shape (rounds,).
-        artifact: likewise; element i of each is from round i.
-        original_again: likewise.
-        seed: of the bootstrap.
-    """
-    # A clock tick is the least that could have been read: 0 has no logarithm.
-    a, b, again = (
-        np.log(np.maximum(np.asarray(row, dtype=np.float64), 1.0)) for row in (original, artifact, original_again)
-    )
-    center, low, high = _median_interval((a + again) / 2 - b, seed)
-    aa, aa_low, aa_high = _median_interval(a - again, seed)
+
+def compare_latency(rounds: Sequence[Round]) -> Comparison:
+    """Judge the rounds of the original, the artifact and the original again by rules 3 to 5."""
+    a, b, again = _least(rounds)
+    (center, low, high), (aa, aa_low, aa_high) = _intervals(rounds)
     noise = max(abs(aa_low), abs(aa_high))
     verdict: Verdict = "no difference"
-    if len(a) >= MIN_ROUNDS and abs(center) > noise and (low > 0 or high < 0):
+    if abs(center) > noise and (low > 0 or high < 0):
         verdict = "faster" if center > 0 else "slower"
-    ratio = math.exp(float(np.median(np.concatenate([a, again])) - np.median(b)))
+    ratio = math.exp(float(np.median([a, again]) - np.median(b)))
     return Comparison(verdict, ratio, math.exp(center), (math.exp(low), math.exp(high)), math.exp(aa), math.exp(noise))
+
+
+def machine_notes(described: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what makes times doubtful, from the `runtime` of a report."""
+    notes = []
+    busy = described["others_busy_cores"]
+    if busy is not None and busy > _BUSY:
+        notes.append(
+            f"other processes kept {busy:.1f} of {described['cores']} cores busy: times are longer than on a quiet machine"
+        )
+    varying = sorted({*described["governors"]} - {"performance", machine.UNKNOWN})
+    if varying:
+        notes.append(f"the CPU governor is {', '.join(varying)}, not performance: the clock may have changed meanwhile")
+    return tuple(notes)
 
 
 def node_times(
@@ -330,46 +444,70 @@ class _Event(NamedTuple):
     microseconds: int
 
 
-def _interleaved(
-    sessions: Sequence[Session],
-    feeds: Sequence[Sequence[Arrays]],
-    *,
-    runs: int,
-    warmup: int,
-    rng: np.random.Generator,
-    progress: Progress | None,
-) -> NDArray[np.int64]:
-    """Rule 1: return nanoseconds, shape (sessions, runs)."""
-    times = np.zeros((len(sessions), runs), dtype=np.int64)
-    for session, batches in zip(sessions, feeds, strict=True):
-        for batch in batches:
-            runtime.run(session, batch)  # with its checks, and every shape is allocated for once
+def _round(models: Sequence[Path], feeds: Sequence[Arrays], options: RuntimeOptions, rng: np.random.Generator) -> Round:
+    """Measure one round: rules 1 and 2."""
+    start = np.zeros((len(models), 2), np.int64)
+    sessions: dict[int, Session] = {}
+
+    def run(which: int) -> int:
+        begin = time.perf_counter_ns()
+        sessions[which].run(None, feeds[which])
+        return time.perf_counter_ns() - begin
+
     gc.collect()
     with no_garbage_collection():
-        for index in range(-warmup, runs):
-            for which in rng.permutation(len(sessions)):
-                batch = feeds[which][index % len(feeds[which])]
-                start = time.perf_counter_ns()
-                sessions[which].run(None, batch)
-                elapsed = time.perf_counter_ns() - start
-                if index >= 0:
-                    times[which, index] = elapsed
-            if progress is not None:
-                progress(index + warmup + 1, runs + warmup)
+        for which in rng.permutation(len(models)):
+            begin = time.perf_counter_ns()
+            sessions[which] = runtime.open_session(models[which], options)
+            opened = time.perf_counter_ns()
+            runtime.run(sessions[which], feeds[which])  # with its checks
+            start[which] = opened - begin, time.perf_counter_ns() - opened
+        return Round(start, take_turns(run, len(models), rng))
+
+
+def _settled(turns: Sequence[Sequence[int]]) -> bool:
+    """Tell whether the turns so far are enough: rule 2."""
+    if len(turns) >= _MAX_TURNS or sum(map(sum, turns)) > _MAX_TURNS_NS:
+        return True
+    pairs = (heapq.nsmallest(2, times) for times in zip(*turns, strict=True))
+    return all(second <= (1 + _AGREEMENT) * least for least, second in pairs)
+
+
+_Interval: TypeAlias = tuple[float, float, float]
+
+
+def _least(rounds: Sequence[Round]) -> NDArray[np.float64]:
+    """Return the log of every session's time in every round, shape (sessions, rounds)."""
+    # A clock tick is the least that could have been read: 0 has no logarithm.
+    times: NDArray[np.float64] = np.log(np.maximum([done.turns.min(axis=1) for done in rounds], 1)).T
     return times
 
 
-def _median_interval(values: NDArray[np.float64], seed: int) -> tuple[float, float, float]:
-    """Return the median and the ends of its 95 % percentile-bootstrap interval."""
-    rng = np.random.default_rng(seed)
-    draws = values[rng.integers(0, len(values), (_BOOTSTRAP, len(values)))]
-    low, high = np.percentile(np.median(draws, axis=1), (2.5, 97.5))
-    return float(np.median(values)), float(low), float(high)
+def _intervals(rounds: Sequence[Round]) -> tuple[_Interval, _Interval]:
+    """Return median and interval of the log ratio and of its noise: rules 3 and 4."""
+    a, b, again = _least(rounds)
+    return _median_interval((a + again) / 2 - b, _LEVEL), _median_interval(a - again, _NOISE_LEVEL)
 
 
-def _notes(runs: int) -> tuple[str, ...]:
-    few = f"{runs} rounds are too few to show a difference; {MIN_ROUNDS} are the least"
-    return (few,) if runs < MIN_ROUNDS else ()
+def _is_narrow(rounds: Sequence[Round]) -> bool:
+    return all(high - low <= _NARROW for _, low, high in _intervals(rounds))
+
+
+def _median_interval(values: NDArray[np.float64], level: float) -> _Interval:
+    """Return the median and the ends of its interval: infinite where no order statistics reach the level."""
+    ordered, count = np.sort(values), len(values)
+    outside = 0  # values left out at either end, plus one
+    missed = 2 * 0.5**count
+    while missed <= 1 - level:
+        outside += 1
+        missed += 2 * math.comb(count, outside) * 0.5**count
+    low, high = (ordered[outside - 1], ordered[-outside]) if outside else (-math.inf, math.inf)
+    return float(np.median(ordered)), float(low), float(high)
+
+
+def _round_notes(rounds: int) -> tuple[str, ...]:
+    few = f"{rounds} rounds are too few to show a difference; {MIN_ROUNDS} are the least"
+    return (few,) if rounds < MIN_ROUNDS else ()
 
 
 def _shapes(feeds: Arrays) -> dict[str, tuple[int, ...]]:

@@ -82,7 +82,7 @@ def export(
     weighted: bool = True,
     measure_drift: bool = True,
     measure_latency: bool = True,
-    runs: int = 50,
+    runs: int | None = None,
     force: bool = False,
     trust: bool = False,
     factory: str | None = None,
@@ -109,7 +109,7 @@ def export(
         weighted: whether forms are fitted closer where the data is. Without data they are fitted evenly.
         measure_drift: whether to check. A budget needs it.
         measure_latency: whether to profile.
-        runs: rounds of the profile.
+        runs: rounds of the profile; None for as many as the verdict needs (see `latency`).
         force: whether a bundle at `out` may be replaced.
         trust: whether an archive or pickle may run the code it carries.
         factory: what makes the module for weights (see `load`).

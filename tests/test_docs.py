@@ -56,6 +56,7 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w.])")
 # Machines round differently in their last bits; what is shown is the same to this.
 TOLERANCE = 0.01
+OF_THE_MACHINE = ("Note: other processes kept", "Note: the CPU governor is")  # left out: they come and go
 ALWAYS = frozenset({"--help", "--version", "--install-completion", "--show-completion"})
 
 
@@ -99,7 +100,8 @@ def execute(step: Step) -> str:
     wanted = int(step.info.partition("exit=")[2] or 0)
     assert codes == [*[0] * (len(codes) - 1), wanted], f"{step.body}exited with {codes}:\n{printed.getvalue()}"
     text = printed.getvalue().replace(str(DATA_FOLDER), "models/data").replace(f"{Path.cwd()}/", "")
-    return "".join(f"{line.rstrip()}\n" for line in text.strip("\n").splitlines())
+    lines = (line.rstrip() for line in text.strip("\n").splitlines())
+    return "".join(f"{line}\n" for line in lines if not line.startswith(OF_THE_MACHINE))
 
 
 def _command(line: str) -> int:
@@ -156,6 +158,7 @@ def comparable(text: str) -> list[str]:
     for line in text.splitlines():
         timed = (timed or line.startswith("Latency over")) and not line.startswith("latency:")
         masked = re.sub(r"latency: .*?, ratio", "latency: VERDICT, ratio", line)
+        masked = re.sub(r"(?<=^Latency over )\d+ runs in \d+", "#", masked)
         masked = re.sub(r"[\d.]+%$|[\d.]+%(?= of latency)|(?<=at x = )\S+?(?=,|$)|[\d.]+(?= ms)", "#", masked)
         if timed or line.startswith(("latency:", "mish: hinges", "gelu: hinges")):
             masked = re.sub(r"(?<![\w.])\d+\.\d+%?", "#", masked)
