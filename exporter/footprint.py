@@ -43,8 +43,10 @@ def peak_memory(model: Path, feeds: Arrays, options: runtime.RuntimeOptions = ru
     done = subprocess.run(command, input=pickle.dumps((model, feeds, options)), capture_output=True, check=False)  # noqa: S603
     if done.returncode != 0:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
-        note = lines[-1].removeprefix("Note: ") if lines else f"its exit status is {done.returncode}"
-        raise ActxError(f"the memory of '{model}' cannot be measured in a process of its own", note=note)
+        notes = [line.removeprefix("Note: ") for line in lines if line.startswith("Note: ")]
+        note = next(reversed([*lines[-1:], *notes]), f"its exit status is {done.returncode}")
+        what = f"the memory of '{model}' cannot be measured in a process of its own"
+        raise ActxError(what, note=note, remedy="Check it with onnx.checker.check_model.")
     text = done.stdout.decode()
     return int(text) if text else None
 

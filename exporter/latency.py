@@ -257,7 +257,7 @@ def profile(
     """
     if runs is not None and runs < 1:
         msg = "at least one run is needed"
-        raise UsageError(msg, note=f"got {runs} runs")
+        raise UsageError(msg, note=f"got {runs} runs", remedy="Give --runs a larger number, or leave it out.")
     options = replace(options, spin_between_runs=False, pin_threads=True)
     load = machine.load_average()
     batches = list(islice(data.batches(), _LARGEST_POOL))
@@ -414,7 +414,7 @@ def node_times(
     """
     if runs < 1 or warmup < 0:
         msg = "at least one run, and no negative warm-up, is needed"
-        raise UsageError(msg, note=f"got {runs} runs, {warmup} for warm-up")
+        raise UsageError(msg, note=f"got {runs} runs, {warmup} for warm-up", remedy="Give larger numbers.")
     with tempfile.TemporaryDirectory(prefix="actx-profile-") as folder:
         trace = Path(folder)
         session = runtime.open_session(model, options, trace=trace)
