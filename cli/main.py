@@ -66,7 +66,7 @@ def run() -> int:
     except Exception as error:  # noqa: BLE001 - the one funnel
         return _report(error)
     if code == INTERRUPTED:
-        typer.echo("Interrupted: nothing was replaced.", err=True)
+        typer.echo("Interrupted: no bundle is left half written.", err=True)
     return code if isinstance(code, int) else 0
 
 

@@ -311,5 +311,5 @@ def test_an_interrupted_export_leaves_nothing_behind(number: int, code: int, mod
         assert child.stderr is not None
         error = child.stderr.read()
         assert child.wait(60) == code
-    assert error.splitlines() == ([b"Interrupted: nothing was replaced."] if code == 130 else [])
+    assert error.splitlines() == ([b"Interrupted: no bundle is left half written."] if code == 130 else [])
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
