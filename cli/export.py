@@ -132,12 +132,12 @@ def print_exported(exported: Exported) -> None:
     manifest = exported.manifest
     rows = [
         [
-            site.name, site.kind, site.form, printing.proved(site.fit),
+            site.name, site.kind, site.form, printing.proved(site.fit), printing.interval(site.fit),
             site.lowering + _remark(site), site.reason,
         ]
         for site in manifest.sites
     ]  # fmt: skip
-    columns = ("site", "kind", "form", "error at most", "in model.onnx", "why")
+    columns = ("site", "kind", "form", "error at most", "on", "in model.onnx", "why")
     printing.print_table(f"{len(rows)} sites of {manifest.source.file} for {manifest.request.target}", columns, rows)
     if exported.drift is not None:
         printing.print_drift(exported.drift)

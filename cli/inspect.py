@@ -39,10 +39,18 @@ def command(
     """
     from actx.cli import printing  # noqa: PLC0415 - the help must answer without the library
     from actx.exporter import inspect  # noqa: PLC0415
-    from actx.exporter.bundle import is_bundle, read_bundle  # noqa: PLC0415
+    from actx.exporter.bundle import is_bundle, read_bundle, verify  # noqa: PLC0415
+    from actx.exporter.errors import UsageError  # noqa: PLC0415
 
     if is_bundle(model):
-        _, manifest = read_bundle(model)
+        if data is not None or explain:
+            raise UsageError(
+                f"{model} is a bundle, of which the manifest is shown",
+                note="--data and --explain look into models",
+                remedy="Give the model it was made from, or its model.onnx.",
+            )
+        folder, manifest = read_bundle(model)
+        verify(folder, manifest)
         if json:
             printing.print_json(manifest.model_dump(mode="json"))
         else:
@@ -96,9 +104,7 @@ def _print_bundle(path: Path, manifest: Manifest) -> None:
     rows = []
     for site in manifest.sites:
         fit = site.fit
-        where = (
-            "" if fit is None else "everywhere" if fit.interval is None else "[{:.4g}, {:.4g}]".format(*fit.interval)
-        )
+        where = "" if fit is None else printing.interval(fit) or "everywhere"
         rows.append(
             [
                 site.name,

@@ -109,6 +109,11 @@ def proved(fit: FitEntry | None) -> str:
     return f"~{fit.max_error:.4g}" if fit.certificate is None else at_most(fit.certificate.error)
 
 
+def interval(fit: FitEntry | None) -> str:
+    """Return where a fit holds, nothing where that is everywhere."""
+    return "" if fit is None or fit.interval is None else "[{:.4g}, {:.4g}]".format(*fit.interval)
+
+
 def number(value: float | None) -> str:
     """Return a number in four digits."""
     return "-" if value is None else f"{value:.4g}"

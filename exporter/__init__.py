@@ -10,16 +10,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from actx.exporter.comparison import check, profile
+    from actx.exporter.data import InputSpec
+    from actx.exporter.errors import ActxError
     from actx.exporter.fitting import Form, fit
     from actx.exporter.inspection import inspect
     from actx.exporter.opening import session
     from actx.exporter.pipeline import export
     from actx.exporter.rewriting import rewrite
+    from actx.exporter.runtime import RuntimeOptions
 
-__all__ = ["Form", "check", "export", "fit", "inspect", "profile", "rewrite", "session"]
+__all__ = [
+    "ActxError",
+    "Form",
+    "InputSpec",
+    "RuntimeOptions",
+    "check",
+    "export",
+    "fit",
+    "inspect",
+    "profile",
+    "rewrite",
+    "session",
+]
 
 _HOMES = {
+    "ActxError": "errors",
     "Form": "fitting",
+    "InputSpec": "data",
+    "RuntimeOptions": "runtime",
     "check": "comparison",
     "export": "pipeline",
     "fit": "fitting",

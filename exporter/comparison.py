@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import onnx
@@ -25,7 +26,6 @@ from actx.exporter.workspace import workspace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from actx.exporter.data import Data, InputSpec
     from actx.exporter.lift import Site
@@ -49,8 +49,8 @@ class _Compared:
 
 
 def check(
-    model: Path,
-    artifact: Path,
+    model: Path | str,
+    artifact: Path | str,
     *,
     data: str | None = None,
     inputs: Sequence[InputSpec] = (),
@@ -82,7 +82,7 @@ def check(
     Raises:
         ActxError, UsageError: a model or the data cannot be read or run, or they do not fit together.
     """
-    with _opened(model, artifact, data, inputs, batch_size, trust=trust, factory=factory) as both:
+    with _opened(Path(model), Path(artifact), data, inputs, batch_size, trust=trust, factory=factory) as both:
         check_applies(metric, both.loaded.model, logits)
         return check_graphs(
             both.original, both.artifact, both.data, taps=both.taps, metric=metric, max_drift=max_drift, logits=logits,
@@ -91,8 +91,8 @@ def check(
 
 
 def profile(
-    model: Path,
-    artifact: Path,
+    model: Path | str,
+    artifact: Path | str,
     *,
     data: str | None = None,
     inputs: Sequence[InputSpec] = (),
@@ -120,7 +120,7 @@ def profile(
     Raises:
         ActxError, UsageError: a model or the data cannot be read or run, or they do not fit together.
     """
-    with _opened(model, artifact, data, inputs, batch_size, trust=trust, factory=factory) as both:
+    with _opened(Path(model), Path(artifact), data, inputs, batch_size, trust=trust, factory=factory) as both:
         return profile_graphs(
             both.original, both.artifact, both.data, options=options, runs=runs, owners_original=both.owners_original,
             owners_artifact=both.owners_artifact, progress=progress,

@@ -73,7 +73,7 @@ class InputSpec:
             raise UsageError(
                 what,
                 note=f"element types: {', '.join(DTYPES)}",
-                remedy="Export the model with inputs of one of these types.",
+                remedy="Choose one of these: in --input, or in the model itself.",
             )
         if any(isinstance(dim, int) and dim < 1 for dim in self.dims):
             msg = f"input '{self.name}' has an empty dimension"
@@ -228,7 +228,9 @@ def import_callable(text: str, purpose: str) -> Callable[..., Any]:
     """
     if not _CALLABLE.fullmatch(text):
         msg = f"'{text}' is no {purpose}"
-        raise UsageError(msg, note="expected pkg.mod:callable", remedy="Name it so, such as mypackage.data:batches.")
+        raise UsageError(
+            msg, note="expected pkg.mod:callable", remedy="Name the module and what is in it, with a colon between."
+        )
     module_name, _, attribute = text.partition(":")
     try:
         with current_directory_importable():

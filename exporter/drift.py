@@ -180,6 +180,7 @@ def check(
     for batch in data.batches():
         comparison.update(*pair.run(batch), batch)
         steps.add(batch.samples)
+    comparison.require_numbers()
     worst_output, drift = comparison.drift()
     del pair  # models may be large: the tapped ones take their place
     sites = _measure_sites((original, artifact), names, data, taps, options=options, steps=steps) if taps else ()
@@ -283,9 +284,24 @@ class _Comparison:
     def notes(self, *, judged: bool) -> list[str]:
         """Return remarks; `judged` where a budget was applied to random input."""
         remarks = [self.accuracy.note] if self.accuracy.note else []
-        return (
-            [*remarks, "the budget was judged on random input: give --data to judge it on yours"] if judged else remarks
-        )
+        remarks += [
+            f"{out.not_compared} of {out.elements} elements of {out.name} are NaN or infinite in both models: not compared"
+            for out in self.outputs()
+            if out.not_compared
+        ]
+        if judged:
+            remarks.append("the budget was judged on random input: give --data to judge it on yours")
+        return remarks
+
+    def require_numbers(self) -> None:
+        """Raise where there is nothing to compare."""
+        outputs = [out for out in self.outputs() if out.elements]
+        if outputs and all(out.not_compared == out.elements for out in outputs):
+            raise ActxError(
+                "the outputs are NaN or infinite everywhere, in both models",
+                note=f"{', '.join(out.name for out in outputs)}: nothing can be compared",
+                remedy="Look for NaN in the model's weights, and give --data that it accepts.",
+            )
 
     def drift(self) -> tuple[str | None, float]:
         outputs = self.outputs()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actx.exporter import runtime
@@ -15,7 +16,6 @@ from actx.exporter.workspace import workspace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from actx.exporter.data import InputSpec
 
@@ -78,7 +78,7 @@ class Inspection:
 
 
 def inspect(
-    model: Path,
+    model: Path | str,
     *,
     data: str | None = None,
     inputs: Sequence[InputSpec] = (),
@@ -101,7 +101,7 @@ def inspect(
     Raises:
         ActxError: the model or the data cannot be read, or the model cannot be run.
     """
-    loaded = load(model, inputs=inputs, trust=trust, factory=factory)
+    loaded = load(Path(model), inputs=inputs, trust=trust, factory=factory)
     lifted = lift(loaded.model)
     samples = open_data(loaded, data, batch_size)
     with workspace(loaded) as original:

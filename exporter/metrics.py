@@ -40,14 +40,16 @@ class OutputDrift:
 
     Attributes:
         name: the output's name.
-        elements: number of elements compared.
+        elements: number of elements.
         non_finite: elements that are NaN or infinite on one side only.
+        not_compared: elements that are the same NaN or infinity on both sides.
         max_abs, mean_abs, l2, sqnr_db, cosine, top1, kl: see the module's docstring.
     """
 
     name: str
     elements: int
     non_finite: int
+    not_compared: int
     max_abs: float
     mean_abs: float
     l2: float | None = None
@@ -79,7 +81,7 @@ class OutputMeter:
         self._logits = logits
         self._probabilities: bool | None = None
         self._integers = False
-        self._elements = self._samples = self._rows = self._broken = 0
+        self._elements = self._samples = self._rows = self._broken = self._left_out = 0
         self._max = self._sum = self._cosine = self._top1 = self._kl = 0.0
         self._power = PowerRatio()
 
@@ -98,6 +100,7 @@ class OutputMeter:
         reference, actual, broken = comparable(original, artifact)
         error = np.abs(actual - reference)
         self._broken += broken
+        self._left_out += error.size - broken - int(np.count_nonzero(np.isfinite(original) & np.isfinite(artifact)))
         self._elements += error.size
         self._samples += len(_per_sample(reference))
         self._max = max(self._max, float(error.max(initial=0.0)))
@@ -127,9 +130,8 @@ class OutputMeter:
 
     def result(self) -> OutputDrift:
         """Return the drift over all batches so far."""
-        drift = OutputDrift(
-            self._name, self._elements, self._broken, max_abs=self._max, mean_abs=_mean(self._sum, self._elements)
-        )
+        mean = _mean(self._sum, self._elements)
+        drift = OutputDrift(self._name, self._elements, self._broken, self._left_out, max_abs=self._max, mean_abs=mean)
         if self._integers:
             drift = replace(drift, top1=_mean(self._top1, self._samples))
         else:

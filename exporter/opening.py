@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actx.exporter import runtime
@@ -11,7 +12,6 @@ from actx.exporter.errors import ActxError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -38,13 +38,13 @@ class Session:
         return runtime.run(self._session, feeds, outputs)
 
 
-def session(bundle: Path, options: runtime.RuntimeOptions = runtime.DEFAULT) -> Session:
+def session(bundle: Path | str, options: runtime.RuntimeOptions = runtime.DEFAULT) -> Session:
     """Open a bundle.
 
     Raises:
         ActxError: it is no bundle, one of its files is not what the export wrote, or its graph cannot be opened.
     """
-    path, reason = best_graph(bundle)
+    path, reason = best_graph(Path(bundle))
     return Session(path.name, reason, runtime.open_session(path, options))
 
 

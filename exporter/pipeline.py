@@ -8,6 +8,7 @@ import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from actx.exporter import bundle, runtime
@@ -37,8 +38,6 @@ from actx.exporter.targets import Target, find_target
 from actx.exporter.workspace import workspace
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from actx.exporter.data import InputSpec
     from actx.exporter.fitting import Fit, Form
 
@@ -66,8 +65,8 @@ class Exported:
 
 
 def export(
-    model: Path,
-    out: Path,
+    model: Path | str,
+    out: Path | str,
     *,
     target: str = "ort-cpu",
     form: Form | None = None,
@@ -121,6 +120,7 @@ def export(
         DriftExceeded: the drift exceeds the budget; the bundle is then at ``OUT.rejected`` and `out` is as it was.
         UsageError, ActxError: see the steps.
     """
+    model, out = Path(model), Path(out)
     goal = find_target(target)
     check_metric(metric)
     bundle.check_destination(out, force=force)

@@ -51,6 +51,14 @@ def _docstrings() -> list[str]:
     return [text for tree in trees if (text := ast.get_docstring(tree)) and len(text.split()) >= WORDS[0]]
 
 
+# These take minutes each: whoever starts one last waits for it alone.
+FIRST = ("tests/test_readme.py", "tests/test_docs.py", "tests/test_encoder.py", "tests/exporter/test_bundle.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: next((i for i, name in enumerate(FIRST) if item.nodeid.startswith(name)), len(FIRST)))
+
+
 @pytest.fixture(scope="session")
 def texts() -> dict[Split, list[str]]:
     """64 calibration and 64 held-out English texts of 5 to 90 words; no module's text is in both."""

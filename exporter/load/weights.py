@@ -152,6 +152,7 @@ def _fit(path: Path, state: State, own: Mapping[str, Any], factory: str) -> Stat
         named.append({key.removeprefix(shared): value for key, value in named[-1].items()})
     best = min(named, key=lambda candidate: len(candidate.keys() ^ own.keys()))
     if best.keys() == own.keys():
+        _check_types(path, best, own)
         return best
     missing = [key for key in own if key not in best]
     unexpected = [key for key in best if key not in own]
@@ -162,6 +163,16 @@ def _fit(path: Path, state: State, own: Mapping[str, Any], factory: str) -> Stat
         note=note,
         remedy="Give the factory of the module that was saved.",
     )
+
+
+def _check_types(path: Path, state: State, own: Mapping[str, Any]) -> None:
+    for key, value in own.items():
+        if value.is_floating_point() != state[key].is_floating_point():
+            raise ActxError(
+                f"the weights of {path} are of another type than the module's",
+                note=f"{key} is {state[key].dtype}, the module's is {value.dtype}",
+                remedy="Save the weights as the module holds them; quantized ones cannot be read.",
+            )
 
 
 def _shared_prefix(state: State) -> str:

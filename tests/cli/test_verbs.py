@@ -125,6 +125,9 @@ def test_inspect_of_a_bundle(actx: Actx, model: Path, tmp_path: Path) -> None:
     assert all("pwl:8" in row and "everywhere" in row and "constant and linear" in row for row in rows[:3])
     printed = json.loads(actx("inspect", out, "--json").out)
     assert printed == json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    assert actx("inspect", out, "--explain").code == 2
+    (out / "model.onnx").write_bytes(b"")
+    assert "not the file that the export wrote" in actx("inspect", out).err
 
 
 def test_a_missed_budget(actx: Actx, model: Path, tmp_path: Path) -> None:

@@ -32,6 +32,15 @@ def exported(model: Path, tmp_path: Path) -> Exported:
     return export(model, tmp_path / "out", form=Form.parse("pwl:8"), runs=2)
 
 
+def test_paths_may_be_text(model: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    export(str(model), out, form=Form.parse("pwl:8"), measure_latency=False)
+    assert inspect(str(model)).sites
+    assert check(str(model), out)
+    assert profile(str(model), out, runs=2).runs == 2
+    assert session(out).graph == "model.onnx"
+
+
 # --- check ---
 
 

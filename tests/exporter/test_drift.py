@@ -142,6 +142,25 @@ def test_scales_are_taken_off(tmp_path: Path, data: Data) -> None:
     assert wrong.accumulated_db < 10
 
 
+def test_outputs_that_are_no_numbers_anywhere_are_no_agreement(tmp_path: Path, data: Data) -> None:
+    broken = {"w1": W1, "w2": np.full_like(W2, np.nan), "w3": W3}
+    path = save(tmp_path / "m", GELUS, weights=broken)
+    with pytest.raises(ActxError, match="NaN or infinite everywhere") as caught:
+        check(path, path, data, max_drift=1e-6)
+    assert caught.value.remedy
+
+
+def test_elements_that_are_no_numbers_in_both_are_told(tmp_path: Path, data: Data) -> None:
+    weights = {"w1": W1, "w2": W2, "w3": W3.copy()}
+    weights["w3"][:, 0] = np.nan
+    path = save(tmp_path / "m", GELUS, weights=weights)
+    report = check(path, path, data)
+    (output,) = report.outputs
+    assert (output.non_finite, report.drift) == (0, 0)
+    assert 0 < output.not_compared < output.elements
+    assert any(note.startswith(f"{output.not_compared} of {output.elements} elements") for note in report.notes)
+
+
 @pytest.mark.parametrize(("interval", "least", "most"), [(None, 0, 0), ((-1e9, 1e9), 0, 0), ((-0.1, 0.1), 0.5, 1)])
 def test_inputs_outside_the_interval_of_a_fit(
     interval: tuple[float, float] | None, least: float, most: float, tmp_path: Path, data: Data

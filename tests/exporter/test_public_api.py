@@ -13,6 +13,7 @@ import actx.exporter
 from actx.exporter.opening import Session
 
 SIGNATURES = {
+    "ActxError": ["what", "note", "remedy"],
     "Form": ["name", "parameters"],
     "check": [
         *("model", "artifact", "data", "inputs", "batch_size", "metric", "max_drift", "logits", "trust", "factory"),
@@ -38,6 +39,10 @@ SIGNATURES = {
         "progress",
     ],
     "fit": ["function", "form", "interval", "fold", "density"],
+    "InputSpec": ["name", "dtype", "dims"],
+    "RuntimeOptions": [
+        *("threads", "optimization", "disabled_optimizers", "libraries", "spin_between_runs", "pin_threads"),
+    ],
     "inspect": ["model", "data", "inputs", "batch_size", "trust", "factory", "options"],
     "profile": ["model", "artifact", "data", "inputs", "batch_size", "runs", "trust", "factory", "options", "progress"],
     "rewrite": ["module", "args", "forms", "kwargs", "dynamic_shapes", "statistics", "fold"],

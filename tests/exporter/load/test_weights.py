@@ -218,6 +218,13 @@ def test_weights_of_another_module(tmp_path: Path, factory: str) -> None:
     assert caught.value.note == "1 missing, the first is up.bias; 1 unexpected, the first is up.scale"
 
 
+def test_weights_of_another_type(tmp_path: Path, factory: str) -> None:
+    torch.save({name: value.long() for name, value in network().state_dict().items()}, tmp_path / "m.pt")
+    with pytest.raises(ActxError, match="of another type") as caught:
+        load(tmp_path / "m.pt", inputs=INPUTS, factory=factory)
+    assert caught.value.note == "up.weight is torch.int64, the module's is torch.float32"
+
+
 def test_weights_of_another_size(tmp_path: Path, factory: str) -> None:
     state = network().state_dict()
     state["up.bias"] = torch.zeros(6)
