@@ -40,7 +40,7 @@ def peak_memory(model: Path, feeds: Arrays, options: runtime.RuntimeOptions = ru
     """
     # -P: a file of the current folder must not stand in for a module.
     command = [sys.executable, "-P", "-m", "actx.exporter.footprint"]
-    done = subprocess.run(command, input=pickle.dumps((model, feeds, options)), capture_output=True, check=False)  # noqa: S603
+    done = subprocess.run(command, input=pickle.dumps((model, feeds, options)), capture_output=True, check=False)  # noqa: S603 - our own
     if done.returncode != 0:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         notes = [line.removeprefix("Note: ") for line in lines if line.startswith("Note: ")]
