@@ -1,0 +1,77 @@
+// An operator of the domain actx, apart from any runtime: ONNX Runtime, numpy and PyTorch all run it through this.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "parallel.h"
+
+namespace actx {
+
+// What the user can mend: an attribute, a shape or a type. The text says what is wrong and what was got.
+struct Error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// Element types, with the numbers of ONNX's TensorProto.DataType.
+enum class Type : std::int32_t { kFloat = 1, kUint8 = 2, kInt8 = 3, kFloat16 = 10, kBfloat16 = 16 };
+
+using Shape = std::vector<std::int64_t>;
+
+// An input. `data` is null where an optional input is absent; it may be anything where the shape holds a zero.
+struct Tensor {
+  Type type{};
+  Shape shape;
+  const void* data = nullptr;
+  bool present = false;
+};
+
+// The attributes of a node; one that the node does not have is nullopt.
+class Attributes {
+ public:
+  virtual ~Attributes() = default;
+  virtual std::optional<std::int64_t> integer(const char* name) const = 0;
+  virtual std::optional<float> number(const char* name) const = 0;
+  virtual std::optional<std::string> text(const char* name) const = 0;
+  virtual std::optional<std::vector<std::int64_t>> integers(const char* name) const = 0;
+  virtual std::optional<std::vector<float>> numbers(const char* name) const = 0;
+};
+
+struct Kernels;  // kernels.h: the rows of one instruction set
+
+// A node whose attributes were checked. Immutable: several threads may run it at once.
+class Op {
+ public:
+  virtual ~Op() = default;
+  // Name of the row of the kernel table that runs it.
+  virtual const char* kernel() const = 0;
+  // Throw Error where types or shapes of the inputs do not fit.
+  virtual Type output_type(const std::vector<Tensor>& inputs) const = 0;
+  virtual Shape output_shape(const std::vector<Tensor>& inputs) const = 0;
+  // `output` has that type and shape and does not overlap an input.
+  virtual void run(const std::vector<Tensor>& inputs, void* output, const Parallel& parallel) const = 0;
+};
+
+// What a runtime must know of an operator before any node exists.
+struct OpInfo {
+  const char* name;
+  std::size_t required_inputs;
+  std::size_t optional_inputs;       // after the required ones
+  std::vector<Type> types;           // of the first input; a runtime registers them all
+  std::unique_ptr<Op> (*create)(const Attributes&, const Kernels&, std::string_view kernel);
+};
+
+// All operators of opset 1.
+const std::vector<OpInfo>& op_infos();
+
+// Validate the attributes and prepare the tables. Throws Error. `kernel` names the row to take, "" for the best that fits.
+std::unique_ptr<Op> create_op(std::string_view op_type, const Attributes& attributes, const Kernels& kernels,
+                              std::string_view kernel = "");
+
+}  // namespace actx
