@@ -1,0 +1,96 @@
+// The table of kernels: what each instruction set offers, and the prepared tables that kernels read.
+//
+// Kernels work on float32; half precision is widened and narrowed block by block around them. They never write past n
+// elements, take any alignment, and any n >= 0; outputs overlap no input. NaN in gives NaN out.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace actx {
+
+// How a kernel finds the segment of an element. All three give the segment of exact comparisons with the knots.
+enum class Index {
+  kDirect,   // the knots are consecutive multiples of a power of two <= 1: the floor of a product, no comparison
+  kBuckets,  // no two knots share a bucket of 2^e width, of 128: a table of bytes, then one comparison
+  kSearch,   // binary search
+};
+
+constexpr int kMaxSegments = 32;
+constexpr int kBucketCount = 128;
+
+// A spline as a kernel reads it. Arrays have `width` entries (8, 16 or 32) per row; for kDirect the entry of a segment is its
+// bucket modulo the width, otherwise its number.
+struct SplineTable {
+  Index index = Index::kSearch;
+  int width = 0;
+  int degree = 0;                       // 1 or more
+  bool has_origins = false;             // whether one is not zero
+  const float* knots = nullptr;         // [width]: where the next segment starts; +inf behind the last knot
+  const float* origins = nullptr;       // [width]
+  const float* coefficients = nullptr;  // [degree + 1, width], ascending powers
+  float scale = 1;                      // bucket = floor(clamp(x, low, high) * scale)
+  float low = 0, high = 0;
+  const std::uint8_t* buckets = nullptr;  // [128]: knots in lower buckets than this one, taken modulo 128
+  float at_minus_infinity = 0, at_infinity = 0;
+};
+
+// One table per element of a row of C channels, for a channel axis that is the last.
+struct ChannelTables {
+  std::int64_t channels = 0;
+  std::int64_t stride = 0;              // C rounded up to whole vectors, 16
+  int segments = 0;
+  int degree = 0;
+  const float* knots = nullptr;         // [segments - 1, stride]
+  const float* origins = nullptr;       // [segments, stride]
+  const float* coefficients = nullptr;  // [degree + 1, segments, stride]
+  const float* limits = nullptr;        // [2, stride]: at -inf and at +inf
+};
+
+struct GatedTable {
+  float products[256];  // by bit pattern of the gate's code
+  std::int32_t u_flip;  // 0x80 where u is signed: xor gives the code minus the smallest one
+  std::int32_t u_zero_point;  // counted from the smallest code
+  std::int32_t y_zero_point, y_low, y_high;  // codes as numbers
+};
+
+using SplineFunction = void (*)(const SplineTable& table, const float* x, const float* u, float* y, std::int64_t n,
+                                bool stream);
+
+// A row: which tables a kernel takes.
+struct SplineKernel {
+  const char* name;
+  Index index;
+  int width;
+  int degree;  // that it has registers for; 0 for any up to 16
+  SplineFunction run;  // null where the instruction set does not have it
+
+  bool takes(Index other, int other_segments, int other_degree) const {
+    return run != nullptr && index == other && other_segments <= width && (degree == 0 || other_degree <= degree);
+  }
+};
+
+// Everything that one instruction set offers. The members are declared in kernels.inc, which tests and benchmarks list too.
+struct Kernels {
+  const char* isa;
+  const SplineKernel* splines;  // the cheapest first
+  std::size_t spline_count;
+  // y = s_c(x) [* u] for `rows` rows of C channels.
+  void (*channels)(const ChannelTables& tables, const float* x, const float* u, float* y, std::int64_t rows);
+  // sums[k] = sum of x^(2 (k + 1)) for k < order, in blocks of at most 64 additions per float32 sum.
+  void (*moments)(const float* x, std::int64_t n, int order, double* sums);
+  // y = (sum_j coefficients[j] x^j) [* u], j <= order <= 4.
+  void (*polynomial)(const float* coefficients, int order, const float* x, const float* u, float* y, std::int64_t n);
+  void (*multiply)(const float* a, const float* b, float* y, std::int64_t n);
+  // first[i] = x[2 i], second[i] = x[2 i + 1], i < n.
+  void (*deinterleave)(const float* x, float* first, float* second, std::int64_t n);
+  void (*widen_float16)(const std::uint16_t* x, float* y, std::int64_t n);
+  void (*narrow_float16)(const float* x, std::uint16_t* y, std::int64_t n);
+  void (*widen_bfloat16)(const std::uint16_t* x, float* y, std::int64_t n);
+  void (*narrow_bfloat16)(const float* x, std::uint16_t* y, std::int64_t n);
+  // y = table[x], both by bit pattern.
+  void (*lut)(const std::uint8_t* table, const std::uint8_t* x, std::uint8_t* y, std::int64_t n);
+  void (*gated_lut)(const GatedTable& table, const std::uint8_t* x, const std::uint8_t* u, std::uint8_t* y, std::int64_t n);
+};
+
+}  // namespace actx

@@ -1,0 +1,146 @@
+// PolyNorm's two passes, products, and the edges between element types.
+#pragma once
+
+#include "../kernels.h"
+
+namespace actx {
+namespace {
+
+constexpr int kUnroll = 2;  // independent vectors in flight
+
+// Calls vector(i) for whole vectors of [0, n), then rest(i, count) once for what is left.
+template <int kLanes, class Body, class Rest>
+void for_vectors(std::int64_t n, const Body& vector, const Rest& rest) {
+  std::int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) vector(i);
+  if (i < n) rest(i, n - i);
+}
+
+// Runs body(x, [u,] y) on vectors, and on a padded copy of the last ones.
+template <class V, class Body>
+void map(const float* x, const float* u, float* y, std::int64_t n, const Body& body) {
+  for_vectors<V::kLanes>(
+      n, [&](std::int64_t i) { V::store(y + i, body(V::load(x + i), u == nullptr ? V::set(1.0f) : V::load(u + i))); },
+      [&](std::int64_t i, std::int64_t count) {
+        float in[V::kLanes] = {}, gate[V::kLanes] = {}, out[V::kLanes];
+        const std::size_t bytes = sizeof(float) * static_cast<std::size_t>(count);
+        __builtin_memcpy(in, x + i, bytes);
+        if (u != nullptr) __builtin_memcpy(gate, u + i, bytes);
+        V::store(out, body(V::load(in), u == nullptr ? V::set(1.0f) : V::load(gate)));
+        __builtin_memcpy(y + i, out, bytes);
+      });
+}
+
+template <class V>
+void multiply(const float* a, const float* b, float* y, std::int64_t n) {
+  map<V>(a, b, y, n, [](typename V::F left, typename V::F right) { return V::mul(left, right); });
+}
+
+template <class V, int kOrder>
+void polynomial_of(const float* c, const float* x, const float* u, float* y, std::int64_t n) {
+  const auto horner = [c](typename V::F v) {
+    auto sum = V::set(c[kOrder]);
+    for (int j = kOrder - 1; j >= 0; --j) sum = V::fma(sum, v, V::set(c[j]));
+    return sum;
+  };
+  if (u == nullptr) {
+    map<V>(x, nullptr, y, n, [&](typename V::F v, typename V::F) { return horner(v); });
+  } else {
+    map<V>(x, u, y, n, [&](typename V::F v, typename V::F gate) { return V::mul(horner(v), gate); });
+  }
+}
+
+template <class V>
+void polynomial(const float* c, int order, const float* x, const float* u, float* y, std::int64_t n) {
+  constexpr decltype(&polynomial_of<V, 1>) kByOrder[] = {polynomial_of<V, 1>, polynomial_of<V, 2>, polynomial_of<V, 3>,
+                                                         polynomial_of<V, 4>};
+  kByOrder[order - 1](c, x, u, y, n);
+}
+
+template <class V, int kOrder>
+void moments_of(const float* x, std::int64_t n, double* sums) {
+  constexpr int kStep = kUnroll * V::kLanes;
+  constexpr std::int64_t kPiece = 64 * kStep;
+  for (int k = 0; k < kOrder; ++k) sums[k] = 0;
+  for (std::int64_t first = 0; first < n; first += kPiece) {
+    const std::int64_t last = n - first < kPiece ? n : first + kPiece;
+    typename V::F partial[kOrder][kUnroll];
+    for (auto& row : partial) {
+      for (auto& sum : row) sum = V::set(0.0f);
+    }
+    const auto add = [&partial](const float* p) {
+      for (int i = 0; i < kUnroll; ++i) {
+        const auto v = V::load(p + i * V::kLanes), square = V::mul(v, v);
+        auto power = square;
+        partial[0][i] = V::add(partial[0][i], square);
+        for (int k = 1; k < kOrder; ++k) {
+          partial[k][i] = V::fma(power, square, partial[k][i]);
+          if (k + 1 < kOrder) power = V::mul(power, square);
+        }
+      }
+    };
+    for_vectors<kStep>(
+        last - first, [&](std::int64_t i) { add(x + first + i); },
+        [&](std::int64_t i, std::int64_t count) {
+          float padded[kStep] = {};
+          __builtin_memcpy(padded, x + first + i, sizeof(float) * static_cast<std::size_t>(count));
+          add(padded);
+        });
+    for (int k = 0; k < kOrder; ++k) {
+      for (int i = 0; i < kUnroll; ++i) sums[k] += static_cast<double>(V::sum(partial[k][i]));
+    }
+  }
+}
+
+template <class V>
+void moments(const float* x, std::int64_t n, int order, double* sums) {
+  constexpr decltype(&moments_of<V, 1>) kByOrder[] = {moments_of<V, 1>, moments_of<V, 2>, moments_of<V, 3>, moments_of<V, 4>};
+  kByOrder[order - 1](x, n, sums);
+}
+
+template <class V>
+void deinterleave(const float* x, float* first, float* second, std::int64_t n) {
+  for_vectors<V::kLanes>(
+      n,
+      [&](std::int64_t i) {
+        typename V::F even, odd;
+        V::deinterleave(x + 2 * i, even, odd);
+        V::store(first + i, even);
+        V::store(second + i, odd);
+      },
+      [&](std::int64_t i, std::int64_t count) {
+        for (std::int64_t j = i; j < i + count; ++j) {
+          first[j] = x[2 * j];
+          second[j] = x[2 * j + 1];
+        }
+      });
+}
+
+template <class V, typename V::F (*kWiden)(const std::uint16_t*)>
+void widen(const std::uint16_t* x, float* y, std::int64_t n) {
+  for_vectors<V::kLanes>(
+      n, [&](std::int64_t i) { V::store(y + i, kWiden(x + i)); },
+      [&](std::int64_t i, std::int64_t count) {
+        std::uint16_t in[V::kLanes] = {};
+        float out[V::kLanes];
+        __builtin_memcpy(in, x + i, sizeof(std::uint16_t) * static_cast<std::size_t>(count));
+        V::store(out, kWiden(in));
+        __builtin_memcpy(y + i, out, sizeof(float) * static_cast<std::size_t>(count));
+      });
+}
+
+template <class V, void (*kNarrow)(std::uint16_t*, typename V::F)>
+void narrow(const float* x, std::uint16_t* y, std::int64_t n) {
+  for_vectors<V::kLanes>(
+      n, [&](std::int64_t i) { kNarrow(y + i, V::load(x + i)); },
+      [&](std::int64_t i, std::int64_t count) {
+        float in[V::kLanes] = {};
+        std::uint16_t out[V::kLanes];
+        __builtin_memcpy(in, x + i, sizeof(float) * static_cast<std::size_t>(count));
+        kNarrow(out, V::load(in));
+        __builtin_memcpy(y + i, out, sizeof(std::uint16_t) * static_cast<std::size_t>(count));
+      });
+}
+
+}  // namespace
+}  // namespace actx

@@ -1,0 +1,195 @@
+// Splines with one table for all elements, and with one table per element of a row.
+#pragma once
+
+#include "rows.h"
+
+namespace actx {
+namespace {
+
+constexpr std::int64_t kBlock = 1024;  // elements between two looks for infinities
+
+inline bool is_infinite(float x) { return __builtin_fabsf(x) == __builtin_inff(); }
+
+// Coefficients of a degree that is known, or of any (D = 0) where they are looked up as they are needed.
+template <class V, int N, int D>
+struct Polynomial {
+  typename V::template Lookup<N> c0, c1, c2, c3;
+  explicit Polynomial(const SplineTable& t)
+      : c0(t.coefficients),
+        c1(t.coefficients + N),
+        c2(t.coefficients + (D > 1 ? 2 : 0) * N),
+        c3(t.coefficients + (D > 2 ? 3 : 0) * N) {}
+  typename V::F operator()(typename V::template Key<N> k, typename V::F t) const {
+    typename V::F y = D == 3 ? c3(k) : D == 2 ? c2(k) : c1(k);
+    if (D == 3) y = V::fma(y, t, c2(k));
+    if (D >= 2) y = V::fma(y, t, c1(k));
+    return V::fma(y, t, c0(k));
+  }
+};
+
+template <class V, int N>
+struct Polynomial<V, N, 0> {
+  const float* c;
+  int degree;
+  explicit Polynomial(const SplineTable& t) : c(t.coefficients), degree(t.degree) {}
+  typename V::F operator()(typename V::template Key<N> k, typename V::F t) const {
+    typename V::F y = typename V::template Lookup<N>(c + degree * N)(k);
+    for (int j = degree - 1; j >= 0; --j) y = V::fma(y, t, typename V::template Lookup<N>(c + j * N)(k));
+    return y;
+  }
+};
+
+template <class V, Index kIndex, int N>
+struct Segment;
+
+template <class V, int N>
+struct Segment<V, Index::kDirect, N> {
+  typename V::F low, high, scale;
+  explicit Segment(const SplineTable& t) : low(V::set(t.low)), high(V::set(t.high)), scale(V::set(t.scale)) {}
+  typename V::I operator()(typename V::F x) const {
+    return V::template floor_index<N>(V::min(V::max(x, low), high), scale);
+  }
+};
+
+template <class V, int N>
+struct Segment<V, Index::kBuckets, N> {
+  typename V::F low, high, scale;
+  typename V::Buckets below;
+  typename V::template Lookup<N> knots;
+  explicit Segment(const SplineTable& t)
+      : low(V::set(t.low)), high(V::set(t.high)), scale(V::set(t.scale)), below(t.buckets), knots(t.knots) {}
+  typename V::I operator()(typename V::F x) const {
+    const auto i = below(V::template floor_index<kBucketCount>(V::min(V::max(x, low), high), scale));
+    return V::step(i, x, knots(V::template key<N>(i)), 1);
+  }
+};
+
+template <class V, int N>
+struct Segment<V, Index::kSearch, N> {
+  typename V::F middle;
+  typename V::template Lookup<N> knots;
+  explicit Segment(const SplineTable& t) : middle(V::set(t.knots[N / 2 - 1])), knots(t.knots) {}
+  typename V::I operator()(typename V::F x) const {
+    typename V::I i = V::step(V::zero(), x, middle, N / 2);
+    for (int step = N / 4; step >= 1; step /= 2) {
+      i = V::step(i, x, knots(V::template key<N>(V::plus(i, step - 1))), step);
+    }
+    return i;
+  }
+};
+
+// s(x), but for infinities.
+template <class V, Index kIndex, int N, int D, bool kOrigins>
+struct Spline {
+  Segment<V, kIndex, N> segment;
+  typename V::template Lookup<N> origins;
+  Polynomial<V, N, D> polynomial;
+  explicit Spline(const SplineTable& t) : segment(t), origins(kOrigins ? t.origins : t.coefficients), polynomial(t) {}
+
+  template <int kVectors, bool kGated>
+  void run(const float* x, const float* u, float* y, typename V::F& seen, bool stream) const {
+    typename V::F v[kVectors], t[kVectors];
+    typename V::template Key<N> k[kVectors];
+    for (int i = 0; i < kVectors; ++i) v[i] = V::load(x + i * V::kLanes);
+    for (int i = 0; i < kVectors; ++i) k[i] = V::template key<N>(segment(v[i]));
+    for (int i = 0; i < kVectors; ++i) seen = V::track(seen, v[i]);
+    for (int i = 0; i < kVectors; ++i) t[i] = kOrigins ? V::sub(v[i], origins(k[i])) : v[i];
+    for (int i = 0; i < kVectors; ++i) t[i] = polynomial(k[i], t[i]);
+    for (int i = 0; i < kVectors; ++i) {
+      if (kGated) t[i] = V::mul(t[i], V::load(u + i * V::kLanes));
+      if (stream) {
+        V::stream(y + i * V::kLanes, t[i]);
+      } else {
+        V::store(y + i * V::kLanes, t[i]);
+      }
+    }
+  }
+};
+
+// Powers of an infinity may meet coefficients of zero: its value comes from the tail instead.
+template <bool kGated>
+void set_infinities(const SplineTable& table, const float* x, const float* u, float* y, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    if (!is_infinite(x[i])) continue;
+    const float limit = x[i] < 0 ? table.at_minus_infinity : table.at_infinity;
+    y[i] = kGated ? limit * u[i] : limit;
+  }
+}
+
+template <class V, Index kIndex, int N, int D, bool kOrigins, bool kGated>
+void spline_loop(const SplineTable& table, const float* x, const float* u, float* y, std::int64_t n, bool stream) {
+  constexpr int kStep = kUnroll * V::kLanes;
+  const Spline<V, kIndex, N, D, kOrigins> spline(table);
+  for (std::int64_t first = 0; first < n; first += kBlock) {
+    const std::int64_t last = n - first < kBlock ? n : first + kBlock;
+    typename V::F seen = V::set(0.0f);
+    std::int64_t i = first;
+    for (; i + kStep <= last; i += kStep) {
+      spline.template run<kUnroll, kGated>(x + i, kGated ? u + i : nullptr, y + i, seen, stream);
+    }
+    if (i < last) {
+      float padded[3][kStep] = {};
+      __builtin_memcpy(padded[0], x + i, sizeof(float) * static_cast<std::size_t>(last - i));
+      if (kGated) __builtin_memcpy(padded[1], u + i, sizeof(float) * static_cast<std::size_t>(last - i));
+      spline.template run<kUnroll, kGated>(padded[0], padded[1], padded[2], seen, false);
+      __builtin_memcpy(y + i, padded[2], sizeof(float) * static_cast<std::size_t>(last - i));
+    }
+    if (V::infinite(seen)) {
+      set_infinities<kGated>(table, x + first, kGated ? u + first : nullptr, y + first, last - first);
+    }
+  }
+  if (stream) V::fence();
+}
+
+template <class V, Index kIndex, int N, int D>
+void spline(const SplineTable& table, const float* x, const float* u, float* y, std::int64_t n, bool stream) {
+  constexpr std::size_t kAlignment = sizeof(float) * V::kLanes;
+  const bool aligned = reinterpret_cast<std::uintptr_t>(y) % kAlignment == 0;
+  const auto loop = table.has_origins
+                        ? (u != nullptr ? spline_loop<V, kIndex, N, D, true, true> : spline_loop<V, kIndex, N, D, true, false>)
+                        : (u != nullptr ? spline_loop<V, kIndex, N, D, false, true> : spline_loop<V, kIndex, N, D, false, false>);
+  loop(table, x, u, y, n, stream && aligned);
+}
+
+// Vectors run along the channels, so knots are compared in order and coefficients gathered. The arrays of the tables are
+// padded to whole vectors.
+template <class V>
+void channels(const ChannelTables& tables, const float* x, const float* u, float* y, std::int64_t rows) {
+  constexpr int kLanes = V::kLanes;
+  std::int32_t lanes[kLanes];
+  for (int i = 0; i < kLanes; ++i) lanes[i] = i;
+  const auto lane = V::load_index(lanes);
+  const std::int64_t stride = tables.stride, size = stride * tables.segments;
+  for (std::int64_t c = 0; c < tables.channels; c += kLanes) {
+    const std::int64_t count = tables.channels - c < kLanes ? tables.channels - c : kLanes;
+    const std::size_t bytes = sizeof(float) * static_cast<std::size_t>(count);
+    for (std::int64_t row = 0; row < rows; ++row) {
+      const std::int64_t at = row * tables.channels + c;
+      float in[kLanes] = {}, gate[kLanes] = {}, out[kLanes];
+      __builtin_memcpy(in, x + at, bytes);
+      const auto v = V::load(in);
+      auto segment = V::zero();
+      for (int k = 0; k < tables.segments - 1; ++k) segment = V::step(segment, v, V::load(tables.knots + k * stride + c), 1);
+      const auto entry = V::add(V::multiply(segment, static_cast<int>(stride)), lane);
+      const auto t = V::sub(v, V::gather(tables.origins + c, entry));
+      const float* coefficients = tables.coefficients + tables.degree * size + c;
+      auto s = V::gather(coefficients, entry);
+      for (int j = tables.degree - 1; j >= 0; --j) {
+        coefficients -= size;
+        s = V::fma(s, t, V::gather(coefficients, entry));
+      }
+      V::store(out, s);
+      for (std::int64_t i = 0; i < count; ++i) {
+        if (is_infinite(in[i])) out[i] = tables.limits[(in[i] < 0 ? 0 : stride) + c + i];
+      }
+      if (u != nullptr) {
+        __builtin_memcpy(gate, u + at, bytes);
+        V::store(out, V::mul(V::load(out), V::load(gate)));
+      }
+      __builtin_memcpy(y + at, out, bytes);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace actx

@@ -1,0 +1,130 @@
+// Plain C++ for any CPU. One lane.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace actx {
+namespace {
+
+struct Vector {
+  using F = float;
+  using I = std::int32_t;
+  static constexpr int kLanes = 1;
+  static constexpr bool kHasBuckets = true;
+
+  static std::uint32_t bits(float v) {
+    std::uint32_t b;
+    std::memcpy(&b, &v, sizeof b);
+    return b;
+  }
+  static float from_bits(std::uint32_t b) {
+    float v;
+    std::memcpy(&v, &b, sizeof v);
+    return v;
+  }
+
+  static F load(const float* p) { return *p; }
+  static void store(float* p, F v) { *p = v; }
+  static void stream(float* p, F v) { *p = v; }
+  static void fence() {}
+  static F set(float v) { return v; }
+  static F add(F a, F b) { return a + b; }
+  static F sub(F a, F b) { return a - b; }
+  static F mul(F a, F b) { return a * b; }
+  static F fma(F a, F b, F c) { return a * b + c; }
+  // b where one of the two is NaN.
+  static F max(F a, F b) { return a > b ? a : b; }
+  static F min(F a, F b) { return a < b ? a : b; }
+  static float sum(F a) { return a; }
+  // Whether an infinity was seen among all x: the largest magnitude that is no NaN.
+  static F track(F seen, F x) { return __builtin_fabsf(x) > seen ? __builtin_fabsf(x) : seen; }
+  static bool infinite(F seen) { return seen == __builtin_inff(); }
+
+  static I zero() { return 0; }
+  // i + step where x >= knot.
+  static I step(I i, F x, F knot, int step) { return x >= knot ? i + step : i; }
+  static I plus(I i, int offset) { return i + offset; }
+
+  template <int N>
+  static I floor_index(F x, F scale) {
+    const float product = x * scale;
+    const I cut = static_cast<I>(product);
+    return (cut - (product < static_cast<float>(cut) ? 1 : 0)) & (N - 1);
+  }
+
+  template <int N>
+  using Key = I;
+  template <int N>
+  static Key<N> key(I i) {
+    return i;
+  }
+  template <int N>
+  struct Lookup {
+    const float* p;
+    explicit Lookup(const float* table) : p(table) {}
+    F operator()(I i) const { return p[i]; }
+  };
+  struct Buckets {
+    const std::uint8_t* p;
+    explicit Buckets(const std::uint8_t* table) : p(table) {}
+    I operator()(I bucket) const { return p[bucket]; }
+  };
+
+  static I load_index(const std::int32_t* p) { return *p; }
+  static F gather(const float* base, I i) { return base[i]; }
+  static I add(I a, I b) { return a + b; }
+  static I multiply(I a, int b) { return a * b; }
+
+  static void deinterleave(const float* p, F& even, F& odd) {
+    even = p[0];
+    odd = p[1];
+  }
+
+  // IEEE 754 binary16. A denormal is a multiple of 2^-24.
+  static F widen_float16(const std::uint16_t* p) {
+    const std::uint32_t sign = (*p & 0x8000u) << 16, magnitude = *p & 0x7fffu;
+    if (magnitude >= 0x7c00u) return from_bits(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
+    if (magnitude < 0x400u) return from_bits(sign | bits(static_cast<float>(magnitude) * 0x1p-24f));
+    return from_bits(sign | ((magnitude << 13) + (112u << 23)));
+  }
+  // To nearest, ties to even. Adding 1/2 rounds a denormal: the last bit of the sum is worth 2^-24.
+  static void narrow_float16(std::uint16_t* p, F v) {
+    const std::uint32_t all = bits(v), sign = all >> 16 & 0x8000u, magnitude = all & 0x7fffffffu;
+    std::uint32_t result;
+    if (magnitude > 0x7f800000u) {
+      result = 0x7e00u | (magnitude >> 13 & 0x3ffu);
+    } else if (magnitude >= 0x477ff000u) {  // 65520: rounds to infinity
+      result = 0x7c00u;
+    } else if (magnitude < 0x38800000u) {  // 2^-14
+      result = bits(from_bits(magnitude) + 0.5f) - 0x3f000000u;
+    } else {
+      result = (magnitude - (112u << 23) + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
+    }
+    *p = static_cast<std::uint16_t>(sign | result);
+  }
+  static F widen_bfloat16(const std::uint16_t* p) { return from_bits(static_cast<std::uint32_t>(*p) << 16); }
+  // To nearest, ties to even.
+  static void narrow_bfloat16(std::uint16_t* p, F v) {
+    const std::uint32_t all = bits(v);
+    const std::uint32_t result = v == v ? all + 0x7fffu + (all >> 16 & 1u) : all | 0x400000u;
+    *p = static_cast<std::uint16_t>(result >> 16);
+  }
+
+  static constexpr int kBytes = 1;
+  struct Bytes {
+    const std::uint8_t* p;
+    explicit Bytes(const std::uint8_t* table) : p(table) {}
+    void operator()(const std::uint8_t* x, std::uint8_t* y) const { *y = p[*x]; }
+  };
+
+  static I widen_byte(const std::uint8_t* p) { return *p; }
+  static I flip(I i, int mask) { return i ^ mask; }
+  static F number(I i) { return static_cast<float>(i); }
+  // To nearest, ties to even, for |v| < 2^22.
+  static I round(F v) { return static_cast<I>(bits(v + 12582912.0f) - 0x4b400000u); }
+  static void narrow_byte(std::uint8_t* p, I i) { *p = static_cast<std::uint8_t>(i); }
+};
+
+}  // namespace
+}  // namespace actx
