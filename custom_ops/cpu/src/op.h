@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "parallel.h"
+#include "shape.h"
 
 namespace actx {
 
@@ -22,14 +23,27 @@ struct Error : std::runtime_error {
 // Element types, with the numbers of ONNX's TensorProto.DataType.
 enum class Type : std::int32_t { kFloat = 1, kUint8 = 2, kInt8 = 3, kFloat16 = 10, kBfloat16 = 16 };
 
-using Shape = std::vector<std::int64_t>;
-
 // An input. `data` is null where an optional input is absent; it may be anything where the shape holds a zero.
 struct Tensor {
   Type type{};
   Shape shape;
   const void* data = nullptr;
   bool present = false;
+};
+
+// A view of the inputs of a call, which the caller owns: one entry for every input that the op can have, in order.
+class Inputs {
+ public:
+  Inputs(const Tensor* tensors, std::size_t count) : tensors_(tensors), count_(count) {}
+
+  std::size_t size() const { return count_; }
+  const Tensor* begin() const { return tensors_; }
+  const Tensor* end() const { return tensors_ + count_; }
+  const Tensor& operator[](std::size_t i) const { return tensors_[i]; }
+
+ private:
+  const Tensor* tensors_;
+  std::size_t count_;
 };
 
 // The attributes of a node; one that the node does not have is nullopt.
@@ -52,10 +66,10 @@ class Op {
   // Name of the row of the kernel table that runs it.
   virtual const char* kernel() const = 0;
   // Throw Error where types or shapes of the inputs do not fit.
-  virtual Type output_type(const std::vector<Tensor>& inputs) const = 0;
-  virtual Shape output_shape(const std::vector<Tensor>& inputs) const = 0;
+  virtual Type output_type(Inputs inputs) const = 0;
+  virtual Shape output_shape(Inputs inputs) const = 0;
   // `output` has that type and shape and does not overlap an input.
-  virtual void run(const std::vector<Tensor>& inputs, void* output, const Parallel& parallel) const = 0;
+  virtual void run(Inputs inputs, void* output, const Parallel& parallel) const = 0;
 };
 
 // What a runtime must know of an operator before any node exists.
