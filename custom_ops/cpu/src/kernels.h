@@ -11,7 +11,7 @@ namespace actx {
 
 // How a kernel finds the segment of an element. All three give the segment of exact comparisons with the knots.
 enum class Index {
-  kDirect,   // the knots are consecutive multiples of a power of two <= 1: the floor of a product, no comparison
+  kDirect,   // the knots are consecutive multiples of a power of two, at most 1: the floor of a product, no comparison
   kBuckets,  // no two knots share a bucket of 2^e width, of 128: a table of bytes, then one comparison
   kSearch,   // binary search
 };

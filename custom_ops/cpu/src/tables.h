@@ -14,18 +14,18 @@ namespace actx {
 // The attributes of a spline, checked. With channels the arrays have a leading dimension C.
 struct SplineAttributes {
   std::int64_t channels = 1;
-  bool per_channel = false;
-  std::int64_t axis = 0;  // of the channels; may be negative
   int segments = 0;
   int degree = 0;
   std::vector<float> knots;         // [C, segments - 1]
   std::vector<float> origins;       // [C, segments]
-  std::vector<float> coefficients;  // [C, segments, degree + 1]
+  std::vector<float> coefficients;  // [entries, C, segments, degree + 1]
 };
 
-// Reads `prefix`degree, `prefix`knots, `prefix`coefficients and `prefix`origins; with `channels`, one table for each. Throws
+// Reads `prefix`degree, `prefix`knots, `prefix`coefficients and `prefix`origins, with one table for each channel, and
+// coefficients for each entry. Throws
 // Error for what is missing, does not fit together, is not finite, or more than kernels have.
-SplineAttributes read_spline(const Attributes& attributes, std::int64_t channels, const std::string& prefix = "");
+SplineAttributes read_spline(const Attributes& attributes, std::int64_t channels, const std::string& prefix = "",
+                             std::int64_t entries = 1);
 
 // The value of a tail with ascending coefficients at an infinity of this sign: the offset where all powers vanish.
 float limit(const float* coefficients, int degree, float sign);
@@ -43,7 +43,7 @@ class FloatArray {
   std::unique_ptr<float, Free> data_;
 };
 
-// A table for one spline, with the row that runs it. Coefficients may be set anew (`SplineMix`).
+// The knots of a spline with the row that runs it. The coefficients are given apart: `SplineMix` has several sets of them.
 class PreparedSpline {
  public:
   // Takes the first row that fits, or the one that is named. Throws Error where that does not fit.
@@ -51,14 +51,12 @@ class PreparedSpline {
                  std::string_view kernel);
 
   const SplineKernel& kernel() const { return *kernel_; }
-  const SplineTable& table() const { return table_; }
-  // Entries of a row of coefficients: a kernel's arrays are [degree + 1, width].
-  int width() const { return table_.width; }
-  // Position of a segment in a row of the arrays.
-  int entry(int segment) const { return (first_ + segment) & (table_.width - 1); }
-
-  // Fills all entries of [degree + 1, width] and both limits from [segments, degree + 1] ascending powers.
-  void set_coefficients(const float* coefficients);
+  // Number of floats of a kernel's coefficients, [degree + 1, width].
+  std::size_t size() const { return static_cast<std::size_t>(table_.degree + 1) * static_cast<std::size_t>(table_.width); }
+  // Writes them from [segments, degree + 1] ascending powers.
+  void fill(const float* coefficients, float* rows) const;
+  // A table over such rows, which it refers to.
+  SplineTable with(const float* rows) const;
 
  private:
   bool place(const float* knots, Index index);
@@ -68,9 +66,9 @@ class PreparedSpline {
   const SplineKernel* kernel_ = nullptr;
   SplineTable table_;
   int segments_;
-  int degree_;  // of the attributes; the kernel may have a larger one
-  int first_ = 0;
-  FloatArray knots_, origins_, coefficients_;
+  int degree_;     // of the attributes; the kernel may have a larger one
+  int first_ = 0;  // entry of the first segment, modulo the width
+  FloatArray knots_, origins_;
   std::vector<std::uint8_t> buckets_;
 };
 

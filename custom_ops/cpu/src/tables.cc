@@ -1,0 +1,204 @@
+#include "tables.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+#include <new>
+
+namespace actx {
+
+namespace {
+
+constexpr int kMaxDegree = 3, kMaxSegmentsOfHighDegree = 4, kMaxHighDegree = 16;
+constexpr std::size_t kCacheLine = 64;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+std::vector<float> finite(const Attributes& attributes, const std::string& name) {
+  auto values = attributes.numbers(name.c_str());
+  if (!values) throw Error("the attribute '" + name + "' is missing");
+  for (float value : *values) {
+    if (!std::isfinite(value)) throw Error("the attribute '" + name + "' must be finite, got " + std::to_string(value));
+  }
+  return *std::move(values);
+}
+
+void check_size(const std::string& name, std::size_t got, std::int64_t expected) {
+  if (static_cast<std::int64_t>(got) != expected) {
+    throw Error("the attribute '" + name + "' must have " + std::to_string(expected) + " values, got " +
+                std::to_string(got));
+  }
+}
+
+void check_size_of_table(int segments, int degree) {
+  const bool low = segments <= kMaxSegments && degree <= kMaxDegree;
+  const bool high = segments <= kMaxSegmentsOfHighDegree && degree <= kMaxHighDegree;
+  if (!low && !high) {
+    throw Error("a spline has at most 32 segments of degree 3 or 4 of degree 16, got " + std::to_string(segments) +
+                " of degree " + std::to_string(degree));
+  }
+}
+
+void check_ascending(const SplineAttributes& s, const std::string& name) {
+  const int knots = s.segments - 1;
+  for (std::int64_t c = 0; c < s.channels; ++c) {
+    for (int i = 1; i < knots; ++i) {
+      const float* k = s.knots.data() + c * knots + i;
+      if (!(k[-1] < k[0])) throw Error("the attribute '" + name + "' must ascend strictly");
+    }
+  }
+}
+
+int degree_of(const Attributes& attributes, const std::string& name) {
+  const auto degree = attributes.integer(name.c_str());
+  if (!degree) throw Error("the attribute '" + name + "' is missing");
+  if (*degree < 0 || *degree > kMaxHighDegree) {
+    throw Error("the attribute '" + name + "' must be between 0 and 16, got " + std::to_string(*degree));
+  }
+  return static_cast<int>(*degree);
+}
+
+}  // namespace
+
+SplineAttributes read_spline(const Attributes& attributes, std::int64_t channels, const std::string& prefix,
+                             std::int64_t entries) {
+  SplineAttributes s;
+  s.channels = channels;
+  s.degree = degree_of(attributes, prefix + "degree");
+  s.knots = finite(attributes, prefix + "knots");
+  s.coefficients = finite(attributes, prefix + "coefficients");
+  s.origins = finite(attributes, prefix + "origins");
+  const auto size = static_cast<std::int64_t>(s.origins.size());
+  if (channels < 1 || size < channels || size % channels != 0) {
+    throw Error("the attribute '" + prefix + "origins' must have the same number of values for each of " +
+                std::to_string(channels) + " channels, 1 or more, got " + std::to_string(size));
+  }
+  if (size / channels > kMaxSegments) check_size_of_table(kMaxSegments + 1, s.degree);
+  s.segments = static_cast<int>(size / channels);
+  check_size_of_table(s.segments, s.degree);
+  check_size(prefix + "knots", s.knots.size(), channels * (s.segments - 1));
+  check_size(prefix + "coefficients", s.coefficients.size(), size * (s.degree + 1) * entries);
+  check_ascending(s, prefix + "knots");
+  return s;
+}
+
+float limit(const float* coefficients, int degree, float sign) {
+  for (int power = degree; power > 0; --power) {
+    if (coefficients[power] != 0) return coefficients[power] * (power % 2 == 1 ? sign : 1.0f) > 0 ? kInfinity : -kInfinity;
+  }
+  return coefficients[0];
+}
+
+FloatArray::FloatArray(std::size_t count) {
+  const std::size_t bytes = (count * sizeof(float) + kCacheLine - 1) / kCacheLine * kCacheLine;
+  data_.reset(static_cast<float*>(std::aligned_alloc(kCacheLine, std::max(bytes, kCacheLine))));
+  if (!data_) throw std::bad_alloc();
+  std::fill_n(data_.get(), count, 0.0f);
+}
+
+void FloatArray::Free::operator()(float* p) const { std::free(p); }
+
+PreparedSpline::PreparedSpline(const float* knots, const float* origins, int segments, int degree, const Kernels& kernels,
+                               std::string_view kernel)
+    : segments_(segments), degree_(degree), knots_(kMaxSegments), origins_(kMaxSegments) {
+  for (std::size_t i = 0; i < kernels.spline_count && kernel_ == nullptr; ++i) {
+    const SplineKernel& row = kernels.splines[i];
+    table_.width = row.width;
+    const bool asked = kernel.empty() || kernel == row.name;
+    if (asked && row.takes(row.index, segments, degree) && place(knots, row.index)) kernel_ = &row;
+  }
+  if (kernel_ == nullptr) {
+    throw Error("the kernel '" + std::string(kernel) + "' of " + kernels.isa + " does not take a table of " +
+                std::to_string(segments) + " segments of degree " + std::to_string(degree) + " with these knots");
+  }
+  table_.degree = std::max({degree, kernel_->degree, 1});
+  for (int entry = 0; entry < table_.width; ++entry) {
+    const int segment = std::min((entry - first_) & (table_.width - 1), segments - 1);
+    origins_.data()[entry] = origins[segment];
+    knots_.data()[entry] = entry < segments - 1 ? knots[entry] : kInfinity;
+    table_.has_origins = table_.has_origins || origins[segment] != 0;
+  }
+  table_.knots = knots_.data();
+  table_.origins = origins_.data();
+  table_.buckets = buckets_.data();
+}
+
+bool PreparedSpline::place(const float* knots, Index index) {
+  table_.index = index;
+  first_ = 0;
+  return index == Index::kDirect ? place_direct(knots) : index == Index::kBuckets ? place_buckets(knots) : true;
+}
+
+// The distance of the knots is a power of two of at most 1, so that its inverse times x is exact, and they are multiples of it.
+bool PreparedSpline::place_direct(const float* knots) {
+  if (segments_ < 2) return false;
+  const double gap = segments_ > 2 ? static_cast<double>(knots[1]) - knots[0] : 1.0;
+  int exponent = 0;
+  if (std::frexp(gap, &exponent) != 0.5 || gap > 1 || gap < 0x1p-20) return false;
+  const double first = knots[0] / gap;
+  if (first != std::floor(first) || std::fabs(first) > 0x1p20) return false;
+  for (int i = 0; i < segments_ - 1; ++i) {
+    if (knots[i] != (first + i) * gap) return false;
+  }
+  table_.scale = static_cast<float>(1 / gap);
+  table_.low = static_cast<float>((first - 1) * gap);
+  table_.high = knots[segments_ - 2];
+  first_ = static_cast<int>(first) - 1;
+  return true;
+}
+
+// The widest buckets of 2^e that part the knots. Floor is monotone, so a bucket without a knot lies in one segment,
+// and one with a knot in two, whatever the rounding of the product.
+bool PreparedSpline::place_buckets(const float* knots) {
+  constexpr double kLargest = 0x1p20;
+  const int count = segments_ - 1;
+  if (count < 1) return false;
+  for (int i = 0; i < count; ++i) {
+    if (knots[i] != 0 && std::fabs(knots[i]) < 0x1p-100f) return false;  // their products may underflow
+  }
+  for (float scale = 0x1p-10f; scale <= 0x1p20f; scale *= 2) {
+    const auto bucket = [scale](float x) { return std::floor(static_cast<double>(x) * scale); };
+    const double first = bucket(knots[0]), last = bucket(knots[count - 1]);
+    if (last - first > kBucketCount - 3 || std::max(std::fabs(first), std::fabs(last)) > kLargest) return false;
+    bool parted = true;
+    for (int i = 1; i < count; ++i) parted = parted && bucket(knots[i]) > bucket(knots[i - 1]);
+    if (!parted) continue;
+    table_.scale = scale;
+    table_.low = static_cast<float>((first - 1) / scale);
+    table_.high = static_cast<float>((last + 1) / scale);
+    buckets_.assign(kBucketCount, 0);
+    for (int b = static_cast<int>(first) - 1; b <= static_cast<int>(last) + 1; ++b) {
+      int below = 0;
+      while (below < count && bucket(knots[below]) < b) ++below;
+      buckets_[static_cast<std::size_t>(b & (kBucketCount - 1))] = static_cast<std::uint8_t>(below);
+    }
+    return true;
+  }
+  return false;
+}
+
+void PreparedSpline::fill(const float* coefficients, float* rows) const {
+  const int width = table_.width;
+  for (int entry = 0; entry < width; ++entry) {
+    const int segment = std::min((entry - first_) & (width - 1), segments_ - 1);
+    for (int power = 0; power <= table_.degree; ++power) {
+      rows[power * width + entry] = power <= degree_ ? coefficients[segment * (degree_ + 1) + power] : 0.0f;
+    }
+  }
+}
+
+SplineTable PreparedSpline::with(const float* rows) const {
+  const int width = table_.width;
+  float left[kMaxHighDegree + 1], right[kMaxHighDegree + 1];
+  for (int power = 0; power <= table_.degree; ++power) {
+    left[power] = rows[power * width + (first_ & (width - 1))];
+    right[power] = rows[power * width + ((first_ + segments_ - 1) & (width - 1))];
+  }
+  SplineTable table = table_;
+  table.coefficients = rows;
+  table.at_minus_infinity = limit(left, table.degree, -1.0f);
+  table.at_infinity = limit(right, table.degree, 1.0f);
+  return table;
+}
+
+}  // namespace actx
