@@ -11,7 +11,7 @@ namespace actx {
 
 // How a kernel finds the segment of an element. All three give the segment of exact comparisons with the knots.
 enum class Index {
-  kDirect,   // the knots are consecutive multiples of a power of two, at most 1: the floor of a product, no comparison
+  kDirect,   // the knots are multiples of a power of two, at most 1: the floor of a product names the entry
   kBuckets,  // no two knots share a bucket of 2^e width, of 128: a table of bytes, then one comparison
   kSearch,   // binary search
 };
@@ -19,8 +19,8 @@ enum class Index {
 constexpr int kMaxSegments = 32;
 constexpr int kBucketCount = 128;
 
-// A spline as a kernel reads it. Arrays have `width` entries (8, 16 or 32) per row; for kDirect the entry of a segment is its
-// bucket modulo the width, otherwise its number.
+// A spline as a kernel reads it. Arrays have `width` entries (8, 16 or 32) per row; for kDirect an
+// entry is a bucket modulo the width, and a segment may have several; otherwise it is a segment.
 struct SplineTable {
   Index index = Index::kSearch;
   int width = 0;
@@ -29,8 +29,9 @@ struct SplineTable {
   const float* knots = nullptr;         // [width]: where the next segment starts; +inf behind the last knot
   const float* origins = nullptr;       // [width]
   const float* coefficients = nullptr;  // [degree + 1, width], ascending powers
-  float scale = 1;                      // bucket = floor(clamp(x, low, high) * scale)
-  float low = 0, high = 0;
+  float low = 0, high = 0;              // finite, in the outer segments: tables are looked up for x between them
+  float scale = 1;                      // bucket = floor(x * scale)
+  bool is_open = false;                 // whether the left tail is constant and the right one linear
   const std::uint8_t* buckets = nullptr;  // [128]: knots in lower buckets than this one, taken modulo 128
   float at_minus_infinity = 0, at_infinity = 0;
 };

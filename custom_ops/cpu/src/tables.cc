@@ -1,6 +1,7 @@
 #include "tables.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <limits>
@@ -12,6 +13,8 @@ namespace {
 
 constexpr int kMaxDegree = 3, kMaxSegmentsOfHighDegree = 4, kMaxHighDegree = 16;
 constexpr std::size_t kCacheLine = 64;
+constexpr double kLargestBucket = 0x1p20;
+constexpr float kLargest = std::numeric_limits<float>::max();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 std::vector<float> finite(const Attributes& attributes, const std::string& name) {
@@ -113,11 +116,10 @@ PreparedSpline::PreparedSpline(const float* knots, const float* origins, int seg
   }
   table_.degree = std::max({degree, kernel_->degree, 1});
   for (int entry = 0; entry < table_.width; ++entry) {
-    const int segment = std::min((entry - first_) & (table_.width - 1), segments - 1);
-    origins_.data()[entry] = origins[segment];
+    origins_.data()[entry] = origins[segments_of_[static_cast<std::size_t>(entry)]];
     knots_.data()[entry] = entry < segments - 1 ? knots[entry] : kInfinity;
-    table_.has_origins = table_.has_origins || origins[segment] != 0;
   }
+  table_.has_origins = std::any_of(origins, origins + segments, [](float origin) { return origin != 0; });
   table_.knots = knots_.data();
   table_.origins = origins_.data();
   table_.buckets = buckets_.data();
@@ -125,32 +127,37 @@ PreparedSpline::PreparedSpline(const float* knots, const float* origins, int seg
 
 bool PreparedSpline::place(const float* knots, Index index) {
   table_.index = index;
-  first_ = 0;
+  table_.low = -kLargest;
+  table_.high = kLargest;
+  for (int entry = 0; entry < kMaxSegments; ++entry) segments_of_[static_cast<std::size_t>(entry)] = std::min(entry, segments_ - 1);
   return index == Index::kDirect ? place_direct(knots) : index == Index::kBuckets ? place_buckets(knots) : true;
 }
 
-// The distance of the knots is a power of two of at most 1, so that its inverse times x is exact, and they are multiples of it.
+// The widest buckets of 2^e <= 1 whose ends are the knots. Their inverse is at least 1, so its product with x is exact.
 bool PreparedSpline::place_direct(const float* knots) {
-  if (segments_ < 2) return false;
-  const double gap = segments_ > 2 ? static_cast<double>(knots[1]) - knots[0] : 1.0;
-  int exponent = 0;
-  if (std::frexp(gap, &exponent) != 0.5 || gap > 1 || gap < 0x1p-20) return false;
-  const double first = knots[0] / gap;
-  if (first != std::floor(first) || std::fabs(first) > 0x1p20) return false;
-  for (int i = 0; i < segments_ - 1; ++i) {
-    if (knots[i] != (first + i) * gap) return false;
+  const int count = segments_ - 1, width = table_.width;
+  if (count < 1) return false;
+  for (float scale = 1.0f; scale <= 0x1p20f; scale *= 2) {
+    const double first = static_cast<double>(knots[0]) * scale, last = static_cast<double>(knots[count - 1]) * scale;
+    if (last - first > width - 2 || std::max(std::fabs(first), std::fabs(last)) > kLargestBucket) return false;
+    const auto is_whole = [scale](float x) { return static_cast<double>(x) * scale == std::floor(static_cast<double>(x) * scale); };
+    if (!std::all_of(knots, knots + count, is_whole)) continue;
+    table_.scale = scale;
+    table_.low = static_cast<float>((first - 1) / scale);
+    table_.high = knots[count - 1];
+    for (int entry = 0; entry < width; ++entry) {
+      const int bucket = static_cast<int>(first) - 1 + entry;
+      const auto beyond = std::upper_bound(knots, knots + count, static_cast<float>(bucket / static_cast<double>(scale)));
+      segments_of_[static_cast<std::size_t>(bucket & (width - 1))] = static_cast<int>(beyond - knots);
+    }
+    return true;
   }
-  table_.scale = static_cast<float>(1 / gap);
-  table_.low = static_cast<float>((first - 1) * gap);
-  table_.high = knots[segments_ - 2];
-  first_ = static_cast<int>(first) - 1;
-  return true;
+  return false;
 }
 
 // The widest buckets of 2^e that part the knots. Floor is monotone, so a bucket without a knot lies in one segment,
 // and one with a knot in two, whatever the rounding of the product.
 bool PreparedSpline::place_buckets(const float* knots) {
-  constexpr double kLargest = 0x1p20;
   const int count = segments_ - 1;
   if (count < 1) return false;
   for (int i = 0; i < count; ++i) {
@@ -159,7 +166,7 @@ bool PreparedSpline::place_buckets(const float* knots) {
   for (float scale = 0x1p-10f; scale <= 0x1p20f; scale *= 2) {
     const auto bucket = [scale](float x) { return std::floor(static_cast<double>(x) * scale); };
     const double first = bucket(knots[0]), last = bucket(knots[count - 1]);
-    if (last - first > kBucketCount - 3 || std::max(std::fabs(first), std::fabs(last)) > kLargest) return false;
+    if (last - first > kBucketCount - 3 || std::max(std::fabs(first), std::fabs(last)) > kLargestBucket) return false;
     bool parted = true;
     for (int i = 1; i < count; ++i) parted = parted && bucket(knots[i]) > bucket(knots[i - 1]);
     if (!parted) continue;
@@ -180,7 +187,7 @@ bool PreparedSpline::place_buckets(const float* knots) {
 void PreparedSpline::fill(const float* coefficients, float* rows) const {
   const int width = table_.width;
   for (int entry = 0; entry < width; ++entry) {
-    const int segment = std::min((entry - first_) & (width - 1), segments_ - 1);
+    const int segment = segments_of_[static_cast<std::size_t>(entry)];
     for (int power = 0; power <= table_.degree; ++power) {
       rows[power * width + entry] = power <= degree_ ? coefficients[segment * (degree_ + 1) + power] : 0.0f;
     }
@@ -188,16 +195,23 @@ void PreparedSpline::fill(const float* coefficients, float* rows) const {
 }
 
 SplineTable PreparedSpline::with(const float* rows) const {
-  const int width = table_.width;
-  float left[kMaxHighDegree + 1], right[kMaxHighDegree + 1];
-  for (int power = 0; power <= table_.degree; ++power) {
-    left[power] = rows[power * width + (first_ & (width - 1))];
-    right[power] = rows[power * width + ((first_ + segments_ - 1) & (width - 1))];
-  }
+  const auto tail = [this, rows](int segment) {
+    const auto entry = std::find(segments_of_.begin(), segments_of_.end(), segment) - segments_of_.begin();
+    std::array<float, kMaxHighDegree + 1> coefficients{};
+    for (int power = 0; power <= table_.degree; ++power) {
+      coefficients[static_cast<std::size_t>(power)] = rows[power * table_.width + entry];
+    }
+    return coefficients;
+  };
+  const auto left = tail(0), right = tail(segments_ - 1);
+  const auto vanish = [](const auto& c, std::ptrdiff_t from) {
+    return std::all_of(c.begin() + from, c.end(), [](float value) { return value == 0; });
+  };
   SplineTable table = table_;
   table.coefficients = rows;
-  table.at_minus_infinity = limit(left, table.degree, -1.0f);
-  table.at_infinity = limit(right, table.degree, 1.0f);
+  table.at_minus_infinity = limit(left.data(), table.degree, -1.0f);
+  table.at_infinity = limit(right.data(), table.degree, 1.0f);
+  table.is_open = vanish(left, 1) && vanish(right, 2) && right[1] != 0;
   return table;
 }
 

@@ -1,6 +1,7 @@
 // From the attributes of a spline to the table that a kernel reads.
 #pragma once
 
+#include <array>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -66,8 +67,8 @@ class PreparedSpline {
   const SplineKernel* kernel_ = nullptr;
   SplineTable table_;
   int segments_;
-  int degree_;     // of the attributes; the kernel may have a larger one
-  int first_ = 0;  // entry of the first segment, modulo the width
+  int degree_;  // of the attributes; the kernel may have a larger one
+  std::array<int, kMaxSegments> segments_of_{};  // of the entries
   FloatArray knots_, origins_;
   std::vector<std::uint8_t> buckets_;
 };

@@ -10,20 +10,23 @@ constexpr std::int64_t kBlock = 1024;  // elements between two looks for infinit
 
 inline bool is_infinite(float x) { return __builtin_fabsf(x) == __builtin_inff(); }
 
-// Coefficients of a degree that is known, or of any (D = 0) where they are looked up as they are needed.
+// The coefficients: of a degree that is known in registers, of any (D = 0) looked up as they are needed.
+//
+// All powers but the last are taken of t, which is bounded where the tails are linear, and the last of `end`, which is not: so
+// an infinity meets the slope alone.
 template <class V, int N, int D>
 struct Polynomial {
   typename V::template Lookup<N> c0, c1, c2, c3;
-  explicit Polynomial(const SplineTable& t)
-      : c0(t.coefficients),
-        c1(t.coefficients + N),
-        c2(t.coefficients + (D > 1 ? 2 : 0) * N),
-        c3(t.coefficients + (D > 2 ? 3 : 0) * N) {}
-  typename V::F operator()(typename V::template Key<N> k, typename V::F t) const {
+  explicit Polynomial(const SplineTable& table)
+      : c0(table.coefficients),
+        c1(table.coefficients + N),
+        c2(table.coefficients + (D > 1 ? 2 : 0) * N),
+        c3(table.coefficients + (D > 2 ? 3 : 0) * N) {}
+  typename V::F operator()(typename V::template Key<N> k, typename V::F t, typename V::F end) const {
     typename V::F y = D == 3 ? c3(k) : D == 2 ? c2(k) : c1(k);
     if (D == 3) y = V::fma(y, t, c2(k));
     if (D >= 2) y = V::fma(y, t, c1(k));
-    return V::fma(y, t, c0(k));
+    return V::fma(y, end, c0(k));
   }
 };
 
@@ -31,35 +34,33 @@ template <class V, int N>
 struct Polynomial<V, N, 0> {
   const float* c;
   int degree;
-  explicit Polynomial(const SplineTable& t) : c(t.coefficients), degree(t.degree) {}
-  typename V::F operator()(typename V::template Key<N> k, typename V::F t) const {
+  explicit Polynomial(const SplineTable& table) : c(table.coefficients), degree(table.degree) {}
+  typename V::F operator()(typename V::template Key<N> k, typename V::F t, typename V::F end) const {
     typename V::F y = typename V::template Lookup<N>(c + degree * N)(k);
-    for (int j = degree - 1; j >= 0; --j) y = V::fma(y, t, typename V::template Lookup<N>(c + j * N)(k));
-    return y;
+    for (int j = degree - 1; j >= 1; --j) y = V::fma(y, t, typename V::template Lookup<N>(c + j * N)(k));
+    return V::fma(y, end, typename V::template Lookup<N>(c)(k));
   }
 };
 
+// The segment of x, which lies between the bounds of the table.
 template <class V, Index kIndex, int N>
 struct Segment;
 
 template <class V, int N>
 struct Segment<V, Index::kDirect, N> {
-  typename V::F low, high, scale;
-  explicit Segment(const SplineTable& t) : low(V::set(t.low)), high(V::set(t.high)), scale(V::set(t.scale)) {}
-  typename V::I operator()(typename V::F x) const {
-    return V::template floor_index<N>(V::min(V::max(x, low), high), scale);
-  }
+  typename V::F scale;
+  explicit Segment(const SplineTable& table) : scale(V::set(table.scale)) {}
+  typename V::I operator()(typename V::F x) const { return V::template floor_index<N>(x, scale); }
 };
 
 template <class V, int N>
 struct Segment<V, Index::kBuckets, N> {
-  typename V::F low, high, scale;
+  typename V::F scale;
   typename V::Buckets below;
   typename V::template Lookup<N> knots;
-  explicit Segment(const SplineTable& t)
-      : low(V::set(t.low)), high(V::set(t.high)), scale(V::set(t.scale)), below(t.buckets), knots(t.knots) {}
+  explicit Segment(const SplineTable& table) : scale(V::set(table.scale)), below(table.buckets), knots(table.knots) {}
   typename V::I operator()(typename V::F x) const {
-    const auto i = below(V::template floor_index<kBucketCount>(V::min(V::max(x, low), high), scale));
+    const auto i = below(V::template floor_index<kBucketCount>(x, scale));
     return V::step(i, x, knots(V::template key<N>(i)), 1);
   }
 };
@@ -68,7 +69,7 @@ template <class V, int N>
 struct Segment<V, Index::kSearch, N> {
   typename V::F middle;
   typename V::template Lookup<N> knots;
-  explicit Segment(const SplineTable& t) : middle(V::set(t.knots[N / 2 - 1])), knots(t.knots) {}
+  explicit Segment(const SplineTable& table) : middle(V::set(table.knots[N / 2 - 1])), knots(table.knots) {}
   typename V::I operator()(typename V::F x) const {
     typename V::I i = V::step(V::zero(), x, middle, N / 2);
     for (int step = N / 4; step >= 1; step /= 2) {
@@ -78,29 +79,48 @@ struct Segment<V, Index::kSearch, N> {
   }
 };
 
-// s(x), but for infinities.
-template <class V, Index kIndex, int N, int D, bool kOrigins>
+// s(x). With kOpen the left tail is constant and the right one linear, as those of nearly all activations are, and
+// infinities come out right; otherwise they are set afterwards.
+template <class V, Index kIndex, int N, int D, bool kOrigins, bool kOpen>
 struct Spline {
+  using F = typename V::F;
+  F low, high;
   Segment<V, kIndex, N> segment;
   typename V::template Lookup<N> origins;
   Polynomial<V, N, D> polynomial;
-  explicit Spline(const SplineTable& t) : segment(t), origins(kOrigins ? t.origins : t.coefficients), polynomial(t) {}
+  explicit Spline(const SplineTable& table)
+      : low(V::set(table.low)),
+        high(V::set(table.high)),
+        segment(table),
+        origins(kOrigins ? table.origins : table.coefficients),
+        polynomial(table) {}
 
   template <int kVectors, bool kGated>
-  void run(const float* x, const float* u, float* y, typename V::F& seen, bool stream) const {
-    typename V::F v[kVectors], t[kVectors];
+  void run(const float* x, const float* u, float* y, F& seen, bool stream) const {
+    F v[kVectors], bounded[kVectors], origin[kVectors];
     typename V::template Key<N> k[kVectors];
-    for (int i = 0; i < kVectors; ++i) v[i] = V::load(x + i * V::kLanes);
-    for (int i = 0; i < kVectors; ++i) k[i] = V::template key<N>(segment(v[i]));
-    for (int i = 0; i < kVectors; ++i) seen = V::track(seen, v[i]);
-    for (int i = 0; i < kVectors; ++i) t[i] = kOrigins ? V::sub(v[i], origins(k[i])) : v[i];
-    for (int i = 0; i < kVectors; ++i) t[i] = polynomial(k[i], t[i]);
     for (int i = 0; i < kVectors; ++i) {
-      if (kGated) t[i] = V::mul(t[i], V::load(u + i * V::kLanes));
+      v[i] = V::load(x + i * V::kLanes);
+      if (!kOpen) seen = V::track(seen, v[i]);
+      const F above = V::max(low, v[i]);
+      if (kOpen) v[i] = above;
+      bounded[i] = V::min(high, above);
+    }
+    for (int i = 0; i < kVectors; ++i) k[i] = V::template key<N>(segment(bounded[i]));
+    for (int i = 0; i < kVectors; ++i) {
+      if (kOrigins) {
+        origin[i] = origins(k[i]);
+        v[i] = V::sub(v[i], origin[i]);
+      }
+      const F t = !kOpen ? v[i] : kOrigins ? V::sub(bounded[i], origin[i]) : bounded[i];
+      v[i] = polynomial(k[i], t, v[i]);
+    }
+    for (int i = 0; i < kVectors; ++i) {
+      if (kGated) v[i] = V::mul(v[i], V::load(u + i * V::kLanes));
       if (stream) {
-        V::stream(y + i * V::kLanes, t[i]);
+        V::stream(y + i * V::kLanes, v[i]);
       } else {
-        V::store(y + i * V::kLanes, t[i]);
+        V::store(y + i * V::kLanes, v[i]);
       }
     }
   }
@@ -116,10 +136,10 @@ void set_infinities(const SplineTable& table, const float* x, const float* u, fl
   }
 }
 
-template <class V, Index kIndex, int N, int D, bool kOrigins, bool kGated>
+template <class V, Index kIndex, int N, int D, bool kOrigins, bool kOpen, bool kGated>
 void spline_loop(const SplineTable& table, const float* x, const float* u, float* y, std::int64_t n, bool stream) {
   constexpr int kStep = kUnroll * V::kLanes;
-  const Spline<V, kIndex, N, D, kOrigins> spline(table);
+  const Spline<V, kIndex, N, D, kOrigins, kOpen> spline(table);
   for (std::int64_t first = 0; first < n; first += kBlock) {
     const std::int64_t last = n - first < kBlock ? n : first + kBlock;
     typename V::F seen = V::set(0.0f);
@@ -134,7 +154,7 @@ void spline_loop(const SplineTable& table, const float* x, const float* u, float
       spline.template run<kUnroll, kGated>(padded[0], padded[1], padded[2], seen, false);
       __builtin_memcpy(y + i, padded[2], sizeof(float) * static_cast<std::size_t>(last - i));
     }
-    if (V::infinite(seen)) {
+    if (!kOpen && V::infinite(seen)) {
       set_infinities<kGated>(table, x + first, kGated ? u + first : nullptr, y + first, last - first);
     }
   }
@@ -145,9 +165,12 @@ template <class V, Index kIndex, int N, int D>
 void spline(const SplineTable& table, const float* x, const float* u, float* y, std::int64_t n, bool stream) {
   constexpr std::size_t kAlignment = sizeof(float) * V::kLanes;
   const bool aligned = reinterpret_cast<std::uintptr_t>(y) % kAlignment == 0;
-  const auto loop = table.has_origins
-                        ? (u != nullptr ? spline_loop<V, kIndex, N, D, true, true> : spline_loop<V, kIndex, N, D, true, false>)
-                        : (u != nullptr ? spline_loop<V, kIndex, N, D, false, true> : spline_loop<V, kIndex, N, D, false, false>);
+  constexpr SplineFunction kLoops[2][2][2] = {
+      {{spline_loop<V, kIndex, N, D, false, false, false>, spline_loop<V, kIndex, N, D, false, false, true>},
+       {spline_loop<V, kIndex, N, D, false, true, false>, spline_loop<V, kIndex, N, D, false, true, true>}},
+      {{spline_loop<V, kIndex, N, D, true, false, false>, spline_loop<V, kIndex, N, D, true, false, true>},
+       {spline_loop<V, kIndex, N, D, true, true, false>, spline_loop<V, kIndex, N, D, true, true, true>}}};
+  const SplineFunction loop = kLoops[table.has_origins][table.is_open][u != nullptr];
   loop(table, x, u, y, n, stream && aligned);
 }
 

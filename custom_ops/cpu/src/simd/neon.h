@@ -23,9 +23,9 @@ struct Vector {
   static F sub(F a, F b) { return vsubq_f32(a, b); }
   static F mul(F a, F b) { return vmulq_f32(a, b); }
   static F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
-  // The number where one of the two is NaN.
-  static F max(F a, F b) { return vmaxnmq_f32(a, b); }
-  static F min(F a, F b) { return vminnmq_f32(a, b); }
+  // NaN where one of the two is.
+  static F max(F a, F b) { return vmaxq_f32(a, b); }
+  static F min(F a, F b) { return vminq_f32(a, b); }
   static float sum(F a) { return vaddvq_f32(a); }
   // Whether an infinity was seen among all x, as a mask.
   static F track(F seen, F x) {

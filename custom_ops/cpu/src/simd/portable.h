@@ -33,7 +33,7 @@ struct Vector {
   static F sub(F a, F b) { return a - b; }
   static F mul(F a, F b) { return a * b; }
   static F fma(F a, F b, F c) { return a * b + c; }
-  // b where one of the two is NaN.
+  // The second where one of the two is NaN.
   static F max(F a, F b) { return a > b ? a : b; }
   static F min(F a, F b) { return a < b ? a : b; }
   static float sum(F a) { return a; }
@@ -43,13 +43,13 @@ struct Vector {
 
   static I zero() { return 0; }
   // i + step where x >= knot.
-  static I step(I i, F x, F knot, int step) { return x >= knot ? i + step : i; }
+  static I step(I i, F x, F knot, int step) { return i + step * static_cast<I>(x >= knot); }
   static I plus(I i, int offset) { return i + offset; }
 
   template <int N>
   static I floor_index(F x, F scale) {
     const float product = x * scale;
-    const I cut = static_cast<I>(product);
+    const I cut = product == product ? static_cast<I>(product) : 0;
     return (cut - (product < static_cast<float>(cut) ? 1 : 0)) & (N - 1);
   }
 
