@@ -79,6 +79,7 @@ struct OpInfo {
   std::size_t optional_inputs;       // after the required ones
   std::vector<Type> types;           // of the first input; a runtime registers them all
   std::unique_ptr<Op> (*create)(const Attributes&, const Kernels&, std::string_view kernel);
+  bool halves_axis = false;  // whether the output has other sizes than the first input
 };
 
 // All operators of opset 1.
