@@ -84,13 +84,6 @@ class GivenAttributes final : public Attributes {
   std::size_t count_;
 };
 
-const OpInfo& find_info(const char* op_type) {
-  for (const OpInfo& info : op_infos()) {
-    if (std::strcmp(info.name, op_type) == 0) return info;
-  }
-  throw Error(std::string("there is no operator actx::") + op_type);
-}
-
 // One entry for every input of the op; those that were not given are absent.
 std::vector<Tensor> read_inputs(const OpInfo& info, const ActxTensor* given, std::size_t count) {
   std::vector<Tensor> inputs(info.required_inputs + info.optional_inputs);
@@ -169,7 +162,7 @@ const char* actx_kernels(const char* isa) {
 int actx_op_create(const char* op_type, const ActxAttribute* attributes, size_t attribute_count, const char* isa,
                    const char* kernel, ActxOp** op, char* error, size_t error_size) {
   return actx::guarded(error, error_size, [&] {
-    const actx::OpInfo& info = actx::find_info(op_type);
+    const actx::OpInfo& info = actx::op_info(op_type);
     const actx::Kernels& kernels = isa == nullptr ? actx::default_kernels() : actx::find_kernels(isa);
     const actx::GivenAttributes given(attributes, attribute_count);
     *op = new ActxOp{&info, info.create(given, kernels, kernel == nullptr ? "" : kernel)};

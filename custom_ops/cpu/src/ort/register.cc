@@ -186,7 +186,7 @@ class Node {
   Node(const TypedOp& type, const KernelInfo* info)
       : type_(type),
         threads_(std::max(1u, std::thread::hardware_concurrency())),
-        op_(create_op(type.info.name, NodeAttributes(type.api, info), default_kernels())) {
+        op_(type.info.create(NodeAttributes(type.api, info), default_kernels(), "")) {
     check(type.api.KernelInfo_GetInputCount(info, &given_inputs_));
     check_output_type();
   }
