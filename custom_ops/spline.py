@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import ArrayLike, NDArray
+
+_Values: TypeAlias = "NDArray[np.float64]"
+_Table: TypeAlias = "NDArray[np.float32]"
+_Numbers: TypeAlias = "NDArray[np.float32] | NDArray[np.float64]"
 
 MAX_SEGMENTS = 32
 MAX_DEGREE = 3
@@ -108,15 +114,35 @@ class Spline:
         Args:
             x: any shape; a per-channel spline needs ``x.shape[axis] == C``.
         """
-        values = np.asarray(x, dtype=np.float64)
+        return self._per_table(evaluate, np.asarray(x, dtype=np.float64))
+
+    def magnitude(self, x: ArrayLike, extra: float = 0.0) -> NDArray[np.float64]:
+        """Return ``sum_j (|c_j| + extra) |x - origin|^j`` of the segment that x is in, what rounding errors are relative to.
+
+        Where x is infinite or NaN, x - origin counts as 0.
+
+        Args:
+            x: as of a call.
+            extra: added to the magnitude of every coefficient.
+        """
+        return self._per_table(partial(magnitude, extra=extra), np.asarray(x, dtype=np.float64))
+
+    def derivative(self) -> Spline:
+        """Return s', piece by piece; at a knot it is that of the segment to the right."""
+        powers = np.arange(1, self.degree + 1, dtype=np.float32)
+        slopes = self.coefficients[..., 1:] * powers if self.degree else np.zeros_like(self.coefficients)
+        return Spline(self.knots, slopes, self.origins, self.axis)
+
+    def _per_table(self, function: Callable[..., _Values], x: _Values) -> _Values:
+        """Apply a function of x, knots, coefficients and origins, channel by channel where there are channels."""
         if self.axis is None:
-            return _evaluate(values, self.knots, self.coefficients, self.origins)
-        if values.shape[self.axis] != self.coefficients.shape[0]:
-            msg = f"axis {self.axis} has {values.shape[self.axis]} elements, the spline has {len(self.knots)} channels"
+            return function(x, self.knots, self.coefficients, self.origins)
+        if x.shape[self.axis] != self.coefficients.shape[0]:
+            msg = f"axis {self.axis} has {x.shape[self.axis]} elements, the spline has {len(self.knots)} channels"
             raise ValueError(msg)
-        rows = np.moveaxis(values, self.axis, 0)
+        rows = np.moveaxis(x, self.axis, 0)
         tables = zip(rows, self.knots, self.coefficients, self.origins, strict=True)
-        return np.moveaxis(np.array([_evaluate(*row) for row in tables]).reshape(rows.shape), 0, self.axis)
+        return np.moveaxis(np.array([function(*row) for row in tables]).reshape(rows.shape), 0, self.axis)
 
     def scaled(self, input_scale: float, output_scale: float) -> Spline:
         """Return t(x) = output_scale * s(input_scale * x), for input_scale > 0."""
@@ -148,51 +174,78 @@ class Spline:
         return attributes if self.axis is None else {**attributes, "axis": self.axis, "channels": len(self.knots)}
 
     @classmethod
-    def from_attributes(cls, attributes: Mapping[str, Any]) -> Spline:
-        """Rebuild the spline of an `actx::Spline` node.
+    def from_attributes(cls, attributes: Mapping[str, Any], op: str = "Spline", prefix: str = "") -> Spline:
+        """Rebuild the spline of a node.
+
+        Args:
+            attributes: of the node.
+            op: its op type, for errors.
+            prefix: what the names of the attributes begin with.
 
         Raises:
             ValueError: an attribute is missing or the lengths do not fit together.
         """
-        axis = attributes.get("axis")
-        needed = ("degree", "knots", "coefficients", "origins", *(() if axis is None else ("channels",)))
-        missing = [name for name in needed if attributes.get(name) is None]
+        given = {name: attributes.get(f"{prefix}{name}") for name in ("axis", "channels")}
+        needed = ("degree", "knots", "coefficients", "origins", *(() if given["axis"] is None else ("channels",)))
+        missing = [f"{prefix}{name}" for name in needed if attributes.get(f"{prefix}{name}") is None]
         if missing:
-            msg = f"actx::Spline needs the attribute {missing[0]}"
+            msg = f"actx::{op} needs the attribute {missing[0]}"
             raise ValueError(msg)
-        lead: Sequence[int] = () if axis is None else (int(attributes["channels"]),)
-        width = int(attributes["degree"]) + 1
+        degree, knots, coefficients, origins = (attributes[f"{prefix}{name}"] for name in needed[:4])
         try:
+            lead: Sequence[int] = () if given["axis"] is None else (_count(given["channels"]),)
+            segments = np.size(origins) // math.prod(lead)
             return cls(
-                np.asarray(attributes["knots"], dtype=np.float32).reshape(*lead, -1),
-                np.asarray(attributes["coefficients"], dtype=np.float32).reshape(*lead, -1, width),
-                np.asarray(attributes["origins"], dtype=np.float32).reshape(*lead, -1),
-                None if axis is None else int(axis),
+                np.asarray(knots, dtype=np.float32).reshape(*lead, segments - 1),
+                np.asarray(coefficients, dtype=np.float32).reshape(*lead, segments, int(degree) + 1),
+                np.asarray(origins, dtype=np.float32).reshape(*lead, segments),
+                None if given["axis"] is None else int(given["axis"]),
             )
         except ValueError as error:
-            msg = f"actx::Spline attributes do not fit together: {error}"
+            msg = f"actx::{op} attributes do not fit together: {error}"
             raise ValueError(msg) from error
 
 
-def _evaluate(
-    x: NDArray[np.float64], knots: NDArray[np.float32], coefficients: NDArray[np.float32], origins: NDArray[np.float32]
-) -> NDArray[np.float64]:
-    segment = np.searchsorted(knots.astype(np.float64), x, side="right").clip(0, len(coefficients) - 1)
-    finite = np.isfinite(x)
-    t = np.where(finite, x, 0.0) - origins.astype(np.float64)[segment]
+def _count(channels: Any) -> int:
+    if int(channels) < 1:
+        msg = f"channels must be at least 1, got {channels}"
+        raise ValueError(msg)
+    return int(channels)
+
+
+def evaluate(x: _Values, knots: _Table, coefficients: _Numbers, origins: _Table) -> _Values:
+    """Evaluate one table, (n, degree + 1), in float64; what it is at infinity and NaN is said in `Spline`."""
+    t, segment = _locate(x, knots, origins)
     table = coefficients.astype(np.float64)
-    result: NDArray[np.float64] = table[segment, -1]
-    for power in range(table.shape[1] - 2, -1, -1):
-        result = result * t + table[segment, power]
-    return np.where(finite, result, _limit(x, table[0], table[-1]))
+    return np.where(np.isfinite(x), _horner(t, table[segment]), _limit(x, table[0], table[-1]))
 
 
-def _limit(x: NDArray[np.float64], left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
+def magnitude(x: _Values, knots: _Table, coefficients: _Numbers, origins: _Table, extra: float) -> _Values:
+    """Return the sum of magnitudes of one table (see `Spline.magnitude`)."""
+    t, segment = _locate(x, knots, origins)
+    return _horner(np.abs(t), np.abs(coefficients.astype(np.float64))[segment] + extra)
+
+
+def _locate(x: _Values, knots: _Table, origins: _Table) -> tuple[_Values, NDArray[np.intp]]:
+    """Return x - origin, 0 where x is not finite, and the segments."""
+    segment = np.searchsorted(knots.astype(np.float64), x, side="right").clip(0, len(origins) - 1)
+    return np.where(np.isfinite(x), x - origins.astype(np.float64)[segment], 0.0), segment
+
+
+def _horner(t: _Values, coefficients: _Values) -> _Values:
+    """Evaluate with the coefficients of each element along the last axis."""
+    result: _Values = coefficients[..., -1]
+    for power in range(coefficients.shape[-1] - 2, -1, -1):
+        result = result * t + coefficients[..., power]
+    return result
+
+
+def _limit(x: _Values, left: _Values, right: _Values) -> _Values:
     """Value of the tails at infinity: apart from Horner's rule, which would compute 0 * inf."""
 
     def at_infinity(tail: NDArray[np.float64], sign: float) -> float:
         order = int(np.flatnonzero(tail)[-1]) if tail.any() else 0
-        return float(tail[0]) if order == 0 else float(np.copysign(np.inf, tail[order] * sign**order))
+        return float(tail[0]) if order == 0 else float(np.inf * tail[order] * sign**order)
 
     limits = np.where(x < 0, at_infinity(left, -1.0), at_infinity(right, 1.0))
     return np.where(np.isnan(x), np.nan, limits)

@@ -1,98 +1,99 @@
 """`actx::Spline`: a piecewise polynomial of X, times U where U is given.
 
-1. Schema: X [, U] -> Y, all of one float type and one shape; the table is held in attributes (see `Spline`).
-2. Reference: float64, then rounded once to the element type.
-3. Shape rule: Y has the shape of X.
-4. Contract: the largest error of a kernel against the reference, as a multiple of the rounding unit of the element type
-   times ``sum_j |c_j| |x - origin|^j``, which bounds what Horner's rule can lose (Higham, Accuracy and Stability of
-   Numerical Algorithms, section 5.1).
+1. Definition: Y = s(X), or s(X) * U, with the table of `actx.custom_ops.Spline` held in attributes.
+2. Shape rule: X, U and Y have one shape; a table per channel has as many channels as X along its axis.
+3. Contract: `rounding.spline_error`, the product with U, and the rounding to the element type.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from onnx import TypeProto, defs
-from onnx.reference.op_run import OpRun
 
+from actx.custom_ops.ops.op import (
+    FLOATS,
+    Attribute,
+    AttributeKind,
+    Op,
+    Parameter,
+    TensorType,
+    check_channels,
+    same_shape,
+)
+from actx.custom_ops.ops.rounding import product_error, rounded, spline_error
 from actx.custom_ops.spline import Spline
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from numpy.typing import NDArray
 
-DOMAIN = "actx"
-OPSET = 1
-OP_TYPE = "Spline"
-ELEMENT_TYPES = ("tensor(float)", "tensor(float16)", "tensor(bfloat16)")
-# 4. Horner's rule of degree n in a format with rounding unit u loses at most 2n u of the sum of magnitudes; the final
-# rounding and the product with U add one each.
-MAX_ROUNDINGS_PER_DEGREE = 2
-EXTRA_ROUNDINGS = 2
+TABLE_ATTRIBUTES = (
+    Attribute("degree", AttributeKind.INT, "degree of the pieces", required=True),
+    Attribute("knots", AttributeKind.FLOATS, "[C,] n - 1 ascending knots", required=True),
+    Attribute("coefficients", AttributeKind.FLOATS, "[C,] n, degree + 1 ascending powers", required=True),
+    Attribute("origins", AttributeKind.FLOATS, "[C,] n origins of the powers", required=True),
+)
 
 
-def reference(x: NDArray[Any], u: NDArray[Any] | None, spline: Spline) -> NDArray[Any]:
-    """Evaluate s(x), or s(x) * u, in float64 and round once to the element type of x.
+@dataclass(frozen=True)
+class SplineOp(Op):
+    """A node.
 
-    Args:
-        x: any shape, float32, float16 or bfloat16.
-        u: the shape of x, or None.
+    Attributes:
         spline: the table.
-
-    Raises:
-        ValueError: u has another shape than x, or a per-channel table another number of channels.
     """
-    if u is not None and u.shape != x.shape:
-        msg = f"actx::Spline needs X and U of one shape, got {x.shape} and {u.shape}"
-        raise ValueError(msg)
-    with np.errstate(over="ignore", invalid="ignore"):
-        values = spline(x)
-        product = values if u is None else values * u.astype(np.float64)
-        return product.astype(x.dtype)
 
+    spline: Spline
 
-def schema() -> defs.OpSchema:
-    """Return the operator schema."""
-    attribute = defs.OpSchema.Attribute
-    kind = defs.OpSchema.FormalParameterOption
-    op = defs.OpSchema(
-        OP_TYPE,
-        DOMAIN,
-        OPSET,
-        doc="A piecewise polynomial of X, times U where U is given.",
-        inputs=[
-            defs.OpSchema.FormalParameter("X", "T", "input"),
-            defs.OpSchema.FormalParameter("U", "T", "multiplier of the shape of X", param_option=kind.Optional),
-        ],
-        outputs=[defs.OpSchema.FormalParameter("Y", "T", "s(X), or s(X) * U")],
-        type_constraints=[("T", list(ELEMENT_TYPES), "float types")],
-        attributes=[
-            attribute("degree", defs.OpSchema.AttrType.INT, "degree of the pieces", required=True),
-            attribute("knots", defs.OpSchema.AttrType.FLOATS, "[C,] n - 1 ascending knots", required=True),
-            attribute(
-                "coefficients", defs.OpSchema.AttrType.FLOATS, "[C,] n, degree + 1 ascending powers", required=True
-            ),
-            attribute("origins", defs.OpSchema.AttrType.FLOATS, "[C,] n origins of the powers", required=True),
-            attribute("axis", defs.OpSchema.AttrType.INT, "channel axis of a per-channel table", required=False),
-            attribute("channels", defs.OpSchema.AttrType.INT, "number of channels C of such a table", required=False),
-        ],
+    NAME = "Spline"
+    DOC = "A piecewise polynomial of X, times U where U is given."
+    INPUTS = (
+        Parameter("X", "T", "input"),
+        Parameter("U", "T", "multiplier of the shape of X", optional=True),
     )
-    op.set_type_and_shape_inference_function(_infer_shape)
-    return op
+    OUTPUT = Parameter("Y", "T", "s(X), or s(X) * U")
+    TYPES = {"T": FLOATS}  # noqa: RUF012 - a class variable of the base
+    ATTRIBUTES = (
+        *TABLE_ATTRIBUTES,
+        Attribute("axis", AttributeKind.INT, "channel axis of a per-channel table", required=False),
+        Attribute("channels", AttributeKind.INT, "number of channels C of such a table", required=False),
+    )
 
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, Any]) -> SplineOp:
+        """Check the attributes of a node."""
+        return cls(Spline.from_attributes(attributes, cls.NAME))
 
-def _infer_shape(context: Any) -> None:
-    input_type: TypeProto = context.get_input_type(0)
-    context.set_output_type(0, input_type)
+    def attributes(self) -> dict[str, Any]:
+        """Return the attributes of the node."""
+        return self.spline.attributes()
 
+    def shape_rule(self, inputs: Sequence[TensorType | None]) -> TensorType:
+        """2."""
+        x, u = inputs
+        assert x is not None
+        shape = x.shape if u is None else same_shape(self.NAME, "X and U", x.shape, u.shape)
+        axis = self.spline.axis
+        check_channels(self.NAME, shape, axis, None if axis is None else len(self.spline.origins))
+        return TensorType(x.dtype, shape)
 
-class ReferenceSpline(OpRun):
-    """Runs the op in onnx's `ReferenceEvaluator`."""
+    def evaluate(self, inputs: Sequence[NDArray[Any] | None]) -> NDArray[np.float64]:
+        """1."""
+        x, u = inputs
+        assert x is not None
+        values = self.spline(x)
+        return values if u is None else values * u.astype(np.float64)
 
-    op_domain = DOMAIN
-
-    def _run(self, x: NDArray[Any], u: NDArray[Any] | None = None, **attributes: Any) -> tuple[NDArray[Any]]:
-        return (reference(x, u, Spline.from_attributes(attributes)),)
-
-
-ReferenceSpline.__name__ = OP_TYPE  # the evaluator finds an op by the name of its class
+    def tolerance(self, inputs: Sequence[NDArray[Any] | None]) -> NDArray[np.float64]:
+        """3."""
+        x, u = inputs
+        assert x is not None
+        values, error = self.spline(x), spline_error(self.spline, x)
+        if u is not None:
+            multiplier = u.astype(np.float64)
+            error = product_error(values, error, multiplier, np.zeros_like(multiplier))
+            values = values * multiplier
+        return rounded(values, error, x.dtype)

@@ -8,17 +8,16 @@ const std::vector<OpInfo>& op_infos() {
   static const std::vector<Type> floats = {Type::kFloat, Type::kFloat16, Type::kBfloat16};
   static const std::vector<Type> codes = {Type::kUint8, Type::kInt8};
   static const std::vector<OpInfo> infos = {
-      {"Spline", 1, 1, floats, create_spline},          {"GatedSpline", 1, 0, floats, create_gated_spline},
+      {"Spline", 1, 1, floats, create_spline},          {"GatedSpline", 1, 0, floats, create_gated_spline, true},
       {"SplineMix", 2, 1, floats, create_spline_mix},   {"PolyNorm", 3, 1, floats, create_poly_norm},
       {"Lut", 1, 0, codes, create_lut},                 {"GatedLut", 2, 0, codes, create_gated_lut},
   };
   return infos;
 }
 
-std::unique_ptr<Op> create_op(std::string_view op_type, const Attributes& attributes, const Kernels& kernels,
-                              std::string_view kernel) {
+const OpInfo& op_info(std::string_view op_type) {
   for (const OpInfo& info : op_infos()) {
-    if (op_type == info.name) return info.create(attributes, kernels, kernel);
+    if (op_type == info.name) return info;
   }
   throw Error("the domain actx has no op '" + std::string(op_type) + "'");
 }

@@ -76,16 +76,17 @@ class Op {
 struct OpInfo {
   const char* name;
   std::size_t required_inputs;
-  std::size_t optional_inputs;       // after the required ones
-  std::vector<Type> types;           // of the first input; a runtime registers them all
+  std::size_t optional_inputs;  // after the required ones
+  std::vector<Type> types;      // of the first input; a runtime registers them all
+  // Validate the attributes and prepare the tables. Throws Error. `kernel` names the row to take, "" for the best that fits.
   std::unique_ptr<Op> (*create)(const Attributes&, const Kernels&, std::string_view kernel);
+  bool halves_axis = false;  // whether the output has other sizes than the first input
 };
 
 // All operators of opset 1.
 const std::vector<OpInfo>& op_infos();
 
-// Validate the attributes and prepare the tables. Throws Error. `kernel` names the row to take, "" for the best that fits.
-std::unique_ptr<Op> create_op(std::string_view op_type, const Attributes& attributes, const Kernels& kernels,
-                              std::string_view kernel = "");
+// By name. Throws Error where there is none.
+const OpInfo& op_info(std::string_view op_type);
 
 }  // namespace actx

@@ -1,0 +1,99 @@
+"""Build the library of CPU kernels with CMake, for this machine or for another:
+
+    python -m actx.custom_ops.cpu.build --arch aarch64 -o kernels
+
+Another architecture needs its compiler (on Debian: apt install g++-aarch64-linux-gnu). The sources come with the package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.resources
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from actx.custom_ops.cpu.elf import ARCHITECTURES
+from actx.custom_ops.cpu.library import LIBRARY_NAME
+
+_LAST_LINES = 20
+
+
+class BuildError(Exception):
+    """A tool is missing, or the build failed; the text says which, or how."""
+
+
+def build(architecture: str, folder: Path | str, *, sanitize: bool = False) -> Path:
+    """Build the library and return its path.
+
+    Args:
+        architecture: "x86_64" or "aarch64".
+        folder: where to put it; made if it is not there.
+        sanitize: whether to check addresses and undefined behaviour at run time. A program that loads such a library
+            must be built with ``-fsanitize=address,undefined`` itself.
+
+    Raises:
+        BuildError: CMake or the compiler is missing, or the build fails.
+    """
+    target = Path(folder)
+    options = [*_compiler_options(architecture), f"-DACTX_SANITIZE={'ON' if sanitize else 'OFF'}"]
+    with (
+        importlib.resources.as_file(importlib.resources.files("actx.custom_ops.cpu") / "CMakeLists.txt") as lists,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
+        _run("cmake", "-S", str(lists.parent), "-B", scratch, *options)
+        _run("cmake", "--build", scratch)
+        target.mkdir(parents=True, exist_ok=True)
+        return Path(shutil.copy(Path(scratch) / LIBRARY_NAME, target / LIBRARY_NAME))
+
+
+def _compiler_options(architecture: str) -> list[str]:
+    if architecture not in ARCHITECTURES.values():
+        msg = f"no kernels for architecture {architecture!r}; available: {', '.join(ARCHITECTURES.values())}"
+        raise BuildError(msg)
+    if architecture == platform.machine():
+        return []
+    compiler = f"{architecture.replace('_', '-')}-linux-gnu-g++"
+    if shutil.which(compiler) is None:
+        package = f"g++-{architecture.replace('_', '-')}-linux-gnu"
+        msg = f"{compiler} is not installed; on Debian and Ubuntu it is in the package {package}"
+        raise BuildError(msg)
+    return [
+        "-DCMAKE_SYSTEM_NAME=Linux",
+        f"-DCMAKE_SYSTEM_PROCESSOR={architecture}",
+        f"-DCMAKE_CXX_COMPILER={compiler}",
+    ]
+
+
+def _run(*command: str) -> None:
+    if shutil.which(command[0]) is None:
+        msg = f"{command[0]} is not installed"
+        raise BuildError(msg)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own arguments
+    if done.returncode != 0:
+        lines = (done.stdout + done.stderr).strip().splitlines()
+        msg = f"{' '.join(command[:2])} failed:\n" + "\n".join(lines[-_LAST_LINES:])
+        raise BuildError(msg)
+
+
+def main() -> int:
+    """Build from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m actx.custom_ops.cpu.build", description="Build the CPU kernels.")
+    parser.add_argument("--arch", default=platform.machine(), choices=ARCHITECTURES.values(), help="the architecture")
+    parser.add_argument("-o", "--output", type=Path, default=Path(), metavar="FOLDER", help="where to put the library")
+    parser.add_argument("--sanitize", action="store_true", help="with AddressSanitizer and UndefinedBehaviorSanitizer")
+    arguments = parser.parse_args()
+    try:
+        path = build(arguments.arch, arguments.output, sanitize=arguments.sanitize)
+    except BuildError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.write(f"{path}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

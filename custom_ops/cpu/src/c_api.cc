@@ -1,0 +1,199 @@
+// The operators as plain C functions.
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <exception>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "../include/actx_ops.h"
+#include "isa.h"
+#include "kernels.h"
+#include "op.h"
+
+struct ActxOp {
+  const actx::OpInfo* info;
+  std::unique_ptr<actx::Op> op;
+};
+
+namespace actx {
+namespace {
+
+void write_error(const char* text, char* error, std::size_t error_size) {
+  if (error_size > 0) std::snprintf(error, error_size, "%s", text);
+}
+
+// No exception crosses the boundary.
+template <typename Body>
+int guarded(char* error, std::size_t error_size, Body&& body) noexcept {
+  try {
+    body();
+    return 0;
+  } catch (const std::bad_alloc&) {
+    write_error("actx: out of memory", error, error_size);
+  } catch (const std::exception& failure) {
+    write_error(failure.what(), error, error_size);
+  }
+  return 1;
+}
+
+class GivenAttributes final : public Attributes {
+ public:
+  GivenAttributes(const ActxAttribute* first, std::size_t count) : first_(first), count_(count) {}
+
+  std::optional<std::int64_t> integer(const char* name) const override {
+    const ActxAttribute* given = find(name);
+    if (given == nullptr || given->ints == nullptr || given->count != 1) return std::nullopt;
+    return given->ints[0];
+  }
+
+  std::optional<float> number(const char* name) const override {
+    const ActxAttribute* given = find(name);
+    if (given == nullptr || given->floats == nullptr || given->count != 1) return std::nullopt;
+    return given->floats[0];
+  }
+
+  std::optional<std::string> text(const char* name) const override {
+    const ActxAttribute* given = find(name);
+    if (given == nullptr || given->text == nullptr) return std::nullopt;
+    return std::string(given->text, given->count);
+  }
+
+  std::optional<std::vector<std::int64_t>> integers(const char* name) const override {
+    const ActxAttribute* given = find(name);
+    if (given == nullptr || given->ints == nullptr) return std::nullopt;
+    return std::vector<std::int64_t>(given->ints, given->ints + given->count);
+  }
+
+  std::optional<std::vector<float>> numbers(const char* name) const override {
+    const ActxAttribute* given = find(name);
+    if (given == nullptr || given->floats == nullptr) return std::nullopt;
+    return std::vector<float>(given->floats, given->floats + given->count);
+  }
+
+ private:
+  const ActxAttribute* find(const char* name) const {
+    const ActxAttribute* end = first_ + count_;
+    const ActxAttribute* given =
+        std::find_if(first_, end, [&](const ActxAttribute& a) { return std::strcmp(a.name, name) == 0; });
+    return given == end ? nullptr : given;
+  }
+
+  const ActxAttribute* first_;
+  std::size_t count_;
+};
+
+// One entry for every input of the op; those that were not given are absent.
+std::vector<Tensor> read_inputs(const OpInfo& info, const ActxTensor* given, std::size_t count) {
+  std::vector<Tensor> inputs(info.required_inputs + info.optional_inputs);
+  if (count > inputs.size()) {
+    throw Error(std::string("actx::") + info.name + " has at most " + std::to_string(inputs.size()) + " inputs, got " +
+                std::to_string(count));
+  }
+  for (std::size_t i = 0; i < count; ++i) {
+    if (given[i].type == 0) continue;
+    inputs[i].type = static_cast<Type>(given[i].type);
+    inputs[i].shape = Shape(given[i].shape, given[i].shape + given[i].rank);
+    inputs[i].data = given[i].data;
+    inputs[i].present = true;
+  }
+  for (std::size_t i = 0; i < info.required_inputs; ++i) {
+    if (!inputs[i].present) throw Error(std::string("actx::") + info.name + " needs its input " + std::to_string(i));
+  }
+  return inputs;
+}
+
+void check_output(const Op& op, const Inputs& inputs, const ActxTensor& output) {
+  const Shape given(output.shape, output.shape + output.rank);
+  if (static_cast<Type>(output.type) != op.output_type(inputs) || given != op.output_shape(inputs)) {
+    throw Error("the output has another type or shape than actx_op_infer gives");
+  }
+}
+
+std::string isa_names() {
+  std::string names;
+  for (const Kernels* kernels : available_kernels()) names += (names.empty() ? "" : " ") + std::string(kernels->isa);
+  return names;
+}
+
+// The rows of kernels.inc.
+std::string rows(const Kernels& kernels) {
+  std::string text;
+  const auto add = [&](const char* name, const char* op) { text += std::string(name) + " " + op + "\n"; };
+  for (std::size_t i = 0; i < kernels.spline_count; ++i) {
+    if (kernels.splines[i].run != nullptr) add(kernels.splines[i].name, "Spline");
+  }
+#define ACTX_SPLINE(name, index, width, degree)
+#define ACTX_KERNEL(name, op) add(#name, #op);
+#include "kernels.inc"
+#undef ACTX_SPLINE
+#undef ACTX_KERNEL
+  return text;
+}
+
+std::vector<std::string> all_rows() {
+  std::vector<std::string> texts;
+  for (const Kernels* kernels : available_kernels()) texts.push_back(rows(*kernels));
+  return texts;
+}
+
+}  // namespace
+}  // namespace actx
+
+extern "C" {
+
+int32_t actx_abi_version(void) { return ACTX_ABI_VERSION; }
+
+const char* actx_isas(void) {
+  static const std::string names = actx::isa_names();
+  return names.c_str();
+}
+
+const char* actx_kernels(const char* isa) {
+  static const std::vector<std::string> texts = actx::all_rows();
+  const auto& available = actx::available_kernels();
+  for (std::size_t i = 0; i < available.size(); ++i) {
+    if (std::strcmp(available[i]->isa, isa) == 0) return texts[i].c_str();
+  }
+  return nullptr;
+}
+
+int actx_op_create(const char* op_type, const ActxAttribute* attributes, size_t attribute_count, const char* isa,
+                   const char* kernel, ActxOp** op, char* error, size_t error_size) {
+  return actx::guarded(error, error_size, [&] {
+    const actx::OpInfo& info = actx::op_info(op_type);
+    const actx::Kernels& kernels = isa == nullptr ? actx::default_kernels() : actx::find_kernels(isa);
+    const actx::GivenAttributes given(attributes, attribute_count);
+    *op = new ActxOp{&info, info.create(given, kernels, kernel == nullptr ? "" : kernel)};
+  });
+}
+
+void actx_op_destroy(ActxOp* op) { delete op; }
+
+const char* actx_op_kernel(const ActxOp* op) { return op->op->kernel(); }
+
+int actx_op_infer(const ActxOp* op, const ActxTensor* inputs, size_t input_count, int32_t* type, size_t* rank,
+                  int64_t* shape, size_t shape_capacity, char* error, size_t error_size) {
+  return actx::guarded(error, error_size, [&] {
+    const std::vector<actx::Tensor> given = actx::read_inputs(*op->info, inputs, input_count);
+    const actx::Inputs view(given.data(), given.size());
+    const actx::Shape sizes = op->op->output_shape(view);
+    if (sizes.size() > shape_capacity) throw actx::Error("the output has more dimensions than there is room for");
+    *type = static_cast<int32_t>(op->op->output_type(view));
+    *rank = sizes.size();
+    std::copy(sizes.begin(), sizes.end(), shape);
+  });
+}
+
+int actx_op_run(const ActxOp* op, const ActxTensor* inputs, size_t input_count, const ActxTensor* output, char* error,
+                size_t error_size) {
+  return actx::guarded(error, error_size, [&] {
+    const std::vector<actx::Tensor> given = actx::read_inputs(*op->info, inputs, input_count);
+    const actx::Inputs view(given.data(), given.size());
+    actx::check_output(*op->op, view, *output);
+    op->op->run(view, output->data, actx::Serial());
+  });
+}
+
+}  // extern "C"
