@@ -23,6 +23,7 @@ def command(
     logits: Annotated[
         list[str] | None, typer.Option("--logits", metavar="NAME", help="An output that holds logits. May be repeated.")
     ] = None,
+    kernels: options.Kernels = None,
     threads: options.Threads = 0,
     trust: options.Trust = False,
     json: options.Json = False,
@@ -37,7 +38,8 @@ def command(
     with printing.progress_bar() as progress:
         report = check(
             model, artifact, data=data, inputs=options.parse_inputs(inputs), batch_size=batch_size, metric=metric,
-            max_drift=max_drift, logits=logits or (), trust=trust, factory=factory, options=options.runtime_options(threads),
+            max_drift=max_drift, logits=logits or (), trust=trust, factory=factory, kernels=kernels,
+            options=options.runtime_options(threads),
             progress=lambda done, total: progress("check", done, total),
         )  # fmt: skip
     if json:

@@ -53,7 +53,12 @@ def command(
     ] = True,
     check: Annotated[bool, typer.Option("--check/--no-check", help="Measure the drift.")] = True,
     profile: Annotated[bool, typer.Option("--profile/--no-profile", help="Measure the latency.")] = True,
+    with_kernels: Annotated[
+        str,
+        typer.Option("--with-kernels", metavar="ARCH,...", help="Put libraries into the bundle: x86_64,aarch64."),
+    ] = "",
     runs: options.Runs = None,
+    kernels: options.Kernels = None,
     threads: options.Threads = 0,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace the bundle at OUT.")] = False,
     trust: options.Trust = False,
@@ -70,8 +75,8 @@ def command(
         done.exported = export(
             model, out, target=target, form=options.parse_form(form), sites=_pins(site), data=data, held_out=held_out,
             inputs=options.parse_inputs(inputs), batch_size=batch_size, metric=metric, max_drift=max_drift, fold=fold,
-            weighted=weighted,
-            measure_drift=check, measure_latency=profile, runs=runs, force=force, trust=trust,
+            weighted=weighted, measure_drift=check, measure_latency=profile, kernels=kernels,
+            with_kernels=[name for name in with_kernels.split(",") if name], runs=runs, force=force, trust=trust,
             factory=factory, opset=opset, options=options.runtime_options(threads), progress=progress,
         )  # fmt: skip
 
@@ -141,6 +146,8 @@ def print_exported(exported: Exported) -> None:
     printing.print_table(f"{len(rows)} sites of {manifest.source.file} for {manifest.request.target}", columns, rows)
     if exported.drift is not None:
         printing.print_drift(exported.drift)
+    if exported.portable_drift is not None:
+        printing.print_drift_line(exported.portable_drift)
     notes = manifest.notes
     if exported.latency is not None:
         printing.print_latency(exported.latency)

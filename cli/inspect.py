@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from actx.exporter.inspection import Inspection
     from actx.exporter.lift import Rejection
     from actx.exporter.manifest import Manifest
+    from actx.exporter.opening import Graph
 
 EXAMPLE = "Example: actx inspect model.pt2 --data calib.npz --explain"
 
@@ -39,8 +40,9 @@ def command(
     """
     from actx.cli import printing  # noqa: PLC0415 - the help must answer without the library
     from actx.exporter import inspect  # noqa: PLC0415
-    from actx.exporter.bundle import is_bundle, read_bundle, verify  # noqa: PLC0415
+    from actx.exporter.bundle import is_bundle, read_bundle  # noqa: PLC0415
     from actx.exporter.errors import UsageError  # noqa: PLC0415
+    from actx.exporter.opening import best_graph  # noqa: PLC0415
 
     if is_bundle(model):
         if data is not None or explain:
@@ -49,12 +51,12 @@ def command(
                 note="--data and --explain look into models",
                 remedy="Give the model it was made from, or its model.onnx.",
             )
-        folder, manifest = read_bundle(model)
-        verify(folder, manifest)
+        graph = best_graph(model, trust=trust)
+        _, manifest = read_bundle(model)
         if json:
-            printing.print_json(manifest.model_dump(mode="json"))
+            printing.print_json({"graph": graph.path.name, "reason": graph.reason, **manifest.model_dump(mode="json")})
         else:
-            _print_bundle(model, manifest)
+            _print_bundle(model, manifest, graph)
         return
     found = inspect(
         model, data=data, inputs=options.parse_inputs(inputs), batch_size=batch_size, trust=trust,
@@ -98,7 +100,7 @@ def _print(found: Inspection, *, explain: bool) -> None:
         printing.print_table("No sites", ("region", "ops", "because"), _grouped(found.rejections))
 
 
-def _print_bundle(path: Path, manifest: Manifest) -> None:
+def _print_bundle(path: Path, manifest: Manifest, graph: Graph) -> None:
     from actx.cli import printing  # noqa: PLC0415
 
     rows = []
@@ -119,6 +121,7 @@ def _print_bundle(path: Path, manifest: Manifest) -> None:
     source = f"{manifest.source.file} for {manifest.request.target}"
     columns = ("site", "kind", "form", "error at most", "on", "tails", "rms error on data")
     printing.print_table(f"{path.name}: {len(rows)} sites of {source}", columns, rows)
+    printing.print_line(f"graph to run here: {graph.path.name}, {graph.reason}")
     printing.print_notes(manifest.notes)
 
 

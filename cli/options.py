@@ -76,7 +76,16 @@ Inputs = Annotated[
     ),
 ]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", metavar="N", min=1, help="Samples per run.")]
-Trust = Annotated[bool, typer.Option("--trust", help="Load archives and pickles even if they can run code.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Load archives, pickles and a bundle's library even if they can run code.")
+]
+Kernels = Annotated[
+    bool | None,
+    typer.Option(
+        "--kernels/--no-kernels",
+        help="Run the graph of actx nodes, or model.onnx. Without either: the first, where this machine has the kernels.",
+    ),
+]
 Factory = Annotated[
     str | None,
     typer.Option("--model", metavar="pkg.mod:factory", help="What makes the module for a source that is weights only."),

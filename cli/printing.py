@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from actx.exporter.drift import DriftReport
-    from actx.exporter.latency import LatencyReport
+    from actx.exporter.latency import Breakdown, LatencyReport
     from actx.exporter.manifest import FitEntry
 
 _NUMBER = re.compile(r"[+-]?(\d[\d.]*(e[+-]?\d+)?|inf|nan)( ?(%|dB|ms))?")
@@ -133,7 +133,6 @@ def decibels(value: float | None) -> str:
 
 def print_drift(report: DriftReport) -> None:
     """Print what `check` measured."""
-    mark = ", synthetic input" if report.synthetic else ""
     rows = [
         [
             out.name, number(out.max_abs), number(out.mean_abs), number(out.l2), number(out.cosine), decibels(out.sqnr_db),
@@ -143,7 +142,7 @@ def print_drift(report: DriftReport) -> None:
     ]  # fmt: skip
     columns = ("output", "max abs", "mean abs", "rel. l2", "1 - cosine", "SQNR", "top-1 agreement", "KL")
     print_line("")
-    print_table(f"Drift over {_samples(report)}", columns, rows)
+    print_table(f"Drift of {report.graph} over {_samples(report)}", columns, rows)
     if report.sites:
         print_line("")
         rows = [[site.name, decibels(site.added_db), decibels(site.accumulated_db)] for site in report.sites]
@@ -155,8 +154,14 @@ def print_drift(report: DriftReport) -> None:
         print_line(f"accuracy on the labels: {share(before)} before, {share(after)} after")
     if report.worst_site is not None:
         print_line(f"the most noise arises at {report.worst_site}")
+    print_drift_line(report)
+
+
+def print_drift_line(report: DriftReport) -> None:
+    """Print the drift, and what a budget says of it."""
+    mark = ", synthetic input" if report.synthetic else ""
     budget = "" if report.max_drift is None else f", budget {report.max_drift:g}: {'met' if report else 'MISSED'}"
-    print_line(f"drift ({report.metric}{mark}): {report.drift:.6g}{budget}")
+    print_line(f"drift ({report.metric}{mark}) of {report.graph}: {report.drift:.6g}{budget}")
 
 
 def print_notes(notes: Sequence[str]) -> None:
@@ -182,7 +187,7 @@ def print_latency(report: LatencyReport) -> None:
     where = "synthetic input" if report.synthetic else report.source
     turns = f"{report.original.runs} runs in {report.runs} interleaved rounds"
     print_line("")
-    print_table(f"Latency over {turns} on {where}", columns, rows)
+    print_table(f"Latency of {report.graph} over {turns} on {where}", columns, rows)
     rows = [
         [name, f"{row.load:.2f}", f"{row.first_run:.2f}", mebibytes(row.peak_memory)]
         for name, row in (("original", report.original_startup), ("artifact", report.artifact_startup))
@@ -192,11 +197,27 @@ def print_latency(report: LatencyReport) -> None:
     sites = dict.fromkeys([*report.original_nodes.sites, *report.artifact_nodes.sites])
     if sites:
         before, after = report.original_nodes, report.artifact_nodes
-        rows = [[site, share(before.sites.get(site)), share(after.sites.get(site))] for site in sites]
-        rows.append(["all sites", share(before.activation_share), share(after.activation_share)])
+        rows = [
+            [
+                site,
+                share(before.sites.get(site)),
+                share(after.sites.get(site)),
+                ops_of(before, site),
+                ops_of(after, site),
+            ]
+            for site in sites
+        ]
+        rows.append(["all sites", share(before.activation_share), share(after.activation_share), "", ""])
         print_line("")
-        print_table("Share of latency", ("site", "original", "artifact"), rows)
+        print_table(
+            "Share of latency", ("site", "original", "artifact", "ran in the original", "in the artifact"), rows
+        )
     print_line(_verdict(report))
+
+
+def ops_of(nodes: Breakdown, site: str) -> str:
+    """Return the types of the nodes that ran for a site."""
+    return "+".join(dict.fromkeys(node.op_type for node in nodes.nodes if node.site == site)) or "-"
 
 
 def _verdict(report: LatencyReport) -> str:

@@ -15,6 +15,7 @@ def command(
     factory: options.Factory = None,
     batch_size: options.BatchSize = None,
     runs: options.Runs = None,
+    kernels: options.Kernels = None,
     threads: options.Threads = 0,
     trust: options.Trust = False,
     json: options.Json = False,
@@ -30,7 +31,7 @@ def command(
     with printing.progress_bar() as progress:
         report = profile(
             model, artifact, data=data, inputs=options.parse_inputs(inputs), batch_size=batch_size, runs=runs, trust=trust,
-            factory=factory, options=options.runtime_options(threads),
+            factory=factory, kernels=kernels, options=options.runtime_options(threads),
             progress=lambda done, total: progress("profile", done, total),
         )  # fmt: skip
     if json:

@@ -14,9 +14,10 @@ import json
 import os
 import shutil
 import tempfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from actx.custom_ops.cpu.library import LIBRARY_NAME
 from actx.exporter.errors import ActxError, UsageError
 from actx.exporter.manifest import MANIFEST, Manifest
 
@@ -32,6 +33,11 @@ _HERE, _RENAME_EXCHANGE = -100, 2
 def native_name(target: str) -> str:
     """Return the file name of the graph of bare actx nodes."""
     return f"model.{target}.onnx"
+
+
+def library_name(architecture: str) -> str:
+    """Return the path in a bundle of the library with the kernels for an architecture of Linux."""
+    return f"kernels/linux-{architecture}/{LIBRARY_NAME}"
 
 
 def check_destination(out: Path, *, force: bool) -> None:
@@ -83,10 +89,26 @@ def _irreplaceable(path: Path) -> str:
         return "is no bundle"
     try:
         files = set(json.loads((path / MANIFEST).read_bytes())["files"])
+        folders = {str(folder) for name in files for folder in PurePosixPath(name).parents}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return f"its {MANIFEST} is not that of a bundle"
-    others = sorted(entry.name for entry in path.iterdir() if entry.name not in files | {MANIFEST})
+    known = files | folders | {MANIFEST}
+    others = sorted(name for entry in path.rglob("*") if (name := _name(entry, path)) not in known)
     return f"holds {others[0]!r}, which no export wrote" if others else ""
+
+
+def _name(file: Path, folder: Path) -> str:
+    """Return a file's name as the manifest has it."""
+    return file.relative_to(folder).as_posix()
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the sha256 of every file below a folder, by its path there.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    return {_name(file, folder): digest(file) for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
 @contextlib.contextmanager
@@ -113,7 +135,7 @@ def commit(folder: Path, out: Path, *, force: bool) -> None:
     """
     check_destination(out, force=force)
     try:
-        for file in folder.iterdir():
+        for file in folder.rglob("*"):
             _flush(file)
         folder.chmod(0o777 & ~_umask())
         _swap(folder, out)
@@ -157,8 +179,12 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    """Have a file, or the list of a folder's files, written to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

@@ -46,6 +46,7 @@ class _Compared:
     taps: tuple[SiteTap, ...]
     owners_original: dict[str, str]
     owners_artifact: dict[str, str]
+    options: runtime.RuntimeOptions
 
 
 def check(
@@ -60,6 +61,7 @@ def check(
     logits: Sequence[str] = (),
     trust: bool = False,
     factory: str | None = None,
+    kernels: bool | None = None,
     options: runtime.RuntimeOptions = runtime.DEFAULT,
     progress: Progress | None = None,
 ) -> DriftReport:
@@ -74,19 +76,22 @@ def check(
         metric: `cosine`, `l2`, `max_abs`, `kl`, `top1`, or ``pkg.mod:callable``.
         max_drift: the budget in that metric.
         logits: names of the outputs that are logits, where the rule in `metrics` does not tell.
-        trust: whether an archive or pickle may run the code it carries.
+        trust: whether an archive or pickle may run the code it carries, and a bundle's own library be loaded.
         factory: what makes the module for weights (see `load`).
+        kernels: whether a bundle's graph of actx nodes must be taken, or must not; None for where it can (see `session`).
         options: how both are run.
         progress: called with the number of samples done and to do.
 
     Raises:
         ActxError, UsageError: a model or the data cannot be read or run, or they do not fit together.
     """
-    with _opened(Path(model), Path(artifact), data, inputs, batch_size, trust=trust, factory=factory) as both:
+    with _opened(
+        Path(model), Path(artifact), data, inputs, batch_size, trust=trust, factory=factory, kernels=kernels, options=options
+    ) as both:  # fmt: skip
         check_applies(metric, both.loaded.model, logits)
         return check_graphs(
             both.original, both.artifact, both.data, taps=both.taps, metric=metric, max_drift=max_drift, logits=logits,
-            options=options, progress=progress,
+            options=both.options, progress=progress,
         )  # fmt: skip
 
 
@@ -100,6 +105,7 @@ def profile(
     runs: int | None = None,
     trust: bool = False,
     factory: str | None = None,
+    kernels: bool | None = None,
     options: runtime.RuntimeOptions = runtime.DEFAULT,
     progress: Progress | None = None,
 ) -> LatencyReport:
@@ -112,17 +118,20 @@ def profile(
         inputs: types and dimensions that the user states.
         batch_size: samples per run.
         runs: rounds to measure; None for as many as the verdict needs (see `latency`).
-        trust: whether an archive or pickle may run the code it carries.
+        trust: whether an archive or pickle may run the code it carries, and a bundle's own library be loaded.
         factory: what makes the module for weights (see `load`).
+        kernels: whether a bundle's graph of actx nodes must be taken, or must not; None for where it can (see `session`).
         options: how both are run.
         progress: called with the number of rounds done and to do.
 
     Raises:
         ActxError, UsageError: a model or the data cannot be read or run, or they do not fit together.
     """
-    with _opened(Path(model), Path(artifact), data, inputs, batch_size, trust=trust, factory=factory) as both:
+    with _opened(
+        Path(model), Path(artifact), data, inputs, batch_size, trust=trust, factory=factory, kernels=kernels, options=options
+    ) as both:  # fmt: skip
         return profile_graphs(
-            both.original, both.artifact, both.data, options=options, runs=runs, owners_original=both.owners_original,
+            both.original, both.artifact, both.data, options=both.options, runs=runs, owners_original=both.owners_original,
             owners_artifact=both.owners_artifact, progress=progress,
         )  # fmt: skip
 
@@ -137,34 +146,71 @@ def _opened(
     *,
     trust: bool,
     factory: str | None,
+    kernels: bool | None,
+    options: runtime.RuntimeOptions,
 ) -> Iterator[_Compared]:
-    graph, _ = best_graph(artifact)
+    graph = best_graph(artifact, kernels=kernels, trust=trust)
     loaded = load(model, inputs=inputs, trust=trust, factory=factory)
     sites = lift(loaded.model).sites
     samples = open_data(loaded, data, batch_size)
     with workspace(loaded) as original:
-        proto = _read(graph)
+        proto = _read(graph.path)
         _check_names(loaded, proto)
+        owned = _marked(proto)
         manifest = read_bundle(artifact)[1] if artifact.is_dir() else None
-        taps = () if manifest is None else tuple(_taps(manifest, {site.name: site for site in sites}))
+        taps = () if manifest is None else tuple(_taps(manifest, {site.name: site for site in sites}, owned))
         if manifest is not None and manifest.source.sha256 != loaded.sha256:
             remark = f"{artifact.name} was made from another file than {model.name}: {manifest.source.file}"
             samples = replace(samples, notes=(*samples.notes, remark))
-        yield _Compared(loaded, original, graph, samples, taps, owners(sites), _marked(proto))
+        if manifest is not None and len(manifest.graphs) > 1 and graph.kernels is None:
+            samples = replace(samples, notes=(*samples.notes, f"{graph.path.name} was run, {graph.reason}"))
+        yield _Compared(loaded, original, graph.path, samples, taps, owners(sites), owned, graph.register(options))
 
 
-def _taps(manifest: Manifest, sites: Mapping[str, Site]) -> Iterator[SiteTap]:
+def _taps(manifest: Manifest, sites: Mapping[str, Site], owned: Mapping[str, str]) -> Iterator[SiteTap]:
     for entry in manifest.sites:
         site = sites.get(entry.name)
         if site is not None and entry.fit is not None and site.function.key == entry.function:
-            yield tap(site, entry.input, entry.output, entry.scale, entry.fit.interval)
+            yield tap(site, entry.input, entry.output, entry.scale, entry.fit.interval, owned)
 
 
 def tap(
-    site: Site, artifact_input: str, artifact_output: str, scale: float, interval: tuple[float, float] | None
+    site: Site,
+    artifact_input: str,
+    artifact_output: str,
+    scale: float,
+    interval: tuple[float, float] | None,
+    owned: Mapping[str, str],
 ) -> SiteTap:
-    """Return where to look at a site in the original and in an artifact, and where its form was fitted."""
+    """Return where to look at a site in the original and in an artifact, and where its form was fitted.
+
+    Args:
+        site: of the original.
+        artifact_input: name of the value that it takes in the artifact.
+        artifact_output: name of the value that it gives there, if that is not the product of a gated site.
+        scale: both are so many times the original's.
+        interval: where the form was fitted.
+        owned: the site of every value that the artifact computes for one (see `owners_of`).
+    """
+    gate = site.gate
+    if gate is not None and owned.get(gate.product) == site.name:
+        return SiteTap(
+            site.name,
+            site.evaluate,
+            gate.product,
+            artifact_input,
+            gate.product,
+            scale,
+            scale,
+            interval,
+            gate.multiplier,
+        )
     return SiteTap(site.name, site.evaluate, site.output, artifact_input, artifact_output, scale, scale, interval)
+
+
+def owners_of(graph: Path) -> dict[str, str]:
+    """Return the site of every value that an exported graph computes for one."""
+    return _marked(_read(graph))
 
 
 def _read(graph: Path) -> onnx.ModelProto:
@@ -189,7 +235,7 @@ def _check_names(loaded: LoadedModel, artifact: onnx.ModelProto) -> None:
 
 
 def _marked(model: onnx.ModelProto) -> dict[str, str]:
-    """Return the site of every value that an exported graph computes for one: lower marks their nodes."""
+    """Return the site by value: lower marks the nodes."""
     return {
         value: prop.value
         for node in model.graph.node

@@ -3,7 +3,8 @@
 1. End to end: both models run untouched on every batch, and the outputs are compared by name (`metrics`).
 2. Per site: both run once more with the values around every site as further outputs. `added` compares the site's output
    with its function at the artifact's own input, so it is the noise that this site adds; `accumulated` compares it with
-   the original's output, so it holds the noise of everything before as well. Values that are outputs are not fused
+   the original's output, so it holds the noise of everything before as well. Where one node of the artifact computes a
+   gated site and the product that it enters, both are compared behind the product. Values that are outputs are not fused
    away: the last bits can differ from the untouched models, and only step 1 enters the drift.
 """
 
@@ -59,6 +60,8 @@ class SiteTap:
         input_scale: the artifact's input is so many times the original's.
         output_scale: likewise the output.
         interval: where the form was fitted; None where it holds everywhere.
+        multiplier: name of the value that the artifact multiplies the function with before it gives the output; None
+            where it gives the function itself.
     """
 
     name: str
@@ -69,6 +72,13 @@ class SiteTap:
     input_scale: float = 1.0
     output_scale: float = 1.0
     interval: tuple[float, float] | None = None
+    multiplier: str | None = None
+
+    @property
+    def artifact_values(self) -> tuple[str, ...]:
+        """Names of the artifact's values that are looked at."""
+        names = (self.artifact_input, self.artifact_output)
+        return names if self.multiplier is None else (*names, self.multiplier)
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,7 @@ class DriftReport:
     """What was measured. True when the drift is finite and within the budget, where one was stated.
 
     Attributes:
+        graph: file name of the artifact.
         metric: name of the metric.
         drift: a number >= 0, the worst output's; infinite where an output is NaN or infinite and the original's is not.
         worst_output: name of that output; None for a metric of the user's, which sees all outputs.
@@ -113,6 +124,7 @@ class DriftReport:
         runtime: versions, machine and options of the measurement.
     """
 
+    graph: str
     metric: str
     drift: float
     worst_output: str | None
@@ -185,6 +197,7 @@ def check(
     del pair  # models may be large: the tapped ones take their place
     sites = _measure_sites((original, artifact), names, data, taps, options=options, steps=steps) if taps else ()
     return DriftReport(
+        graph=artifact.name,
         metric=metric,
         drift=drift,
         worst_output=worst_output,
@@ -336,7 +349,7 @@ def _measure_sites(
 ) -> tuple[SiteDrift, ...]:
     """Step 2: run both models with the tapped values as outputs."""
     ours = tuple(dict.fromkeys(tap.original_output for tap in taps))
-    theirs = tuple(dict.fromkeys(name for tap in taps for name in (tap.artifact_input, tap.artifact_output)))
+    theirs = tuple(dict.fromkeys(name for tap in taps for name in tap.artifact_values))
     before, after = (  # what is an output already must not be listed twice
         runtime.open_session(model, options, outputs=[name for name in values if name not in outputs])
         for model, values in zip(models, (ours, theirs), strict=True)
@@ -373,8 +386,9 @@ class _SiteMeter:
             low, high = tap.interval
             self._outside += x.size - int(np.count_nonzero((x >= low) & (x <= high)))
         if tap.function is not None:
+            factor = 1.0 if tap.multiplier is None else after[tap.multiplier].astype(np.float64)
             with np.errstate(all="ignore"):
-                self._added.add(tap.function(x) * tap.output_scale, got)
+                self._added.add(tap.function(x) * factor * tap.output_scale, got)
 
     def result(self) -> SiteDrift:
         added = self._added.db() if self._tap.function else None

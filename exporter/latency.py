@@ -179,6 +179,7 @@ class LatencyReport:
     """What was measured.
 
     Attributes:
+        graph: file name of the artifact.
         original, artifact, original_again: latency of the three, over the runs of all rounds.
         original_startup, artifact_startup: time until they have run once, and memory.
         comparison: the verdict and its evidence.
@@ -192,6 +193,7 @@ class LatencyReport:
         runtime: versions, machine and options; the load average before, and the cores that others kept busy meanwhile.
     """
 
+    graph: str
     original: Latency
     artifact: Latency
     original_again: Latency
@@ -279,6 +281,7 @@ def profile(
     startups = [_startup(starts[:, i], peak_memory(model, feeds[i][0], options)) for i, model in enumerate(pair)]
     described = runtime.describe_runtime(options) | {"load_average": load, "others_busy_cores": busy}
     return LatencyReport(
+        graph=artifact.name,
         original=first,
         artifact=second,
         original_again=again,

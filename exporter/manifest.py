@@ -81,8 +81,8 @@ class StatisticsEntry(_Strict):
 class SiteEntry(_Strict):
     """One site and what became of it.
 
-    In the portable graph the value `input` is `scale` times the original's, and so is `output`: a slope that was folded into
-    the layers around the site.
+    In the graphs the value `input` is `scale` times the original's, and so is `output`: a slope that was folded into
+    the layers around the site. `lowering` is what stands there in the portable graph.
     """
 
     name: str
@@ -121,6 +121,7 @@ class Manifest(_Strict):
     graphs: dict[str, str]
     sites: list[SiteEntry]
     drift: dict[str, Any] | None
+    portable_drift: dict[str, Any] | None
     latency: dict[str, Any] | None
     notes: list[str]
 

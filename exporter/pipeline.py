@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from actx.exporter import bundle, runtime
 from actx.exporter.calibrate import SiteStatistics, calibrate
 from actx.exporter.choose import Choice, choose
-from actx.exporter.comparison import tap
-from actx.exporter.drift import DriftReport, check, check_applies
-from actx.exporter.errors import RequirementError
+from actx.exporter.comparison import owners_of, tap
+from actx.exporter.drift import DriftReport, SiteTap, check, check_applies
+from actx.exporter.errors import RequirementError, UsageError
 from actx.exporter.inspection import open_data, owners
+from actx.exporter.kernels import carry, check_architectures, choose_kernels
 from actx.exporter.latency import LatencyReport, profile
 from actx.exporter.lift import Site, lift
 from actx.exporter.load import load
@@ -33,12 +34,13 @@ from actx.exporter.manifest import (
     StatisticsEntry,
 )
 from actx.exporter.metrics import check_metric
+from actx.exporter.opening import Graph, choose_graph
 from actx.exporter.save import save
-from actx.exporter.targets import Target, find_target
+from actx.exporter.targets import TARGETS, Target, find_target
 from actx.exporter.workspace import workspace
 
 if TYPE_CHECKING:
-    from actx.exporter.data import InputSpec
+    from actx.exporter.data import Data, InputSpec
     from actx.exporter.fitting import Fit, Form
 
 # Called with the name of a step, how much of it is done and how much there is to do.
@@ -54,13 +56,15 @@ class Exported:
     Attributes:
         path: the bundle.
         manifest: what it says of itself.
-        drift: the measured drift, None where it was not measured.
-        latency: the measured latency, None where it was not measured.
+        drift: the measured drift of the graph that runs here, None where it was not measured.
+        portable_drift: of the portable graph, where another one runs here.
+        latency: the measured latency of the graph that runs here, None where it was not measured.
     """
 
     path: Path
     manifest: Manifest
     drift: DriftReport | None
+    portable_drift: DriftReport | None
     latency: LatencyReport | None
 
 
@@ -86,6 +90,8 @@ def export(
     trust: bool = False,
     factory: str | None = None,
     opset: int | None = None,
+    kernels: bool | None = None,
+    with_kernels: Sequence[str] = (),
     options: runtime.RuntimeOptions = runtime.DEFAULT,
     progress: Progress | None = None,
 ) -> Exported:
@@ -113,15 +119,20 @@ def export(
         trust: whether an archive or pickle may run the code it carries.
         factory: what makes the module for weights (see `load`).
         opset: of the bundle's graphs; None takes the model's.
+        kernels: whether drift and latency must be those of the graph of actx nodes, or must not; None for where this machine
+            has the kernels.
+        with_kernels: architectures whose library is put into the bundle: x86_64, aarch64.
         options: how models are run.
         progress: told of every step.
 
     Raises:
         DriftExceeded: the drift exceeds the budget; the bundle is then at ``OUT.rejected`` and `out` is as it was.
+        TargetUnavailable: the kernels were asked for and cannot be had.
         UsageError, ActxError: see the steps.
     """
     model, out = Path(model), Path(out)
     goal = find_target(target)
+    _check_kernels(goal, kernels, with_kernels)
     check_metric(metric)
     bundle.check_destination(out, force=force)
     if max_drift is not None:
@@ -152,23 +163,18 @@ def export(
         )  # fmt: skip
         lowered = lower(loaded.model, choices, fold=fold, native=goal.native)
         graphs = _save(lowered, goal, folder)
-        artifact = folder / bundle.PORTABLE
-        drift = latency = None
+        carry(folder, with_kernels)
+        graph = choose_graph(folder, graphs, kernels if lowered.native is not None else None)
+        owned = owners_of(graph.path)
+        drift = portable_drift = latency = None
         if measure_drift or max_drift is not None:
-            taps = [
-                tap(choice.site, place.input, place.output, place.scale, choice.fit.bounds)
-                for choice, place in zip(choices, lowered.placements, strict=True)
-                if choice.fit is not None
-            ]
-            drift = check(
-                original, artifact, measured, taps=taps, metric=metric, max_drift=max_drift, options=options,
-                progress=steps("check"),
-            )  # fmt: skip
+            drift, portable_drift = _check(
+                original, graph, measured, _taps(choices, lowered, owned), metric, max_drift, options, steps
+            )
         if measure_latency:
-            owned = {value: place.site for place in lowered.placements for value in place.values}
             latency = profile(
-                original, artifact, measured, options=options, runs=runs, owners_original=owners(lifted.sites),
-                owners_artifact=owned, progress=steps("profile"),
+                original, graph.path, measured, options=graph.register(options), runs=runs,
+                owners_original=owners(lifted.sites), owners_artifact=owned, progress=steps("profile"),
             )  # fmt: skip
         manifest = Manifest(
             version=1,
@@ -176,18 +182,33 @@ def export(
             source=SourceEntry(file=model.name, format=loaded.format, sha256=loaded.sha256, opset=loaded.opset),
             request=request,
             versions=_versions(),
-            files={file.name: bundle.digest(file) for file in sorted(folder.iterdir())},
+            files=bundle.digests(folder),
             graphs=graphs,
             sites=[_entry(c, p, observed.get(c.site.name)) for c, p in zip(choices, lowered.placements, strict=True)],
             drift=None if drift is None else drift.to_dict(),
+            portable_drift=None if portable_drift is None else portable_drift.to_dict(),
             latency=None if latency is None else latency.to_dict(),
             notes=[
                 *dict.fromkeys((*samples.notes, *(measured if drift is None else drift).notes)),
-                *_notes(lifted.sites, goal, lowered),
+                *_notes(lifted.sites, lowered, graph),
             ],
         )
         manifest.write(folder / MANIFEST)
-        return _finish(folder, Exported(out, manifest, drift, latency), force=force)
+        return _finish(folder, Exported(out, manifest, drift, portable_drift, latency), force=force)
+
+
+def _check_kernels(target: Target, kernels: bool | None, with_kernels: Sequence[str]) -> None:
+    """Raise before any work where kernels were asked for that cannot be had."""
+    check_architectures(with_kernels)
+    if target.native:
+        choose_kernels(kernels)
+    elif kernels or with_kernels:
+        native = ", ".join(name for name, other in TARGETS.items() if other.native)
+        raise UsageError(
+            f"target {target.name} has no kernels",
+            note=f"targets with kernels: {native}",
+            remedy="Choose one of these.",
+        )
 
 
 class DriftExceeded(RequirementError):  # noqa: N818 - the name states the condition
@@ -213,10 +234,43 @@ class _Steps:
         return None if progress is None else lambda done, total: progress(step, done, total)
 
 
+def _taps(choices: Sequence[Choice], lowered: Lowered, owned: Mapping[str, str]) -> list[SiteTap]:
+    return [
+        tap(choice.site, place.input, place.output, place.scale, choice.fit.bounds, owned)
+        for choice, place in zip(choices, lowered.placements, strict=True)
+        if choice.fit is not None
+    ]
+
+
+def _check(
+    original: Path,
+    graph: Graph,
+    data: Data,
+    taps: Sequence[SiteTap],
+    metric: str,
+    max_drift: float | None,
+    options: runtime.RuntimeOptions,
+    steps: _Steps,
+) -> tuple[DriftReport, DriftReport | None]:
+    """Measure the drift of the graph that runs here, and of the portable one where that is another, which others will run."""
+    drift = check(
+        original, graph.path, data, taps=taps, metric=metric, max_drift=max_drift, options=graph.register(options),
+        progress=steps("check"),
+    )  # fmt: skip
+    portable = graph.path.with_name(bundle.PORTABLE)
+    if portable == graph.path:
+        return drift, None
+    return drift, check(
+        original, portable, data, metric=metric, max_drift=max_drift, options=options, progress=steps("check portable")
+    )
+
+
 def _finish(folder: Path, exported: Exported, *, force: bool) -> Exported:
-    """Commit the bundle where it belongs."""
-    drift = exported.drift
-    if drift is None or drift:
+    """Commit the bundle where it belongs: a budget holds for every graph that was checked."""
+    drift = next(
+        (report for report in (exported.drift, exported.portable_drift) if report is not None and not report), None
+    )
+    if drift is None:
         bundle.commit(folder, exported.path, force=force)
         return exported
     rejected = bundle.rejected_place(exported.path)
@@ -226,7 +280,7 @@ def _finish(folder: Path, exported: Exported, *, force: bool) -> Exported:
     raise DriftExceeded(
         replace(exported, path=rejected),
         f"the drift is {drift.drift:.6g} ({drift.metric}{', synthetic input' if drift.synthetic else ''})",
-        note=f"{budget}{worst}",
+        note=f"{budget}{worst}; measured on {drift.graph}",
         remedy=f"The bundle is at {rejected}. Choose a finer form for that site, or a larger budget.",
     )
 
@@ -284,15 +338,12 @@ def _fit_entry(fit: Fit) -> FitEntry:
     )
 
 
-def _notes(sites: Sequence[Site], target: Target, lowered: Lowered) -> list[str]:
+def _notes(sites: Sequence[Site], lowered: Lowered, graph: Graph) -> list[str]:
     notes = []
     if not sites:
         notes.append("the model has no sites: it was exported unchanged")
-    if lowered.native is not None:
-        notes.append(
-            f"{bundle.native_name(target.name)} needs kernels that this version does not have: drift and latency are those of "
-            f"{bundle.PORTABLE}"
-        )
+    if lowered.native is not None and graph.kernels is None:
+        notes.append(f"drift and latency are those of {graph.path.name}, {graph.reason}")
     return notes
 
 

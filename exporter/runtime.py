@@ -82,7 +82,7 @@ class RuntimeOptions:
             "threads": self.threads,
             "optimization": self.optimization,
             "disabled_optimizers": list(self.disabled_optimizers),
-            "libraries": [str(library) for library in self.libraries],
+            "libraries": [library.name for library in self.libraries],
             "spin_between_runs": self.spin_between_runs,
             "pin_threads": self.pin_threads,
         }
@@ -111,12 +111,8 @@ def open_session(
         what = f"model '{model}' {'is no file' if path.exists() else 'does not exist'}"
         raise ActxError(what, remedy="Give an .onnx file.")
     session_options = _session_options(options, trace)
-    try:
-        for library in options.libraries:
-            session_options.register_custom_ops_library(str(library))
-    except Exception as error:
-        msg = f"custom-op library '{library}' cannot be loaded"
-        raise ActxError(msg, note=str(error), remedy="Build it for this machine and this ONNX Runtime.") from error
+    for library in options.libraries:
+        _register(session_options, library)
     try:
         content = _with_outputs(path, outputs, session_options) if outputs else str(path)
         disabled = list(options.disabled_optimizers) or None
@@ -126,6 +122,15 @@ def open_session(
     except Exception as error:
         raise _open_error(path, outputs, str(error)) from error
     return session
+
+
+def check_library(library: Path) -> None:
+    """Check that ONNX Runtime takes a custom-op library.
+
+    Raises:
+        ActxError: it does not.
+    """
+    _register(ort.SessionOptions(), library)
 
 
 def run(session: Session, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None) -> Arrays:
@@ -186,6 +191,15 @@ def describe_runtime(options: RuntimeOptions = DEFAULT) -> dict[str, Any]:
         "threads_pinned": bool(_cores_of_threads(options)) or (options.threads == 0 and cores > 1),
         "options": options.to_dict(),
     }
+
+
+def _register(session_options: Any, library: Path) -> None:
+    try:
+        session_options.register_custom_ops_library(str(library))
+    except Exception as error:
+        msg = f"custom-op library '{library}' cannot be loaded"
+        remedy = "Build it for this machine and this ONNX Runtime."
+        raise ActxError(msg, note=_reason(str(error)), remedy=remedy) from error
 
 
 def _session_options(options: RuntimeOptions, trace: Path | None) -> Any:

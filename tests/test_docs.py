@@ -156,9 +156,9 @@ def comparable(text: str) -> list[str]:
     """Lines without what differs from run to run: times, shares of latency, the verdict, and which of equal peaks is first."""
     lines, timed = [], False
     for line in text.splitlines():
-        timed = (timed or line.startswith("Latency over")) and not line.startswith("latency:")
+        timed = (timed or line.startswith("Latency of")) and not line.startswith("latency:")
         masked = re.sub(r"latency: .*?, ratio", "latency: VERDICT, ratio", line)
-        masked = re.sub(r"(?<=^Latency over )\d+ runs in \d+", "#", masked)
+        masked = re.sub(r"(?<= over )\d+ runs in \d+", "#", masked)
         masked = re.sub(r"[\d.]+%$|[\d.]+%(?= of latency)|(?<=at x = )\S+?(?=,|$)|[\d.]+(?= ms)", "#", masked)
         if timed or line.startswith(("latency:", "mish: hinges", "gelu: hinges")):
             masked = re.sub(r"(?<![\w.])\d+\.\d+%?", "#", masked)

@@ -39,7 +39,9 @@ OWN_MATHEMATICS = 1e-4
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a site is found in the lowered graphs.
+    """Where a site is found in the portable graph.
+
+    In the native graph the values have the same names; a gated site gives the product there and not its own output.
 
     Attributes:
         site: its name.
@@ -48,7 +50,6 @@ class Placement:
         input: name of the value it reads, which is `scale` times the original's.
         output: name of the value it gives, which is `scale` times the original's.
         scale: the slope that was folded into the layers around it, 1 where none was.
-        values: names of all values computed there, for the attribution of latency.
     """
 
     site: str
@@ -56,13 +57,14 @@ class Placement:
     input: str
     output: str
     scale: float
-    values: tuple[str, ...]
     own: bool = False
 
 
 @dataclass(frozen=True)
 class Lowered:
     """The two graphs. They share the names of their weights, and so one weights file.
+
+    Every node that computes a site, also a kept one, has the site's name in its metadata as `SITE_METADATA`.
 
     Attributes:
         portable: standard ops only.
@@ -91,6 +93,7 @@ def lower(model: ir.Model, choices: Sequence[Choice], *, fold: bool = True, nati
 def _lower(model: ir.Model, choices: Sequence[Choice], *, fold: bool, native: bool) -> Lowered:
     base = model.clone()
     scales = _fold_slopes(base, choices) if fold else {}
+    _mark(base, choices)
     rewritten = [choice for choice in choices if choice.fit is not None]
     bare = _native(base.clone(), rewritten, scales) if native and rewritten else None
     values = _values(base.graph)
@@ -122,6 +125,15 @@ def _fold_slopes(model: ir.Model, choices: Sequence[Choice]) -> dict[str, float]
     return scales
 
 
+def _mark(model: ir.Model, choices: Sequence[Choice]) -> None:
+    values = _values(model.graph)
+    for site in (choice.site for choice in choices):
+        for name in site.values:
+            node = values[name].producer()
+            assert node is not None
+            node.metadata_props[SITE_METADATA] = site.name
+
+
 def _is_own(fit: Fit | None) -> bool:
     """Tell whether the form is as good as the source, apart from the rounding of its float32 tails far out.
 
@@ -142,13 +154,8 @@ def _place(
 ) -> Placement:
     site, fit = choice.site, choice.fit
     old = values[site.output]
-    for name in site.values:
-        node = values[name].producer()
-        assert node is not None
-        node.metadata_props[SITE_METADATA] = site.name
-    kept = Placement(
-        site.name, "+".join(_op_types(values[name] for name in site.values)), site.input, site.output, 1.0, site.values
-    )
+    ops = "+".join(_op_types(values[name] for name in site.values))
+    kept = Placement(site.name, ops, site.input, site.output, 1.0)
     if fit is None:
         return kept  # 2.
     last = old.producer()
@@ -163,9 +170,7 @@ def _place(
         new = emit_spline(emit, values[site.input], _spline(choice, scale))
     substitute(old, new)
     values[site.output] = new
-    names = tuple(str(value.name) for value in emit.values)
-    ops = "+".join(_op_types(emit.values))
-    return Placement(site.name, ops, site.input, site.output, scale, names, own=_is_own(fit))
+    return Placement(site.name, "+".join(_op_types(emit.values)), site.input, site.output, scale, own=_is_own(fit))
 
 
 def _op_types(values: Iterable[ir.Value]) -> list[str]:
