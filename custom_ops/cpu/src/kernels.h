@@ -82,7 +82,8 @@ struct Kernels {
   void (*moments)(const float* x, std::int64_t n, int order, double* sums);
   // y = (sum_j coefficients[j] x^j) [* u], j <= order <= 4.
   void (*polynomial)(const float* coefficients, int order, const float* x, const float* u, float* y, std::int64_t n);
-  void (*multiply)(const float* a, const float* b, float* y, std::int64_t n);
+  // y[i] = sum_e weights[e] * rows[e * n + i].
+  void (*mix)(const float* weights, std::int64_t count, const float* rows, float* y, std::int64_t n);
   // first[i] = x[2 i], second[i] = x[2 i + 1], i < n.
   void (*deinterleave)(const float* x, float* first, float* second, std::int64_t n);
   void (*widen_float16)(const std::uint16_t* x, float* y, std::int64_t n);

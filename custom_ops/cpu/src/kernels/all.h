@@ -39,7 +39,7 @@ constexpr Kernels make_kernels(const char* isa) {
   k.channels = channels<Vector>;
   k.moments = moments<Vector>;
   k.polynomial = polynomial<Vector>;
-  k.multiply = multiply<Vector>;
+  k.mix = mix<Vector>;
   k.deinterleave = deinterleave<Vector>;
   k.widen_float16 = widen_float16;
   k.narrow_float16 = narrow_float16;

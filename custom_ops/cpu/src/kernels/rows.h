@@ -6,8 +6,6 @@
 namespace actx {
 namespace {
 
-constexpr int kUnroll = 2;  // independent vectors in flight
-
 // Calls vector(i) for whole vectors of [0, n), then rest(i, count) once for what is left.
 template <int kLanes, class Body, class Rest>
 void for_vectors(std::int64_t n, const Body& vector, const Rest& rest) {
@@ -32,21 +30,39 @@ void map(const float* x, const float* u, float* y, std::int64_t n, const Body& b
 }
 
 template <class V>
-void multiply(const float* a, const float* b, float* y, std::int64_t n) {
-  map<V>(a, b, y, n, [](typename V::F left, typename V::F right) { return V::mul(left, right); });
+void mix(const float* weights, std::int64_t count, const float* rows, float* y, std::int64_t n) {
+  const auto sum = [&](std::int64_t i, const auto& load) {
+    auto total = V::mul(V::set(weights[0]), load(rows + i));
+    for (std::int64_t e = 1; e < count; ++e) total = V::fma(V::set(weights[e]), load(rows + e * n + i), total);
+    return total;
+  };
+  for_vectors<V::kLanes>(
+      n, [&](std::int64_t i) { V::store(y + i, sum(i, V::load)); },
+      [&](std::int64_t i, std::int64_t left) {
+        const std::size_t bytes = sizeof(float) * static_cast<std::size_t>(left);
+        float out[V::kLanes];
+        V::store(out, sum(i, [bytes](const float* p) {
+                   float in[V::kLanes] = {};
+                   __builtin_memcpy(in, p, bytes);
+                   return V::load(in);
+                 }));
+        __builtin_memcpy(y + i, out, bytes);
+      });
 }
 
 template <class V, int kOrder>
 void polynomial_of(const float* c, const float* x, const float* u, float* y, std::int64_t n) {
-  const auto horner = [c](typename V::F v) {
-    auto sum = V::set(c[kOrder]);
-    for (int j = kOrder - 1; j >= 0; --j) sum = V::fma(sum, v, V::set(c[j]));
+  typename V::F wide[kOrder + 1];
+  for (int j = 0; j <= kOrder; ++j) wide[j] = V::set(c[j]);
+  const auto horner = [wide](typename V::F v) {
+    auto sum = wide[kOrder];
+    for (int j = kOrder - 1; j >= 0; --j) sum = V::fma(sum, v, wide[j]);
     return sum;
   };
   if (u == nullptr) {
-    map<V>(x, nullptr, y, n, [&](typename V::F v, typename V::F) { return horner(v); });
+    map<V>(x, nullptr, y, n, [horner](typename V::F v, typename V::F) { return horner(v); });
   } else {
-    map<V>(x, u, y, n, [&](typename V::F v, typename V::F gate) { return V::mul(horner(v), gate); });
+    map<V>(x, u, y, n, [horner](typename V::F v, typename V::F gate) { return V::mul(horner(v), gate); });
   }
 }
 
@@ -59,17 +75,18 @@ void polynomial(const float* c, int order, const float* x, const float* u, float
 
 template <class V, int kOrder>
 void moments_of(const float* x, std::int64_t n, double* sums) {
-  constexpr int kStep = kUnroll * V::kLanes;
+  constexpr int kSums = 4;  // of each power at once
+  constexpr int kStep = kSums * V::kLanes;
   constexpr std::int64_t kPiece = 64 * kStep;
   for (int k = 0; k < kOrder; ++k) sums[k] = 0;
   for (std::int64_t first = 0; first < n; first += kPiece) {
     const std::int64_t last = n - first < kPiece ? n : first + kPiece;
-    typename V::F partial[kOrder][kUnroll];
+    typename V::F partial[kOrder][kSums];
     for (auto& row : partial) {
       for (auto& sum : row) sum = V::set(0.0f);
     }
     const auto add = [&partial](const float* p) {
-      for (int i = 0; i < kUnroll; ++i) {
+      for (int i = 0; i < kSums; ++i) {
         const auto v = V::load(p + i * V::kLanes), square = V::mul(v, v);
         auto power = square;
         partial[0][i] = V::add(partial[0][i], square);
@@ -87,7 +104,7 @@ void moments_of(const float* x, std::int64_t n, double* sums) {
           add(padded);
         });
     for (int k = 0; k < kOrder; ++k) {
-      for (int i = 0; i < kUnroll; ++i) sums[k] += static_cast<double>(V::sum(partial[k][i]));
+      for (int i = 0; i < kSums; ++i) sums[k] += static_cast<double>(V::sum(partial[k][i]));
     }
   }
 }

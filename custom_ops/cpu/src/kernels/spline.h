@@ -6,6 +6,7 @@
 namespace actx {
 namespace {
 
+constexpr int kUnroll = 2;             // independent vectors in flight
 constexpr std::int64_t kBlock = 1024;  // elements between two looks for infinities
 
 inline bool is_infinite(float x) { return __builtin_fabsf(x) == __builtin_inff(); }

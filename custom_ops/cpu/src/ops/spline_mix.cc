@@ -55,7 +55,7 @@ class SplineMix final : public Op {
       alignas(64) float mixed[kLargestRows];
       for (std::int64_t token = first; token < last; ++token) {
         widen(kernels_, x.type, at(inputs[1].data, x.type, token * entries_), gates.data(), entries_);
-        mix(gates.data(), mixed);
+        kernels_.mix(gates.data(), entries_, rows_.data(), mixed, static_cast<std::int64_t>(size_));
         const SplineTable table = prepared_.with(mixed);
         const std::int64_t from = token * width;
         map_floats(kernels_, x.type, at(x.data, x.type, from), u == nullptr ? nullptr : at(u, x.type, from),
@@ -68,14 +68,6 @@ class SplineMix final : public Op {
   }
 
  private:
-  void mix(const float* gates, float* mixed) const {
-    std::fill_n(mixed, size_, 0.0f);
-    for (std::int64_t e = 0; e < entries_; ++e) {
-      const float* rows = rows_.data() + static_cast<std::size_t>(e) * size_;
-      for (std::size_t i = 0; i < size_; ++i) mixed[i] += gates[e] * rows[i];
-    }
-  }
-
   const Kernels& kernels_;
   std::int64_t entries_;
   PreparedSpline prepared_;
