@@ -346,6 +346,7 @@ def _further_cases() -> Iterator[Case]:
     for name, write in (
         ("relu", op("Relu")), ("relu6", lambda g, x: g.op("Clip", x, 0.0, 6.0)), ("relu2", ENTRIES["relu2"]),
         ("sigmoid", op("Sigmoid")), ("tanh", op("Tanh")), ("hard_sigmoid", op("HardSigmoid", alpha=1 / 6, beta=0.5)),
+        ("leaky_relu", op("LeakyRelu", alpha=0.01)), ("hardtanh", lambda g, x: g.op("Clip", x, -1.0, 1.0)),
         ("softplus", op("Softplus")),
     ):  # fmt: skip
         yield scalar(name, None, own=write)
