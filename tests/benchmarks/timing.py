@@ -1,0 +1,84 @@
+"""Take times of things that are to be compared: in turns, in one process, as medians."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime as ort
+
+from actx.exporter.machine import cpu_name
+from actx.exporter.runtime import RuntimeOptions, open_session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    import onnx
+    from numpy.typing import NDArray
+
+
+def medians(
+    runs: Mapping[str, Callable[[], object]], *, rounds: int = 25, calls: int = 1, seed: int = 0
+) -> dict[str, float]:
+    """Return the median of each in milliseconds per call.
+
+    Args:
+        runs: what to call, by name.
+        rounds: in each, every one of them has its turn, in an order drawn anew; two go before that do not count.
+        calls: made in a turn and timed together, where one is too short for the clock.
+        seed: of the order.
+    """
+    rng = np.random.default_rng(seed)
+    names = list(runs)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds + 2):
+        for which in rng.permutation(len(names)):
+            call = runs[names[which]]
+            begin = time.perf_counter_ns()
+            for _ in range(calls):
+                call()
+            times[names[which]].append((time.perf_counter_ns() - begin) / calls / 1e6)
+    return {name: float(np.median(row[2:])) for name, row in times.items()}
+
+
+class Bound:
+    """A session with its inputs and its output in memory that it keeps, so that no call copies or allocates."""
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        feeds: Mapping[str, NDArray[Any]],
+        library: Path | None,
+        threads: int,
+        folder: Path,
+    ) -> None:
+        file = folder / "model.onnx"
+        file.write_bytes(model.SerializeToString())
+        libraries = () if library is None else (library,)
+        self._session = open_session(
+            file, RuntimeOptions(threads=threads, libraries=libraries, spin_between_runs=False)
+        )
+        self._binding = self._session.io_binding()
+        for name, array in feeds.items():
+            self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+        (output,) = self._session.get_outputs()
+        (found,) = self._session.run(None, dict(feeds))
+        self._output = ort.OrtValue.ortvalue_from_numpy(found)
+        self._binding.bind_ortvalue_output(output.name, self._output)
+
+    def __call__(self) -> None:
+        """Run once."""
+        self._session.run_with_iobinding(self._binding)
+
+    def result(self) -> NDArray[Any]:
+        """Run once and return the output."""
+        self()
+        array: NDArray[Any] = self._output.numpy()
+        return array
+
+
+def machine() -> str:
+    """Return what the times were taken on."""
+    return f"{cpu_name()}, ONNX Runtime {ort.__version__}, numpy {np.__version__}"
