@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import ml_dtypes
 import numpy as np
 import torch
-from onnx import AttributeProto
 
 from actx.custom_ops import cpu
 from actx.custom_ops.ops import DOMAIN, OPS, OPSET, Op, TensorType, register_schemas
 from actx.custom_ops.ops.gated_spline import GatedSplineOp
-from actx.custom_ops.ops.op import attribute_value
+from actx.custom_ops.ops.op import AttributeKind, attribute_value
 from actx.custom_ops.ops.polynorm import PolyNormOp
 from actx.custom_ops.ops.spline import SplineOp
 from actx.custom_ops.ops.spline_mix import SplineMixOp
@@ -47,11 +46,11 @@ _DTYPES: Mapping[torch.dtype, np.dtype[Any]] = {
 }
 _TORCH_DTYPES = {dtype: torch_dtype for torch_dtype, dtype in _DTYPES.items()}
 _KINDS = {
-    AttributeProto.INT: "int",
-    AttributeProto.STRING: "str",
-    AttributeProto.FLOAT: "float",
-    AttributeProto.INTS: "int[]",
-    AttributeProto.FLOATS: "float[]",
+    AttributeKind.INT: "int",
+    AttributeKind.STRING: "str",
+    AttributeKind.FLOAT: "float",
+    AttributeKind.INTS: "int[]",
+    AttributeKind.FLOATS: "float[]",
 }
 
 
@@ -68,7 +67,7 @@ def _signature(op: type[Op]) -> str:
     tensors = [f"Tensor{'? ' if p.optional else ' '}{p.name.lower()}{'=None' if p.optional else ''}" for p in op.INPUTS]
     attributes = []
     for attribute in op.ATTRIBUTES:
-        kind, default = _KINDS[int(attribute.type.value)], attribute_value(attribute.default_value)
+        kind, default = _KINDS[attribute.type], attribute_value(attribute.default_value)
         if attribute.required:
             attributes.append(f"{kind} {attribute.name}")
         elif default is None:
@@ -161,7 +160,7 @@ def _gated_spline_gradients(op: GatedSplineOp, gradient: torch.Tensor, x: torch.
     axis = op.axis % x.dim()
     width = x.shape[axis] // 2
     split = op.layout == "split"
-    by_half = x.unflatten(axis, (2, width) if split else (width, 2))
+    by_half = x.unflatten(axis, (2, width) if split else (width, 2))  # type: ignore[no-untyped-call]
     place = axis if split else axis + 1
     gate, other = (by_half.select(place, half) for half in (op.gate, 1 - op.gate))
     factor = other if op.other is None else _spline(other, op.other)
