@@ -163,6 +163,10 @@ class Spline:
         knots, coefficients, origins = (np.broadcast_to(table, (channels, *table.shape)) for table in tables)
         return Spline(knots, coefficients, origins, axis)
 
+    def channel(self, index: int) -> Spline:
+        """Return the table of one channel."""
+        return Spline(self.knots[index], self.coefficients[index], self.origins[index])
+
     def attributes(self) -> dict[str, Any]:
         """Return the attributes of the `actx::Spline` node."""
         attributes: dict[str, Any] = {

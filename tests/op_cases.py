@@ -2,7 +2,7 @@
 
 A case is a node and its inputs; `Op.agrees` tells whether a result keeps the contract. `cases` lists a fixed set that meets
 every shape, layout, table and special number; `any_case` is the same as a hypothesis strategy; `REFUSED` lists attributes
-that no implementation may take.
+that no implementation may run: each is refused when the node is made, or at the latest when the inputs' types are known.
 """
 
 from __future__ import annotations

@@ -53,6 +53,7 @@ class GatedLutOp(Op):
     to: int | None = None
 
     NAME = "GatedLut"
+    TORCH_NAME = "gated_lut"
     DOC = "A table of all 256 codes of X, times U, as codes."
     INPUTS = (
         Parameter("X", "T", "codes of the gate"),
@@ -67,19 +68,23 @@ class GatedLutOp(Op):
         TO,
     )
 
+    def __post_init__(self) -> None:
+        """Store the table as the float32 numbers that the node holds, and check it."""
+        with np.errstate(over="ignore"):  # what overflows is refused
+            table = np.asarray(self.table, np.float32)
+        object.__setattr__(self, "table", tuple(table.tolist()))
+        if table.shape != (CODE_COUNT,) or not np.isfinite(table).all():
+            msg = f"actx::{self.NAME} needs a table of {CODE_COUNT} finite numbers, got {table.size}"
+            raise ValueError(msg)
+
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any]) -> GatedLutOp:
         """Check the attributes of a node."""
-        with np.errstate(over="ignore"):  # what overflows is refused
-            table = np.asarray(required(cls.NAME, attributes, "table"), np.float32)
-        if table.shape != (CODE_COUNT,) or not np.isfinite(table).all():
-            msg = f"actx::{cls.NAME} needs a table of {CODE_COUNT} finite numbers, got {table.size}"
-            raise ValueError(msg)
         to = output_code(cls.NAME, attributes)
         u_zero = integer(cls.NAME, attributes, "u_zero_point", 0, ZERO_POINTS)
         y_zero = integer(cls.NAME, attributes, "y_zero_point", 0, ZERO_POINTS)
         check_entries(cls.NAME, [y_zero], to)
-        return cls(tuple(table.tolist()), u_zero, y_zero, to)
+        return cls(tuple(required(cls.NAME, attributes, "table")), u_zero, y_zero, to)
 
     def attributes(self) -> dict[str, Any]:
         """Return the attributes of the node."""

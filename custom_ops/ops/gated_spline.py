@@ -58,6 +58,7 @@ class GatedSplineOp(Op):
     gate: int = 0
 
     NAME = "GatedSpline"
+    TORCH_NAME = "gated_spline"
     DOC = "A piecewise polynomial of one half of X, times the other half or a piecewise polynomial of it."
     INPUTS = (Parameter("X", "T", "both halves: width 2H along the axis"),)
     OUTPUT = Parameter("Y", "T", "s(gate) * h(other), width H along the axis")

@@ -55,6 +55,7 @@ class LutOp(Op):
     axis: int | None = None
 
     NAME = "Lut"
+    TORCH_NAME = "lut"
     DOC = "A table of all 256 codes of X."
     INPUTS = (Parameter("X", "T", "codes"),)
     OUTPUT = Parameter("Y", "T2", "the table's entries")

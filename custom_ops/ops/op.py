@@ -69,6 +69,7 @@ class Op(ABC):
 
     Attributes:
         NAME: the op type.
+        TORCH_NAME: what it is called in ``torch.ops.actx``.
         DOC: one sentence of what it computes.
         INPUTS: the optional ones last.
         OUTPUT: the one output.
@@ -77,6 +78,7 @@ class Op(ABC):
     """
 
     NAME: ClassVar[str]
+    TORCH_NAME: ClassVar[str]
     DOC: ClassVar[str]
     INPUTS: ClassVar[tuple[Parameter, ...]]
     OUTPUT: ClassVar[Parameter]
@@ -142,7 +144,7 @@ class Op(ABC):
         """
         output = self.output([None if array is None else TensorType.of(array) for array in inputs])
         with np.errstate(all="ignore"):
-            return self.evaluate(inputs).astype(output.dtype)
+            return np.asarray(self.evaluate(inputs), output.dtype)
 
     def agrees(self, result: Array, inputs: Sequence[Array | None]) -> NDArray[np.bool_]:
         """Tell for each element whether a kernel's result keeps the contract.

@@ -39,6 +39,7 @@ class PolyNormOp(Op):
     epsilon: float = 1e-6
 
     NAME = "PolyNorm"
+    TORCH_NAME = "polynorm"
     DOC = "A polynomial of the normalised powers of X, row by row, times U where U is given."
     INPUTS = (
         Parameter("X", "T", "input, [..., D]"),

@@ -49,6 +49,7 @@ class SplineOp(Op):
     spline: Spline
 
     NAME = "Spline"
+    TORCH_NAME = "spline"
     DOC = "A piecewise polynomial of X, times U where U is given."
     INPUTS = (
         Parameter("X", "T", "input"),

@@ -51,6 +51,7 @@ class SplineMixOp(Op):
     entries: tuple[Spline, ...]
 
     NAME = "SplineMix"
+    TORCH_NAME = "spline_mix"
     DOC = "A mixture of piecewise polynomials of X, weighted per token by G, times U where U is given."
     INPUTS = (
         Parameter("X", "T", "input, [..., H]"),

@@ -20,7 +20,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from scipy import special
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 # The value of a smooth function over a ball, and its first three derivatives there.
 Expansion: TypeAlias = tuple[arb, arb, arb, arb]
@@ -46,6 +46,8 @@ class _Operand(NDArrayOperatorsMixin):
         return NotImplemented if numeric is None else numeric(*(_number(operand(v)) for v in inputs))
 
     def __array_function__(self, function: Any, _: Any, inputs: Any, settings: Any) -> Any:
+        if function is np.piecewise:
+            return _piecewise(*inputs)
         rule = FUNCTIONS.get(function)
         if rule is None or settings:
             return NotImplemented
@@ -470,6 +472,18 @@ def _where(condition: Truth, a: Jet | Truth, b: Jet | Truth) -> Jet | Truth:
     if isinstance(a, Truth) and isinstance(b, Truth):
         return a if a.value == b.value else Truth(None)
     return _kink(union(_number(a).value, _number(b).value))
+
+
+def _piecewise(x: Jet, conditions: Sequence[Truth], functions: Sequence[Callable[[Jet], Jet]]) -> Jet:
+    """Evaluate only what may hold: the last function is for where no condition does."""
+    *rest, last = functions
+    result: Jet | None = None if any(c.value for c in conditions) else last(x)
+    for condition, function in zip(reversed(conditions), reversed(rest), strict=True):
+        if condition.value is not False:
+            y = function(x)
+            result = y if condition.value or result is None else _kink(union(y.value, result.value))
+    assert result is not None
+    return result
 
 
 def _is_finite(a: Jet) -> Truth:

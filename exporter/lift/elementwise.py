@@ -10,20 +10,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import reduce
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
+from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 from scipy.special import erf, expit
 
 from actx.custom_ops.activations import ACTIVATIONS
+from actx.custom_ops.ops import DOMAIN
 from actx.custom_ops.spline import Spline
 
 Array: TypeAlias = NDArray[Any]
 Attributes: TypeAlias = Mapping[str, Any]
 Evaluate: TypeAlias = Callable[..., Array]
 
+SPLINE = (DOMAIN, "Spline")
 # A constant with more elements is a weight, not a parameter of an activation.
 MAX_CONSTANT = 1 << 16
 
@@ -78,7 +82,31 @@ def _swish(a: Attributes, x: Array) -> Array:
 
 
 def _spline(a: Attributes, x: Array, *u: Array) -> Array:
-    return reduce(np.multiply, u, Spline.from_attributes(a)(x))
+    """Evaluate on an array, whose first dimension is that of the channels where there are any, or piece by piece."""
+    spline = Spline.from_attributes(a)
+    if isinstance(x, NDArrayOperatorsMixin):
+        return reduce(np.multiply, u, _by_pieces(spline, x))
+    wide = x if spline.axis is None else np.broadcast_to(x, (len(spline.origins), *x.shape[1:]))
+    return reduce(np.multiply, u, spline(wide))
+
+
+def _by_pieces(spline: Spline, x: Any) -> Any:
+    knots = [float(knot) for knot in spline.knots]
+    inside = [np.less(x, knots[0])] if knots else []
+    inside += [np.logical_and(np.greater_equal(x, a), np.less(x, b)) for a, b in pairwise(knots)]
+
+    def piece(i: int) -> Callable[[Any], Any]:
+        origin, (*lower, lead) = float(spline.origins[i]), spline.coefficients[i].tolist()
+
+        def horner(x: Any) -> Any:
+            y = np.multiply(x, 0.0) + lead
+            for coefficient in reversed(lower):
+                y = y * (x - origin) + coefficient
+            return y
+
+        return horner
+
+    return np.piecewise(x, inside, [piece(i) for i in range(spline.segments)])
 
 
 def _mod(a: Attributes, x: Array, y: Array) -> Array:
@@ -156,7 +184,7 @@ ELEMENTWISE: Mapping[tuple[str, str], Evaluate] = {
     ("com.microsoft", "Gelu"): _catalogue("gelu"),
     ("com.microsoft", "FastGelu"): _with_bias("gelu_tanh"),
     ("com.microsoft", "QuickGelu"): lambda a, x: x * expit(a.get("alpha", 1.702) * x),
-    ("actx", "Spline"): _spline,
+    SPLINE: _spline,
 }
 
 

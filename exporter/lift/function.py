@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from actx.exporter.lift.elementwise import ELEMENTWISE
+from actx.custom_ops import Spline
+from actx.exporter.lift.elementwise import ELEMENTWISE, SPLINE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -101,8 +102,15 @@ class ScalarFunction:
         def pick(operand: int | Constant | None) -> int | Constant | None:
             return Constant(operand.values[index]) if isinstance(operand, Constant) and operand.per_channel else operand
 
-        steps = tuple(Step(s.op, s.attributes, tuple(map(pick, s.operands))) for s in self.steps)
+        steps = tuple(Step(s.op, _of_channel(s, index), tuple(map(pick, s.operands))) for s in self.steps)
         return ScalarFunction(steps)
+
+
+def _of_channel(step: Step, index: int) -> Mapping[str, Any]:
+    """Return the attributes of the step on one channel: of a spline per channel, those of its table."""
+    if step.op != SPLINE or step.attributes.get("axis") is None:
+        return step.attributes
+    return Spline.from_attributes(step.attributes).channel(index).attributes()
 
 
 AFFINE_TOLERANCE = 1e-6

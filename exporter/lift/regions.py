@@ -201,9 +201,13 @@ def _common(places: Sequence[_Dominator]) -> _Dominator | None:
 
 def channels_of(node: ir.Node, known: dict[ir.Value, NDArray[Any] | None]) -> tuple[int, ...] | None:
     """Return () where all constants are scalar, (axis, C) where they run along one axis, None where neither."""
-    if "axis" in node.attributes:  # the only elementwise op with one is a spline per channel
-        return None
     found: set[tuple[int, ...]] = set()
+    if "axis" in node.attributes:  # the only elementwise op with one is a spline per channel
+        axis, x = node.attributes.get_int("axis"), node.inputs[0]
+        rank = None if x is None or x.shape is None else len(x.shape)
+        if axis >= 0 and rank is None:
+            return None
+        found.add((axis if axis < 0 else axis - (rank or 0), node.attributes.get_int("channels")))
     for value in node.inputs:
         array = None if value is None else constant_of(value, known)
         if array is None or array.size == 1:
@@ -323,6 +327,9 @@ def _program(root: ir.Value, nodes: Sequence[ir.Node], channels: int | None, gro
         return Constant(values.reshape(()) if values.size == 1 else values.reshape(-1))
 
     for node in nodes:
-        steps.append(Step(op_of(node), attributes_of(node), tuple(map(operand, node.inputs))))
+        attributes = attributes_of(node)
+        if "axis" in attributes:  # a function of one channel has the channels first
+            attributes["axis"] = 0
+        steps.append(Step(op_of(node), attributes, tuple(map(operand, node.inputs))))
         index[node.outputs[0]] = len(steps)
     return ScalarFunction(tuple(steps), channels)
