@@ -25,12 +25,20 @@ LARGEST = float(np.finfo(np.float32).max)
 def spline_error(spline: Spline, x: NDArray[Any]) -> NDArray[np.float64]:
     """Bound what Horner's rule loses of s(x).
 
-    The term of power j takes j fused multiply-adds and the j-th power of x - origin, which was rounded once: 2j roundings
-    (Higham, section 5.1). Each step may also lose a subnormal number, which the powers that follow magnify: as if every
-    coefficient were larger by 2^-125, the smallest subnormal number over u. A tail at infinity is exact.
+    Each step may also lose a subnormal number, which the powers that follow magnify: as if every coefficient were larger by
+    2^-125, the smallest subnormal number over u. A tail at infinity is exact.
     """
     magnitude = np.where(np.isfinite(x), spline.magnitude(x, SUBNORMAL / UNIT), 0.0)
-    return opened((2 * spline.degree + 1) * UNIT * magnitude, magnitude)
+    return opened(terms(spline.degree) * UNIT * magnitude, magnitude)
+
+
+def terms(degree: int) -> int:
+    """Return how many roundings a term of Horner's rule may take.
+
+    The term of power j takes j products and j sums, fused or not, and the j-th power of x - origin, which was rounded once
+    (Higham, section 5.1).
+    """
+    return 3 * degree + 1
 
 
 def opened(error: NDArray[np.float64], magnitude: NDArray[np.float64]) -> NDArray[np.float64]:
