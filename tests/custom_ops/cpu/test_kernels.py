@@ -146,3 +146,14 @@ def test_lut_looks_up_all_codes(isa: str, dtypes: tuple[type, type]) -> None:
     y = LIBRARY.run("Lut", attributes, [x], isa=isa)
     assert y.dtype == dtypes[1]
     assert np.array_equal(y, table[x.astype(int) - source.min].astype(dtypes[1]))
+
+
+@pytest.mark.slow
+def test_more_than_2_to_the_31_elements() -> None:
+    """The input is never written, so it takes no memory of its own."""
+    x = np.zeros(2**31 + 70_001, np.uint8)
+    x[-3:] = (7, 8, 9)
+    y = LIBRARY.run("Lut", {"table": [(i + 1) % 256 for i in range(256)]}, [x])
+    assert y.shape == x.shape
+    assert y[-5:].tolist() == [1, 1, 8, 9, 10]
+    assert (y[2**31 - 100 : 2**31 + 100] == 1).all()
