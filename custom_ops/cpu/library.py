@@ -135,7 +135,7 @@ class Library:
 
         Args:
             op_type: its name in the domain `actx`.
-            attributes: integers, floats, text, and sequences of one kind of number.
+            attributes: integers, floats, text, and sequences of one kind of number; what is None is absent.
             isa: the instruction set, or None for the best (or the one that the environment variable ACTX_ISA names).
             kernel: the row of the kernel table, or None for the first that fits.
 
@@ -254,9 +254,10 @@ def _declare(c: ctypes.CDLL) -> None:
 
 def _attributes(attributes: Mapping[str, Any]) -> tuple[ctypes.Array[_Attribute], list[NDArray[Any]]]:
     """Return the attributes, and the arrays that they point into."""
-    given = (_Attribute * len(attributes))()
+    present = {name: value for name, value in attributes.items() if value is not None}
+    given = (_Attribute * len(present))()
     keep: list[NDArray[Any]] = []
-    for into, (name, value) in zip(given, attributes.items(), strict=True):
+    for into, (name, value) in zip(given, present.items(), strict=True):
         into.name = name.encode()
         if isinstance(value, str):
             into.text, into.count = value.encode(), len(value.encode())

@@ -20,20 +20,16 @@ struct ActxOp {
 namespace actx {
 namespace {
 
-void write_error(const char* text, char* error, std::size_t error_size) {
-  if (error_size > 0) std::snprintf(error, error_size, "%s", text);
-}
-
 // No exception crosses the boundary.
 template <typename Body>
-int guarded(char* error, std::size_t error_size, Body&& body) noexcept {
+int guarded(const char* op_type, char* error, std::size_t error_size, Body&& body) noexcept {
   try {
     body();
     return 0;
   } catch (const std::bad_alloc&) {
-    write_error("actx: out of memory", error, error_size);
+    std::snprintf(error, error_size, "actx::%s: out of memory", op_type);
   } catch (const std::exception& failure) {
-    write_error(failure.what(), error, error_size);
+    std::snprintf(error, error_size, "actx::%s: %s", op_type, failure.what());
   }
   return 1;
 }
@@ -88,8 +84,7 @@ class GivenAttributes final : public Attributes {
 std::vector<Tensor> read_inputs(const OpInfo& info, const ActxTensor* given, std::size_t count) {
   std::vector<Tensor> inputs(info.required_inputs + info.optional_inputs);
   if (count > inputs.size()) {
-    throw Error(std::string("actx::") + info.name + " has at most " + std::to_string(inputs.size()) + " inputs, got " +
-                std::to_string(count));
+    throw Error("there are at most " + std::to_string(inputs.size()) + " inputs, got " + std::to_string(count));
   }
   for (std::size_t i = 0; i < count; ++i) {
     if (given[i].type == 0) continue;
@@ -99,7 +94,7 @@ std::vector<Tensor> read_inputs(const OpInfo& info, const ActxTensor* given, std
     inputs[i].present = true;
   }
   for (std::size_t i = 0; i < info.required_inputs; ++i) {
-    if (!inputs[i].present) throw Error(std::string("actx::") + info.name + " needs its input " + std::to_string(i));
+    if (!inputs[i].present) throw Error("input " + std::to_string(i) + " is missing");
   }
   return inputs;
 }
@@ -161,7 +156,7 @@ const char* actx_kernels(const char* isa) {
 
 int actx_op_create(const char* op_type, const ActxAttribute* attributes, size_t attribute_count, const char* isa,
                    const char* kernel, ActxOp** op, char* error, size_t error_size) {
-  return actx::guarded(error, error_size, [&] {
+  return actx::guarded(op_type, error, error_size, [&] {
     const actx::OpInfo& info = actx::op_info(op_type);
     const actx::Kernels& kernels = isa == nullptr ? actx::default_kernels() : actx::find_kernels(isa);
     const actx::GivenAttributes given(attributes, attribute_count);
@@ -175,7 +170,7 @@ const char* actx_op_kernel(const ActxOp* op) { return op->op->kernel(); }
 
 int actx_op_infer(const ActxOp* op, const ActxTensor* inputs, size_t input_count, int32_t* type, size_t* rank,
                   int64_t* shape, size_t shape_capacity, char* error, size_t error_size) {
-  return actx::guarded(error, error_size, [&] {
+  return actx::guarded(op->info->name, error, error_size, [&] {
     const std::vector<actx::Tensor> given = actx::read_inputs(*op->info, inputs, input_count);
     const actx::Inputs view(given.data(), given.size());
     const actx::Shape sizes = op->op->output_shape(view);
@@ -188,7 +183,7 @@ int actx_op_infer(const ActxOp* op, const ActxTensor* inputs, size_t input_count
 
 int actx_op_run(const ActxOp* op, const ActxTensor* inputs, size_t input_count, const ActxTensor* output, char* error,
                 size_t error_size) {
-  return actx::guarded(error, error_size, [&] {
+  return actx::guarded(op->info->name, error, error_size, [&] {
     const std::vector<actx::Tensor> given = actx::read_inputs(*op->info, inputs, input_count);
     const actx::Inputs view(given.data(), given.size());
     actx::check_output(*op->op, view, *output);

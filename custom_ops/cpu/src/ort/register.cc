@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -44,19 +45,25 @@ bool succeeded(const Api& api, Status* status) {
   return status == nullptr;
 }
 
+Status* status_of(const Api& api, ErrorCode code, const char* op_type, const char* what) {
+  char text[1024];
+  std::snprintf(text, sizeof text, "actx%s%s: %s", *op_type == 0 ? "" : "::", op_type, what);
+  return api.CreateStatus(code, text);
+}
+
 template <typename Body>
-Status* guarded(const Api& api, Body&& body) noexcept {
+Status* guarded(const Api& api, const char* op_type, Body&& body) noexcept {
   try {
     body();
     return nullptr;
   } catch (const Failure& failure) {
     return failure.status;
   } catch (const Error& error) {
-    return api.CreateStatus(kInvalidArgument, error.what());
+    return status_of(api, kInvalidArgument, op_type, error.what());
   } catch (const std::bad_alloc&) {
-    return api.CreateStatus(kFail, "actx: out of memory");
+    return status_of(api, kFail, op_type, "out of memory");
   } catch (const std::exception& error) {
-    return api.CreateStatus(kFail, error.what());
+    return status_of(api, kFail, op_type, error.what());
   }
 }
 
@@ -192,6 +199,7 @@ class Node {
   }
 
   const Api& api() const { return type_.api; }
+  const char* op_type() const { return type_.info.name; }
 
   void compute(KernelContext* context) const {
     std::array<Tensor, kMaxInputs> tensors;
@@ -214,7 +222,7 @@ class Node {
       tensors[i].present = true;
     }
     if (op_->output_type(Inputs(tensors.data(), type_.inputs())) != type_.signature.output) {
-      throw Error(std::string("actx::") + type_.info.name + ": the attribute 'to' must give the type of X in ONNX Runtime, which infers it from the inputs");
+      throw Error("in ONNX Runtime, which infers it from the inputs, the output has the type of X: the attribute 'to' must say so");
     }
   }
 
@@ -255,12 +263,12 @@ class Node {
 };
 
 Status* create_node(const CustomOp* op, const Api* api, const KernelInfo* info, void** node) {
-  return guarded(*api, [&] { *node = new Node(typed(op), info); });
+  return guarded(*api, typed(op).info.name, [&] { *node = new Node(typed(op), info); });
 }
 
 Status* compute_node(void* opaque, KernelContext* context) {
   const auto& node = *static_cast<const Node*>(opaque);
-  return guarded(node.api(), [&] { node.compute(context); });
+  return guarded(node.api(), node.op_type(), [&] { node.compute(context); });
 }
 
 // Y has the sizes of X, but for an op that halves an axis. Rank 0 may also mean that the rank is not known.
@@ -292,7 +300,7 @@ TypedOp::TypedOp(const Api& the_api, bool in_place, const OpInfo& the_info, cons
   KernelComputeV2 = compute_node;
   KernelDestroy = [](void* node) { delete static_cast<Node*>(node); };
   InferOutputShapeFn = [](const CustomOp* op, ShapeInferContext* context) {
-    return guarded(typed(op).api, [&] { infer_shape(typed(op), context); });
+    return guarded(typed(op).api, typed(op).info.name, [&] { infer_shape(typed(op), context); });
   };
 }
 
@@ -342,7 +350,7 @@ Status* register_ops(SessionOptions* options, const ApiBase& base) {
     const std::string text = std::string("actx needs ONNX Runtime 1.18 or newer, this is ") + version;
     return base.GetApi(1)->CreateStatus(kFail, text.c_str());  // null would mean success
   }
-  return guarded(*api, [&] {
+  return guarded(*api, "", [&] {
     default_kernels();  // an instruction set that cannot be had is an error here, not at the first node
     check(api->AddCustomOpDomain(options, domain_for(*api, api_version(version) >= kShapeReferenceVersion)));
   });
