@@ -52,11 +52,11 @@ def build_runner(compiler: str, folder: Path, *options: str) -> Path:
 class Process:
     """Runs ops in a process that `command` starts; a crash of it is an error that shows what it wrote to stderr."""
 
-    def __init__(self, *command: str | Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(self, *command: str | Path) -> None:
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(
-            [str(part) for part in command], stdin=pipe, stdout=pipe, stderr=pipe, env=None if env is None else dict(env)
-        )
+        self._process = subprocess.Popen([str(part) for part in command], stdin=pipe, stdout=pipe, stderr=pipe)
+        self._send(_text("isas"))
+        self.isas = tuple(self._read_text().split())
 
     def __enter__(self) -> Self:
         return self
@@ -64,11 +64,6 @@ class Process:
     def __exit__(self, *_: object) -> None:
         _, errors = self._process.communicate()
         assert self._process.returncode == 0, errors.decode()
-
-    @property
-    def isas(self) -> tuple[str, ...]:
-        self._send(_text("isas"))
-        return tuple(self._read_text().split())
 
     def kernels(self, isa: str) -> tuple[Kernel, ...]:
         self._send(_text("kernels") + _text(isa))

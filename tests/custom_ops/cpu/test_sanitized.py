@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from actx.custom_ops.ops import OPS
-from tests.custom_ops.cpu.agreement import check_contract, check_refusals
+from tests.custom_ops.cpu.agreement import check_case, check_contract, check_refusals
 from tests.op_cases import any_case
 
 if TYPE_CHECKING:
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize("op_type", OPS)
 def test_every_instruction_set_keeps_the_contract(sanitized: Process, op_type: str) -> None:
-    for isa in sanitized.isas:
-        check_contract(sanitized, op_type, isa)
+    check_contract(sanitized, op_type)
 
 
 @pytest.mark.parametrize("op_type", OPS)
@@ -29,13 +28,10 @@ def test_refuses_what_the_op_refuses(sanitized: Process, op_type: str) -> None:
 
 
 @pytest.mark.parametrize("op_type", OPS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_shape_type_and_table(sanitized: Process, op_type: str, data: st.DataObject) -> None:
-    case = data.draw(any_case(op_type))
-    for isa in sanitized.isas:
-        result = sanitized.run(op_type, case.op.attributes(), case.inputs, isa=isa)
-        assert case.op.agrees(result, case.inputs).all()
+    check_case(sanitized, data.draw(any_case(op_type)))
 
 
 def test_refuses_inputs_that_do_not_fit(sanitized: Process) -> None:

@@ -118,8 +118,8 @@ class PolyNorm final : public Op {
 
 std::unique_ptr<Op> create_poly_norm(const Attributes& attributes, const Kernels& kernels, std::string_view) {
   const float epsilon = attributes.number("epsilon").value_or(1e-6f);
-  if (!(epsilon >= 0) || std::isinf(epsilon)) {
-    throw Error("the attribute 'epsilon' must be finite and not negative, got " + std::to_string(epsilon));
+  if (!(epsilon > 0) || std::isinf(epsilon)) {
+    throw Error("the attribute 'epsilon' must be finite and positive, got " + std::to_string(epsilon));
   }
   return std::make_unique<PolyNorm>(epsilon, kernels);
 }

@@ -1,0 +1,194 @@
+"""The library in ONNX Runtime: every op and type, errors, threads, shapes, and the versions that it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+from actx.custom_ops.ops import DOMAIN, OPS, OPSET, TensorType
+from tests.custom_ops.cpu.conftest import need
+from tests.op_cases import REFUSED, Case, cases, gelu_table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from actx.custom_ops import cpu
+
+Array = Any
+KINDS = {
+    np.dtype(dtype): kind
+    for dtype, kind in (
+        (np.float32, TensorProto.FLOAT),
+        (np.float16, TensorProto.FLOAT16),
+        (ml_dtypes.bfloat16, TensorProto.BFLOAT16),
+        (np.int8, TensorProto.INT8),
+        (np.uint8, TensorProto.UINT8),
+    )
+}
+
+
+def model(op_type: str, attributes: dict[str, Any], inputs: Sequence[TensorType | None], output: TensorType) -> bytes:
+    """One node; an input that is absent in the middle has an empty name."""
+    names = [f"x{i}" if tensor else "" for i, tensor in enumerate(inputs)]
+    while not names[-1]:
+        names.pop()
+    values = [
+        helper.make_tensor_value_info(name, KINDS[tensor.dtype], tensor.shape)
+        for name, tensor in zip(names, inputs, strict=False)
+        if tensor
+    ]
+    present = {name: value for name, value in attributes.items() if value is not None}
+    node = helper.make_node(op_type, names, ["y"], "node", domain=DOMAIN)
+    node.attribute.extend(
+        helper.make_attribute(name, value, attr_type=None if value != [] else 6) for name, value in present.items()
+    )
+    result = helper.make_tensor_value_info("y", KINDS[output.dtype], output.shape)
+    imports = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, OPSET)]
+    graph = helper.make_graph([node], "g", values, [result])
+    return helper.make_model(graph, opset_imports=imports, ir_version=9).SerializeToString()
+
+
+def open_session(library: cpu.Library, content: bytes, threads: int = 1, **options: Any) -> ort.InferenceSession:
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4
+    settings.intra_op_num_threads = threads
+    for name, value in options.items():
+        setattr(settings, name, value)
+    settings.register_custom_ops_library(str(library.path))
+    return ort.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
+
+
+def run_case(library: cpu.Library, case: Case, threads: int = 1) -> NDArray[Any]:
+    """Through tensors of ONNX Runtime, which know bfloat16."""
+    types = [None if array is None else TensorType.of(array) for array in case.inputs]
+    session = open_session(library, model(case.op.NAME, case.op.attributes(), types, case.op.output(types)), threads)
+    binding = session.io_binding()
+    for i, array in enumerate(case.inputs):
+        if array is not None:
+            kind, dense = KINDS[array.dtype], np.ascontiguousarray(array).reshape(array.shape)
+            binding.bind_input(f"x{i}", "cpu", 0, kind, dense.shape, dense.ctypes.data)
+    output = case.op.output(types)
+    result = np.empty(output.shape, output.dtype)  # type: ignore[arg-type]
+    binding.bind_output("y", "cpu", 0, KINDS[result.dtype], result.shape, result.ctypes.data)
+    session.run_with_iobinding(binding)
+    return result
+
+
+def of_x_type(case: Case) -> bool:
+    """Whether the output has the type of X: ONNX Runtime infers no other for a custom op."""
+    types = [None if array is None else TensorType.of(array) for array in case.inputs]
+    assert types[0] is not None
+    return case.op.output(types).dtype == types[0].dtype
+
+
+@pytest.mark.parametrize("op_type", OPS)
+def test_gives_the_bits_that_numpy_gets(library: cpu.Library, op_type: str) -> None:
+    for case in list(filter(of_x_type, cases(op_type)))[::5]:
+        here = library.run(op_type, case.op.attributes(), case.inputs)
+        assert run_case(library, case).tobytes() == here.tobytes(), str(case)
+
+
+@pytest.mark.parametrize("op_type", OPS)
+def test_refuses_what_the_op_refuses(library: cpu.Library, op_type: str) -> None:
+    first = next(iter(OPS[op_type].TYPES.values()))[0]
+    inputs = [None if p.optional else TensorType(first, (2, 4)) for p in OPS[op_type].INPUTS]
+    output = TensorType(first, None)
+    for attributes in REFUSED[op_type]:
+        with pytest.raises(Exception, match=f"actx::{op_type}: .*"):
+            open_session(library, model(op_type, dict(attributes), inputs, output))
+
+
+def test_refuses_another_output_type_than_it_infers(library: cpu.Library) -> None:
+    x = TensorType(np.dtype(np.int8), (4,))
+    content = model("Lut", {"table": [0] * 256, "to": 2}, [x], x)
+    with pytest.raises(Exception, match="actx::Lut: .*the attribute 'to'"):
+        open_session(library, content)
+
+
+def test_shapes_that_do_not_fit_are_an_error_of_the_run(library: cpu.Library) -> None:
+    x = TensorType(np.dtype(np.float32), ("n",))
+    session = open_session(library, model("Spline", gelu_table(8, 3).attributes(), [x, x], x))
+    with pytest.raises(Exception, match="actx::Spline: U must have the shape of X"):
+        session.run(None, {"x0": np.zeros(3, np.float32), "x1": np.zeros(4, np.float32)})
+    result = session.run(None, {"x0": np.ones(3, np.float32), "x1": np.zeros(3, np.float32)})[0]
+    np.testing.assert_array_equal(result, 0)
+
+
+@pytest.mark.parametrize("shape", [None, ("n", "m"), (), (2, "m"), ("n",) * 12])
+def test_any_rank_known_or_not(library: cpu.Library, shape: tuple[int | str, ...] | None) -> None:
+    x = TensorType(np.dtype(np.float32), shape)
+    session = open_session(library, model("Spline", gelu_table(8, 3).attributes(), [x], x))
+    sizes = (2, 3) if shape is None else tuple(2 if size != 1 else 1 for size in shape)
+    value = np.ones(sizes, np.float32)
+    assert session.run(None, {"x0": value})[0].shape == sizes
+
+
+def test_infers_the_shape_for_the_nodes_behind(library: cpu.Library, tmp_path: Path) -> None:
+    """A Reshape by the inferred Shape is folded away only where the shape of the op's output is known."""
+    nodes = [
+        helper.make_node("Spline", ["x"], ["s"], domain=DOMAIN, **gelu_table(8, 3).attributes()),
+        helper.make_node("Shape", ["s"], ["y"]),
+    ]
+    values = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, 5])]
+    graph = helper.make_graph(nodes, "g", values, [helper.make_tensor_value_info("y", TensorProto.INT64, [2])])
+    imports = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, OPSET)]
+    content = helper.make_model(graph, opset_imports=imports, ir_version=9).SerializeToString()
+    optimized = tmp_path / "optimized.onnx"
+    open_session(library, content, optimized_model_filepath=str(optimized))
+    assert b"Shape" not in optimized.read_bytes()
+
+
+@pytest.mark.parametrize("op_type", ["Spline", "GatedSpline"])
+def test_threads_give_the_same_bits(library: cpu.Library, op_type: str) -> None:
+    x = np.random.default_rng(0).normal(0, 3, (1000, 1026)).astype(np.float32)
+    op = OPS[op_type](gelu_table(16, 3))  # type: ignore[call-arg]
+    case = Case("large", op, (x, None)[: len(op.INPUTS)])
+    assert run_case(library, case, threads=4).tobytes() == run_case(library, case).tobytes()
+
+
+def test_the_profile_names_the_op(library: cpu.Library, tmp_path: Path) -> None:
+    x = TensorType(np.dtype(np.float32), ("n",))
+    options = {"enable_profiling": True, "profile_file_prefix": str(tmp_path / "profile")}
+    session = open_session(library, model("Spline", gelu_table(8, 3).attributes(), [x], x), **options)
+    session.run(None, {"x0": np.zeros(3, np.float32)})
+    events = json.loads(Path(session.end_profiling()).read_text())
+    ran = {event["args"].get("op_name") for event in events if event.get("cat") == "Node"}
+    assert "Spline" in ran
+
+
+def test_sessions_come_and_go(library: cpu.Library) -> None:
+    x = TensorType(np.dtype(np.float32), ("n",))
+    content = model("Spline", gelu_table(8, 3).attributes(), [x], x)
+    kept = open_session(library, content)
+    for _ in range(20):
+        open_session(library, content).run(None, {"x0": np.zeros(3, np.float32)})
+    kept.run(None, {"x0": np.zeros(3, np.float32)})
+
+
+def test_an_instruction_set_that_is_not_here_is_an_error_of_the_registration(
+    library: cpu.Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The variable is read by the library, so the process sets it as C sees it."""
+    monkeypatch.setenv("ACTX_ISA", "vax")
+    with pytest.raises(Exception, match="the instruction set 'vax' is not available here"):
+        ort.SessionOptions().register_custom_ops_library(str(library.path))
+
+
+def test_refuses_an_older_runtime(library: cpu.Library, tmp_path: Path) -> None:
+    """A runtime that has API 1 only: its status must be an error, because null would mean success."""
+    need("cc")
+    program = tmp_path / "old"
+    source = Path(__file__).parent / "old_runtime.c"
+    subprocess.run(["cc", source, "-ldl", "-o", program], check=True)
+    done = subprocess.run([program, library.path], capture_output=True, text=True, check=True)
+    assert done.stdout == "actx needs ONNX Runtime 1.18 or newer, this is 1.16.3\n"
