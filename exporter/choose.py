@@ -3,8 +3,8 @@
 1. A form pinned to a site is taken, or the error says why it cannot be.
 2. A form for the whole model is taken wherever it can follow the site's function; a site that it would diverge from, or that
    has no asymptotes and no observed range, is kept, with the reason.
-3. Without a form, what the target runs as one fast op is kept; for a target with our kernels every other site takes the
-   smallest spline within `DEFAULT_ERROR`.
+3. Without a form, what the target runs as one fast op, or what is an `actx::Spline` already, is kept; for a target with
+   our kernels every other site takes the smallest spline within `DEFAULT_ERROR`.
 
 A form that was asked for is fitted closer where the data is; rule 3 bounds the largest error, wherever it is.
 """
@@ -140,6 +140,8 @@ def _uniform(fitter: _Fitter, site: Site, form: Form, observed: SiteStatistics |
 
 def _default(fitter: _Fitter, site: Site, target: Target, observed: SiteStatistics | None) -> Choice:
     """3."""
+    if site.spline is not None:
+        return Choice(site, KEEP, None, "the source has it as one actx::Spline")
     if site.kind in target.fast:
         return Choice(site, KEEP, None, f"{target.name} runs {site.kind} as one fast op")
     if not target.native:

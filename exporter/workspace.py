@@ -7,15 +7,28 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from actx.custom_ops.ops import DOMAIN
 from actx.exporter.errors import ActxError
+from actx.exporter.lower.decompose import decompose
 from actx.exporter.save import save
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import onnx_ir as ir
+
     from actx.exporter.load import LoadedModel
 
 ORIGINAL = "original.onnx"
+
+
+def _portable(model: ir.Model) -> ir.Model:
+    """Return the model with standard ops in place of actx nodes: an original must run on any machine."""
+    if all(node.domain != DOMAIN for node in model.graph):
+        return model
+    copy = model.clone()
+    decompose(copy)
+    return copy
 
 
 @contextlib.contextmanager
@@ -24,7 +37,7 @@ def workspace(loaded: LoadedModel) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="actx-") as folder:
         path = Path(folder) / ORIGINAL
         try:
-            save({ORIGINAL: loaded.model}, Path(folder))
+            save({ORIGINAL: _portable(loaded.model)}, Path(folder))
             yield path
         except ActxError as error:
             error.what = error.what.replace(str(path), str(loaded.source))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
+from actx.custom_ops import Spline
+from actx.exporter.lift.elementwise import SPLINE
 from actx.exporter.lift.function import ScalarFunction, is_affine
 from actx.exporter.lift.gating import find_gate
 from actx.exporter.lift.naming import site_names
@@ -67,6 +69,14 @@ class Site:
     shape: tuple[int | str | None, ...] | None
     axis: int | None
     gate: Gate | None
+
+    @property
+    def spline(self) -> Spline | None:
+        """The table, where the source has the site as one node of `actx::Spline`; along `axis` where it differs per channel."""
+        steps = self.function.steps
+        if len(steps) != 1 or steps[0].op != SPLINE:
+            return None
+        return replace(Spline.from_attributes(steps[0].attributes), axis=self.axis)
 
     def evaluate(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """Evaluate f in float64 on a tensor of the site's shape."""

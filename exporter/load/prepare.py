@@ -15,7 +15,9 @@ from onnx_ir.passes.common import (
     TopologicalSortPass,
 )
 
+from actx.custom_ops.ops import register_schemas
 from actx.exporter.errors import ActxError
+from actx.exporter.load.actx_nodes import check_nodes, split_products
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -34,6 +36,7 @@ def prepare(model: ir.Model) -> None:
     3. Nodes are sorted and names made unique; every value must come from somewhere.
     4. Tensors of Constant nodes become initializers, which may be stored outside the graph.
     5. Types and shapes are inferred as far as that goes: strict inference gives nothing at all where one node has none.
+    6. Nodes of domain `actx` are checked, and a spline's multiplier becomes a product of its own.
 
     Raises:
         ActxError: the graph is invalid.
@@ -47,6 +50,7 @@ def prepare(model: ir.Model) -> None:
         ShapeInferencePass(check_type=False, strict_mode=False),
     )
     _align_functions(model)
+    register_schemas()
     try:
         Sequential(*passes)(model)
     except Exception as error:
@@ -56,6 +60,8 @@ def prepare(model: ir.Model) -> None:
         for value in node.inputs:
             if value is not None and not (value.producer() or value.is_graph_input() or value.is_initializer()):
                 raise _invalid(f"node {node.name} takes {value.name}, which nothing gives")
+    check_nodes(model)
+    split_products(model)
 
 
 def _align_functions(model: ir.Model) -> None:

@@ -92,12 +92,14 @@ def to_onnx(path: Path, program: ExportedProgram, names: Sequence[str] | None = 
     """
     import torch  # noqa: PLC0415
 
+    from actx.custom_ops.torch_ops import onnx_translations  # noqa: PLC0415 - imports torch
     from actx.exporter.load.simplify import simplify  # noqa: PLC0415 - imports onnxscript
 
     try:
         converted = torch.onnx.export(
-            program, input_names=names, dynamo=True, opset_version=OPSET, verbose=False, optimize=False
-        )
+            program, input_names=names, dynamo=True, opset_version=OPSET, verbose=False, optimize=False,
+            custom_translation_table=onnx_translations(),
+        )  # fmt: skip
     except Exception as error:
         what = f"torch cannot convert {path} to ONNX"
         remedy = "Rewrite what the note names, or export to ONNX yourself."

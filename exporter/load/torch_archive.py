@@ -28,6 +28,8 @@ def read_archive(path: Path, *, trust: bool) -> ExportedProgram:
         _refuse_code(path)
     import torch  # noqa: PLC0415 - slow to import, and not needed for ONNX files
 
+    importlib.import_module("actx.custom_ops.torch_ops")  # so that the program may call them
+
     # Not torch.export.load: what this cannot load, that takes for an archive of the old layout, and unpickles it.
     from torch.export.pt2_archive._package import load_pt2  # noqa: PLC0415
 

@@ -1,7 +1,8 @@
 """Write the chosen forms into the graph: the portable one of standard ops, and the one of bare actx nodes.
 
 1. A slope that a form leaves to the layers around its site is folded into their weights, once for both graphs.
-2. A kept site stays as it is.
+2. A kept site stays as it is. Of a source that holds actx nodes the native graph keeps them, and the portable one has
+   standard ops instead.
 3. A form within `OWN_MATHEMATICS` of its source is, in the portable graph, the source's own mathematics: as one op where the
    opset has it, otherwise the nodes that were there.
 4. Other forms become the standard ops of `portable`; for targets with our kernels each site is one `actx::Spline` node, the
@@ -17,13 +18,14 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from actx.custom_ops.ops import DOMAIN, OPSET
 from actx.exporter.collection import no_garbage_collection
+from actx.exporter.lower.decompose import decompose
 from actx.exporter.lower.emitter import SITE_METADATA, Constants, Emitter, substitute
 from actx.exporter.lower.fold import fold_slope
 from actx.exporter.lower.own import standard_op
 from actx.exporter.lower.portable import emit_spline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import onnx_ir as ir
 
@@ -95,11 +97,14 @@ def _lower(model: ir.Model, choices: Sequence[Choice], *, fold: bool, native: bo
     scales = _fold_slopes(base, choices) if fold else {}
     _mark(base, choices)
     rewritten = [choice for choice in choices if choice.fit is not None]
-    bare = _native(base.clone(), rewritten, scales) if native and rewritten else None
-    values = _values(base.graph)
+    has_nodes = any(node.domain == DOMAIN for node in base.graph)
+    bare = _native(base.clone(), choices, scales) if native and (rewritten or has_nodes) else None
     constants = Constants(base.graph)
+    decomposed = decompose(base, constants)
+    values = _values(base.graph)
     placements = tuple(
-        _place(base.graph, constants, values, choice, scales.get(choice.site.name, 1.0)) for choice in choices
+        _place(base.graph, constants, values, decomposed, choice, scales.get(choice.site.name, 1.0))
+        for choice in choices
     )
     RemoveUnusedNodesPass()(base)
     return Lowered(base, bare, placements)
@@ -144,17 +149,24 @@ def _is_own(fit: Fit | None) -> bool:
 
 def _spline(choice: Choice, scale: float) -> Spline:
     """Return the spline that stands in the graph: g(x) = c s(x / c) where the slope c was folded."""
-    assert choice.fit is not None
-    spline: Spline = choice.fit.spline
+    found = choice.site.spline if choice.fit is None else choice.fit.spline
+    assert found is not None
+    spline: Spline = found
     return spline if scale == 1 else spline.scaled(1 / scale, scale)
 
 
 def _place(
-    graph: ir.Graph, constants: Constants, values: dict[str, ir.Value], choice: Choice, scale: float
+    graph: ir.Graph,
+    constants: Constants,
+    values: dict[str, ir.Value],
+    decomposed: Mapping[str, tuple[str, ...]],
+    choice: Choice,
+    scale: float,
 ) -> Placement:
     site, fit = choice.site, choice.fit
     old = values[site.output]
-    ops = "+".join(_op_types(values[name] for name in site.values))
+    types = (op for name in site.values for op in decomposed.get(name, _op_types([values[name]])))
+    ops = "+".join(dict.fromkeys(types))
     kept = Placement(site.name, ops, site.input, site.output, 1.0)
     if fit is None:
         return kept  # 2.
@@ -179,12 +191,14 @@ def _op_types(values: Iterable[ir.Value]) -> list[str]:
 
 
 def _native(model: ir.Model, choices: Sequence[Choice], scales: dict[str, float]) -> ir.Model:
-    """4. One actx node per rewritten site."""
+    """4. One actx node per site that is rewritten, or was one in the source."""
     graph = model.graph
     values = _values(graph)
     constants = Constants(graph)
     for choice in choices:
         site = choice.site
+        if choice.fit is None and site.spline is None:
+            continue
         replaced = values[site.output if site.gate is None else site.gate.product]
         last = replaced.producer()
         assert last is not None

@@ -134,7 +134,7 @@ def _attribute(name: str, value: Any) -> ir.Attr:
         return ir.AttrFloat32(name, float(np.float32(value)))
     if isinstance(value, int):
         return ir.AttrInt64(name, value)
-    if isinstance(value, list):
+    if isinstance(value, list) and not any(isinstance(number, int) for number in value[:1]):
         return ir.AttrFloat32s(name, value)
     return ir.convenience.convert_attribute(name, value)
 

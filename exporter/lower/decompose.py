@@ -1,0 +1,261 @@
+"""Write the ops of domain `actx` that a source holds as standard ops, for the portable graph.
+
+Each op has one function below; arithmetic is in float32, whatever the element type, and rounded once at the end. What the
+portable graph does not promise is what an infinity of X gives where tables are mixed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+
+from actx.custom_ops.ops import DOMAIN, OPS
+from actx.custom_ops.ops.gated_lut import GatedLutOp
+from actx.custom_ops.ops.gated_spline import GatedSplineOp
+from actx.custom_ops.ops.lut import CODE_COUNT, LutOp
+from actx.custom_ops.ops.polynorm import PolyNormOp
+from actx.custom_ops.ops.spline import SplineOp
+from actx.custom_ops.ops.spline_mix import SplineMixOp
+from actx.exporter.errors import ActxError
+from actx.exporter.lift.regions import attributes_of
+from actx.exporter.lower.emitter import Constants, Emitter, substitute
+from actx.exporter.lower.portable import emit_spline
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from actx.custom_ops import Spline
+
+Inputs: TypeAlias = "list[ir.Value | None]"
+
+_END = np.iinfo(np.int64).max
+_AXES_ARE_AN_INPUT = 18  # of ReduceMean, from this opset on
+
+
+def decompose(model: ir.Model, constants: Constants | None = None) -> dict[str, tuple[str, ...]]:
+    """Replace every actx node of the graph, in place; the values that the nodes gave keep their names.
+
+    Args:
+        model: types and shapes inferred; new nodes have the metadata of those in whose place they are.
+        constants: those that were put into the graph before.
+
+    Returns:
+        For each of these values the types of the ops that compute it now.
+
+    Raises:
+        ActxError: a node cannot be written as standard ops.
+    """
+    graph = model.graph
+    constants = Constants(graph) if constants is None else constants
+    found = {}
+    for node in [node for node in graph if node.domain == DOMAIN]:
+        emit = Emitter(graph, constants, node, str(node.name), ir.DataType.FLOAT)
+        try:
+            new = _write(emit, node)
+        except ValueError as error:
+            raise ActxError(
+                f"node {node.name} cannot be written as standard ops",
+                note=str(error),
+                remedy="Give the model's inputs a known rank and the sizes that the node needs.",
+            ) from error
+        name = str(node.outputs[0].name)
+        substitute(node.outputs[0], new)
+        graph.remove(node, safe=True)
+        written = [producer for value in emit.values if (producer := value.producer()) is not None]
+        for producer in written:
+            producer.metadata_props.clear()
+            producer.metadata_props.update(node.metadata_props)
+        found[name] = tuple(dict.fromkeys(producer.op_type for producer in written))
+    graph.opset_imports.pop(DOMAIN, None)
+    return found
+
+
+def _write(emit: Emitter, node: ir.Node) -> ir.Value:
+    """Insert the node's mathematics, with floats widened before and rounded after."""
+    op = OPS[node.op_type].from_attributes(attributes_of(node))
+    inputs: Inputs = [*node.inputs, *[None] * (len(op.INPUTS) - len(node.inputs))]
+    x = inputs[0]
+    assert x is not None
+    wide = [None if value is None else _widened(emit, value) for value in inputs]
+    new = _WRITERS[type(op)](emit, op, wide)
+    dtype = node.outputs[0].dtype or x.dtype
+    if new.dtype == dtype or dtype is None:
+        return new
+    return emit.op("Cast", new, to=int(dtype), dtype=dtype)
+
+
+def _widened(emit: Emitter, value: ir.Value) -> ir.Value:
+    if value.dtype is None:
+        msg = f"the type of {value.name} is not known"
+        raise ValueError(msg)
+    if value.dtype is ir.DataType.FLOAT or not value.dtype.is_floating_point():
+        return value
+    return emit.op("Cast", value, to=int(ir.DataType.FLOAT), dtype=ir.DataType.FLOAT)
+
+
+# --- parts ---
+
+
+def _rank(value: ir.Value) -> int:
+    if value.shape is None:
+        msg = f"the rank of {value.name} is not known"
+        raise ValueError(msg)
+    return len(value.shape)
+
+
+def _from_end(value: ir.Value, axis: int) -> int:
+    """Count the axis from the end."""
+    return axis if axis < 0 else axis - _rank(value)
+
+
+def _size(value: ir.Value, axis: int) -> int:
+    size = None if value.shape is None else value.shape[axis]
+    if not isinstance(size, int):
+        msg = f"the size of {value.name} along axis {axis} is not known"
+        raise ValueError(msg)
+    return size
+
+
+def _integers(emit: Emitter, *numbers: int) -> ir.Value:
+    return emit.constants.get(np.array(numbers, np.int64), ir.DataType.INT64)
+
+
+def _slice(emit: Emitter, x: ir.Value, axis: int, start: int, end: int = _END, step: int = 1) -> ir.Value:
+    places = (_integers(emit, number) for number in (start, end, axis, step))
+    part = emit.op("Slice", x, *places)
+    if x.shape is not None:
+        dims = list(x.shape.dims)
+        size = dims[axis]
+        dims[axis] = len(range(size)[start:end:step]) if isinstance(size, int) else ir.SymbolicDim(None)
+        part.shape = ir.Shape(dims)
+    return part
+
+
+def _spline(emit: Emitter, x: ir.Value, spline: Spline) -> ir.Value:
+    axis = None if spline.axis is None else _from_end(x, spline.axis)
+    name = f"{emit.site}/{len(emit.values)}"
+    part = Emitter(emit.graph, emit.constants, emit.before, name, emit.dtype, axis)  # it evaluates what it has emitted
+    result = emit_spline(part, x, spline)
+    emit.values += part.values
+    return result
+
+
+def _times(emit: Emitter, first: ir.Value, u: ir.Value | None) -> ir.Value:
+    return first if u is None else emit.op("Mul", first, u)
+
+
+def _sum(emit: Emitter, terms: list[ir.Value]) -> ir.Value:
+    total, *others = terms
+    for term in others:
+        total = emit.op("Add", total, term)
+    return total
+
+
+def _entry(emit: Emitter, table: ir.Value, x: ir.Value, per_channel: ir.Value | None = None) -> ir.Value:
+    """Take from the table the entry of each code of x, or that of its channel's part of the table."""
+    place = emit.op("Cast", x, to=int(ir.DataType.INT32), dtype=ir.DataType.INT32)
+    if x.dtype is ir.DataType.INT8:
+        offset = emit.constants.get(np.array(CODE_COUNT // 2, np.int32), ir.DataType.INT32)
+        place = emit.op("Add", place, offset)
+    if per_channel is not None:
+        place = emit.op("Add", place, per_channel)
+    entry = emit.op("Gather", table, place, axis=0)
+    entry.shape = x.shape
+    return entry
+
+
+# --- the ops ---
+
+
+def _write_spline(emit: Emitter, op: SplineOp, inputs: Inputs) -> ir.Value:
+    x, u = inputs
+    assert x is not None
+    return _times(emit, _spline(emit, x, op.spline), u)
+
+
+def _write_gated_spline(emit: Emitter, op: GatedSplineOp, inputs: Inputs) -> ir.Value:
+    (x,) = inputs
+    assert x is not None
+    axis = _from_end(x, op.axis)
+    if op.layout == "split":
+        width = _size(x, axis) // 2
+        halves = [_slice(emit, x, axis, 0, width), _slice(emit, x, axis, width)]
+    else:
+        halves = [_slice(emit, x, axis, start, step=2) for start in (0, 1)]
+    gate, other = halves[op.gate], halves[1 - op.gate]
+    return emit.op("Mul", _spline(emit, gate, op.spline), other if op.other is None else _spline(emit, other, op.other))
+
+
+def _write_spline_mix(emit: Emitter, op: SplineMixOp, inputs: Inputs) -> ir.Value:
+    x, g, u = inputs
+    assert x is not None
+    assert g is not None
+    terms = [
+        emit.op("Mul", _spline(emit, x, entry), _slice(emit, g, -1, i, i + 1)) for i, entry in enumerate(op.entries)
+    ]
+    return _times(emit, _sum(emit, terms), u)
+
+
+def _write_polynorm(emit: Emitter, op: PolyNormOp, inputs: Inputs) -> ir.Value:
+    x, w, b, u = inputs
+    assert x is not None
+    assert w is not None
+    assert b is not None
+    order = _size(w, 0)
+    powers = [x]
+    while len(powers) < order:
+        powers.append(emit.op("Mul", powers[-1], x))
+    terms = [
+        emit.op("Mul", _normalised(emit, power, op.epsilon), _slice(emit, w, 0, i, i + 1))
+        for i, power in enumerate(reversed(powers))
+    ]
+    return _times(emit, emit.op("Add", _sum(emit, terms), b), u)
+
+
+def _normalised(emit: Emitter, z: ir.Value, epsilon: float) -> ir.Value:
+    square = emit.op("Mul", z, z)
+    if emit.opset >= _AXES_ARE_AN_INPUT:
+        mean = emit.op("ReduceMean", square, _integers(emit, -1), keepdims=1)
+    else:
+        mean = emit.op("ReduceMean", square, axes=[-1], keepdims=1)
+    mean.shape = None if z.shape is None else ir.Shape([*z.shape.dims[:-1], 1])
+    return emit.op("Div", z, emit.op("Sqrt", emit.op("Add", mean, epsilon)))
+
+
+def _write_lut(emit: Emitter, op: LutOp, inputs: Inputs) -> ir.Value:
+    (x,) = inputs
+    assert x is not None
+    dtype = x.dtype if op.to is None else ir.DataType(op.to)
+    assert dtype is not None
+    table = emit.constants.get(np.array(op.table, dtype.numpy()), dtype)
+    if op.axis is None:
+        return _entry(emit, table, x)
+    starts = np.arange(op.channels, dtype=np.int32) * CODE_COUNT
+    column = starts.reshape(-1, *[1] * (-_from_end(x, op.axis) - 1))
+    return _entry(emit, table, x, emit.constants.get(column, ir.DataType.INT32))
+
+
+def _write_gated_lut(emit: Emitter, op: GatedLutOp, inputs: Inputs) -> ir.Value:
+    x, u = inputs
+    assert x is not None
+    assert u is not None
+    dtype = x.dtype if op.to is None else ir.DataType(op.to)
+    assert dtype is not None
+    limits = np.iinfo(dtype.numpy())
+    gate = _entry(emit, emit.constants.get(np.array(op.table, np.float32), ir.DataType.FLOAT), x)
+    wide = emit.op("Cast", u, to=int(ir.DataType.FLOAT), dtype=ir.DataType.FLOAT)
+    product = emit.op("Round", emit.op("Mul", gate, emit.op("Sub", wide, float(op.u_zero_point))))
+    codes = emit.op("Clip", emit.op("Add", product, float(op.y_zero_point)), float(limits.min), float(limits.max))
+    return emit.op("Cast", codes, to=int(dtype), dtype=dtype)
+
+
+_WRITERS: Mapping[type[Any], Callable[[Emitter, Any, Inputs], ir.Value]] = {
+    SplineOp: _write_spline,
+    GatedSplineOp: _write_gated_spline,
+    SplineMixOp: _write_spline_mix,
+    PolyNormOp: _write_polynorm,
+    LutOp: _write_lut,
+    GatedLutOp: _write_gated_lut,
+}
