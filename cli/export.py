@@ -54,9 +54,9 @@ def command(
     check: Annotated[bool, typer.Option("--check/--no-check", help="Measure the drift.")] = True,
     profile: Annotated[bool, typer.Option("--profile/--no-profile", help="Measure the latency.")] = True,
     with_kernels: Annotated[
-        str,
+        str | None,
         typer.Option("--with-kernels", metavar="ARCH,...", help="Put libraries into the bundle: x86_64,aarch64."),
-    ] = "",
+    ] = None,
     runs: options.Runs = None,
     kernels: options.Kernels = None,
     threads: options.Threads = 0,
@@ -76,9 +76,14 @@ def command(
             model, out, target=target, form=options.parse_form(form), sites=_pins(site), data=data, held_out=held_out,
             inputs=options.parse_inputs(inputs), batch_size=batch_size, metric=metric, max_drift=max_drift, fold=fold,
             weighted=weighted, measure_drift=check, measure_latency=profile, kernels=kernels,
-            with_kernels=[name for name in with_kernels.split(",") if name], runs=runs, force=force, trust=trust,
+            with_kernels=_names(with_kernels), runs=runs, force=force, trust=trust,
             factory=factory, opset=opset, options=options.runtime_options(threads), progress=progress,
         )  # fmt: skip
+
+
+def _names(text: str | None) -> list[str]:
+    """Read a list with commas."""
+    return [name for part in (text or "").split(",") if (name := part.strip())]
 
 
 @dataclass

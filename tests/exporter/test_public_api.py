@@ -35,8 +35,8 @@ SIGNATURES = {
             "fold",
             "weighted",
         ),
-        *("measure_drift", "measure_latency", "runs", "force", "trust", "factory", "opset", "options"),
-        "progress",
+        *("measure_drift", "measure_latency", "runs", "force", "trust", "factory", "opset", "kernels"),
+        *("with_kernels", "options", "progress"),
     ],
     "fit": ["function", "form", "interval", "fold", "density"],
     "InputSpec": ["name", "dtype", "dims"],
@@ -44,9 +44,12 @@ SIGNATURES = {
         *("threads", "optimization", "disabled_optimizers", "libraries", "spin_between_runs", "pin_threads"),
     ],
     "inspect": ["model", "data", "inputs", "batch_size", "trust", "factory", "options"],
-    "profile": ["model", "artifact", "data", "inputs", "batch_size", "runs", "trust", "factory", "options", "progress"],
+    "profile": [
+        *("model", "artifact", "data", "inputs", "batch_size", "runs", "trust", "factory", "kernels", "options"),
+        "progress",
+    ],
     "rewrite": ["module", "args", "forms", "kwargs", "dynamic_shapes", "statistics", "fold"],
-    "session": ["bundle", "options"],
+    "session": ["bundle", "options", "kernels", "trust"],
 }
 
 
