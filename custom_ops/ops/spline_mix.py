@@ -29,7 +29,7 @@ from actx.custom_ops.ops.op import (
     required,
     same_shape,
 )
-from actx.custom_ops.ops.rounding import LARGEST, SUBNORMAL, UNIT, opened, product_error, rounded
+from actx.custom_ops.ops.rounding import LARGEST, SUBNORMAL, UNIT, opened, product_error, rounded, terms
 from actx.custom_ops.spline import Spline, evaluate, magnitude
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class SplineMixOp(Op):
         """Bound what is lost of s(x); infinite where it is open."""
         entries, mixed, sizes = len(self.entries), self._mixed(g), self._mixed(g, np.abs)
         total = self._by_token(x, sizes, partial(magnitude, extra=2 * SUBNORMAL / UNIT))
-        error = opened((2 * self.entries[0].degree + entries + 1) * UNIT * total, total)
+        error = opened((terms(self.entries[0].degree) + entries) * UNIT * total, total)
         vanishing = (np.abs(mixed) <= entries * (UNIT * sizes + SUBNORMAL)) & (sizes > 0)
         slopes_vanish = vanishing[:, [0, -1], 1:].any(axis=(1, 2)).reshape(*g.shape[:-1], 1)
         overflows = (sizes >= LARGEST).any(axis=(1, 2)).reshape(*g.shape[:-1], 1)

@@ -36,7 +36,8 @@ HALVES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
 def size_of(row: str) -> tuple[int, int]:
     """Return the most segments and the highest degree of a row, from its name."""
-    width, degree = row.split("_")[1].split("x")
+    _, _, size = row.rpartition("_")
+    width, _, degree = size.partition("x")
     return (4, 16) if degree == "16" else (int(width), int(degree))
 
 
@@ -54,7 +55,7 @@ def tables_for(row: str) -> list[Spline]:
         "direct": lambda n: dyadic_table(n, n, degree),
         "buckets": lambda n: gelu_table(n, degree),
         "search": lambda n: random_table(n, n, degree),
-    }[row.split("_")[0]]
+    }[row.split("_", maxsplit=1)[0]]
     fewer = segments - 1 if row.startswith("direct") else segments  # the buckets outside its knots take two entries
     return [make(n) for n in (fewer, max(fewer // 2, 3))]
 
