@@ -1,4 +1,4 @@
-"""Build the library of CPU kernels with CMake, for this machine or for another:
+"""Build the library of CPU kernels with CMake, for this machine or for another.
 
     python -m actx.custom_ops.cpu.build --arch aarch64 -o kernels
 

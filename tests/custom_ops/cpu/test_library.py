@@ -129,7 +129,7 @@ def test_lists_the_same_ops_for_every_instruction_set(library: cpu.Library) -> N
         rows = library.kernels(isa)
         assert {row.op_type for row in rows} <= set(OPS)
         assert len(set(rows)) == len(rows)
-    with pytest.raises(ValueError, match="not available here; available: .*portable"):
+    with pytest.raises(ValueError, match=r"not available here; available: .*portable"):
         library.kernels("vax")
 
 
@@ -184,7 +184,7 @@ def test_gives_dtype_and_shape_beforehand(library: cpu.Library) -> None:
 
 def test_refuses_other_dtypes(library: cpu.Library) -> None:
     for dtype in (np.float64, np.int32, ">f4"):
-        with pytest.raises(ValueError, match="no op takes .*; allowed: float32"):
+        with pytest.raises(ValueError, match=r"no op takes .*; allowed: float32"):
             library.run("Spline", RELU, [np.zeros(3, dtype)])
 
 

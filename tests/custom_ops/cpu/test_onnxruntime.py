@@ -111,7 +111,7 @@ def test_refuses_what_the_op_refuses(library: cpu.Library, op_type: str) -> None
 def test_refuses_another_output_type_than_it_infers(library: cpu.Library) -> None:
     x = TensorType(np.dtype(np.int8), (4,))
     content = model("Lut", {"table": [0] * 256, "to": 2}, [x], x)
-    with pytest.raises(Exception, match="actx::Lut: .*the attribute 'to'"):
+    with pytest.raises(Exception, match=r"actx::Lut: .*the attribute 'to'"):
         open_session(library, content)
 
 
