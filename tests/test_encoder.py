@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from actx.custom_ops.ops import reference_ops
-from actx.exporter import Form, export, inspect, session
+from actx.exporter import Form, export, inspect, profile, session
 from tests.networks import cosine, mean_embedding
 
 if TYPE_CHECKING:
@@ -128,6 +128,29 @@ def test_both_graphs_agree_with_the_reference(exported: Callable[[str], Exported
     assert sorted(file.name for file in bundle.iterdir()) == [
         "manifest.json", "model.onnx", "model.ort-cpu.onnx", "weights.data",
     ]  # fmt: skip
+
+
+# The same spline in other ops differs by roundings; where the portable graph has the source's own op instead, by the fit.
+@pytest.mark.parametrize(("form", "distance"), [("pwl:16", 1e-5), ("spline:24x3", 1e-4)])
+def test_both_graphs_give_the_same(
+    form: str, distance: float, exported: Callable[[str], Exported], held_out: Path
+) -> None:
+    bundle = exported(form).path
+    native, portable = (session(bundle, kernels=kernels) for kernels in (True, False))
+    assert (native.graph, portable.graph) == ("model.ort-cpu.onnx", "model.onnx")
+    for file in sorted(held_out.iterdir()):
+        with np.load(file) as batch:
+            feeds = dict(batch)
+        first, second = native.run(feeds), portable.run(feeds)
+        for name, array in first.items():
+            assert np.linalg.norm(array - second[name]) <= distance * np.linalg.norm(second[name])
+
+
+def test_the_profile_names_the_kernels(
+    exported: Callable[[str], Exported], encoder_dynamo_onnx: Path, held_out: Path
+) -> None:
+    nodes = profile(encoder_dynamo_onnx, exported("pwl:16").path, data=str(held_out), runs=1).artifact_nodes.nodes
+    assert [node.site for node in nodes if node.op_type == "Spline"] == [*LAYERS, "pooler.activation"]
 
 
 @pytest.mark.parametrize("source", ["encoder_archive", "encoder_dynamo_onnx", "encoder_legacy_onnx"])

@@ -186,3 +186,24 @@ def test_plots_are_the_same_from_run_to_run(actx: Actx, tmp_path: Path, suffix: 
         assert f"plot: {file}" in result.out
     assert first.read_bytes() == second.read_bytes()
     assert first.stat().st_size > 5000
+
+
+def test_kernels_that_were_named_and_cannot_be_had(
+    actx: Actx, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    assert actx("export", model, "-o", out, "--form", "pwl:8", "--no-profile").code == 0
+    monkeypatch.setenv("ACTX_LIBRARY", str(tmp_path / "absent.so"))
+    for command in (
+        ("check", model, out), ("profile", model, out, "--kernels", "--runs", 1), ("inspect", out),
+        ("export", model, "-o", tmp_path / "other"),
+    ):  # fmt: skip
+        refused = actx(*command)
+        assert (refused.code, refused.out) == (4, "")
+        assert len(refused.err.splitlines()) == 3
+        assert "absent.so" in refused.err
+    printed = json.loads(actx("check", model, out, "--no-kernels", "--json").out)
+    assert printed["graph"] == "model.onnx"
+    assert actx("export", model, "--target", "onnx", "--kernels", "-o", tmp_path / "other").code == 2
+    assert actx("export", model, "--with-kernels", "x86_64,mips", "-o", tmp_path / "other").code == 2
+    assert not (tmp_path / "other").exists()

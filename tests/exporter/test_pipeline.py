@@ -112,7 +112,7 @@ def test_integer_inputs_and_several_outputs(tmp_path: Path) -> None:
     opened = session(exported.path)
     result = opened.run({"input_ids": np.ones((1, 3), np.int64), "attention_mask": np.ones((1, 3), np.int64)})
     assert list(result) == ["hidden", "pooled", "count"]
-    assert opened.graph == "model.onnx"
+    assert opened.graph in exported.manifest.graphs.values()
     assert opened.reason
 
 
@@ -296,7 +296,7 @@ def test_progress_ends_where_it_said(tmp_path: Path) -> None:
     last: dict[str, tuple[int, int]] = {}
     export(
         save(tmp_path, many_sites(4)), tmp_path / "out", form=PWL, data=str(tmp_path / "data.npz"), runs=2,
-        progress=lambda step, done, total: last.update({step: (done, total)}),
+        kernels=False, progress=lambda step, done, total: last.update({step: (done, total)}),
     )  # fmt: skip
     assert list(last) == ["calibrate", "fit", "check", "profile"]
     assert all(done == total for done, total in last.values())

@@ -17,7 +17,7 @@ SIGNATURES = {
     "Form": ["name", "parameters"],
     "check": [
         *("model", "artifact", "data", "inputs", "batch_size", "metric", "max_drift", "logits", "trust", "factory"),
-        *("options", "progress"),
+        *("kernels", "options", "progress"),
     ],
     "export": [
         *(
