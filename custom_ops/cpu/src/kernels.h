@@ -18,8 +18,11 @@ enum class Index {
 
 constexpr int kMaxSegments = 32;
 constexpr int kBucketCount = 128;
+// A search compares with one knot after another: the first is that of level 0, and level l has 2^l of them to choose from.
+constexpr int kLevels = 5;
+constexpr int kLevelStride = 16;
 
-// A spline as a kernel reads it. Arrays have `width` entries (8, 16 or 32) per row; for kDirect an
+// A spline as a kernel reads it. Arrays have `width` entries (8, 16, 24 or 32) per row; for kDirect an
 // entry is a bucket modulo the width, and a segment may have several; otherwise it is a segment.
 struct SplineTable {
   Index index = Index::kSearch;
@@ -27,6 +30,7 @@ struct SplineTable {
   int degree = 0;                       // 1 or more
   bool has_origins = false;             // whether one is not zero
   const float* knots = nullptr;         // [width]: where the next segment starts; +inf behind the last knot
+  const float* levels = nullptr;        // [5, 16]: the same knots in the order of a search
   const float* origins = nullptr;       // [width]
   const float* coefficients = nullptr;  // [degree + 1, width], ascending powers
   float low = 0, high = 0;              // finite, in the outer segments: tables are looked up for x between them

@@ -103,7 +103,7 @@ void FloatArray::Free::operator()(float* p) const { std::free(p); }
 
 PreparedSpline::PreparedSpline(const float* knots, const float* origins, int segments, int degree, const Kernels& kernels,
                                std::string_view kernel)
-    : segments_(segments), degree_(degree), knots_(kMaxSegments), origins_(kMaxSegments) {
+    : segments_(segments), degree_(degree), knots_(kMaxSegments), levels_(kLevels * kLevelStride), origins_(kMaxSegments) {
   for (std::size_t i = 0; i < kernels.spline_count && kernel_ == nullptr; ++i) {
     const SplineKernel& row = kernels.splines[i];
     table_.width = row.width;
@@ -119,10 +119,24 @@ PreparedSpline::PreparedSpline(const float* knots, const float* origins, int seg
     origins_.data()[entry] = origins[segments_of_[static_cast<std::size_t>(entry)]];
     knots_.data()[entry] = entry < segments - 1 ? knots[entry] : kInfinity;
   }
+  fill_levels();
   table_.has_origins = std::any_of(origins, origins + segments, [](float origin) { return origin != 0; });
   table_.knots = knots_.data();
+  table_.levels = levels_.data();
   table_.origins = origins_.data();
   table_.buckets = buckets_.data();
+}
+
+// The knots that part the segments in halves, then those that part each half, and so on.
+void PreparedSpline::fill_levels() {
+  const int all = table_.width > 16 ? 32 : table_.width;
+  for (int level = 0; (2 << level) <= all; ++level) {
+    const int part = all >> level;
+    for (int i = 0; i < (1 << level); ++i) {
+      const int knot = i * part + part / 2 - 1;
+      levels_.data()[level * kLevelStride + i] = knot < segments_ - 1 ? knots_.data()[knot] : kInfinity;
+    }
+  }
 }
 
 bool PreparedSpline::place(const float* knots, Index index) {

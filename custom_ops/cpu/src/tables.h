@@ -61,6 +61,7 @@ class PreparedSpline {
 
  private:
   bool place(const float* knots, Index index);
+  void fill_levels();
   bool place_direct(const float* knots);
   bool place_buckets(const float* knots);
 
@@ -69,7 +70,7 @@ class PreparedSpline {
   int segments_;
   int degree_;  // of the attributes; the kernel may have a larger one
   std::array<int, kMaxSegments> segments_of_{};  // of the entries
-  FloatArray knots_, origins_;
+  FloatArray knots_, levels_, origins_;
   std::vector<std::uint8_t> buckets_;
 };
 

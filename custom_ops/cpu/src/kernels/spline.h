@@ -62,20 +62,28 @@ struct Segment<V, Index::kBuckets, N> {
   explicit Segment(const SplineTable& table) : scale(V::set(table.scale)), below(table.buckets), knots(table.knots) {}
   typename V::I operator()(typename V::F x) const {
     const auto i = below(V::template floor_index<kBucketCount>(x, scale));
-    return V::step(i, x, knots(V::template key<N>(i)), 1);
+    return V::step(i, x, knots(V::template key<N>(i)));
   }
 };
 
+// The number of the segment is found bit by bit, the highest first.
 template <class V, int N>
 struct Segment<V, Index::kSearch, N> {
-  typename V::F middle;
-  typename V::template Lookup<N> knots;
-  explicit Segment(const SplineTable& table) : middle(V::set(table.knots[N / 2 - 1])), knots(table.knots) {}
+  typename V::F first;
+  typename V::template Lookup<8> second, third, fourth;
+  typename V::template Lookup<16> fifth;
+  explicit Segment(const SplineTable& table)
+      : first(V::set(*table.levels)),
+        second(table.levels + kLevelStride),
+        third(table.levels + 2 * kLevelStride),
+        fourth(table.levels + (N > 8 ? 3 : 0) * kLevelStride),
+        fifth(table.levels + (N > 16 ? 4 : 0) * kLevelStride) {}
   typename V::I operator()(typename V::F x) const {
-    typename V::I i = V::step(V::zero(), x, middle, N / 2);
-    for (int step = N / 4; step >= 1; step /= 2) {
-      i = V::step(i, x, knots(V::template key<N>(V::plus(i, step - 1))), step);
-    }
+    typename V::I i = V::step(V::zero(), x, first);
+    i = V::step(V::add(i, i), x, second(V::template key<8>(i)));
+    i = V::step(V::add(i, i), x, third(V::template key<8>(i)));
+    if (N > 8) i = V::step(V::add(i, i), x, fourth(V::template key<8>(i)));
+    if (N > 16) i = V::step(V::add(i, i), x, fifth(V::template key<16>(i)));
     return i;
   }
 };
@@ -193,7 +201,7 @@ void channels(const ChannelTables& tables, const float* x, const float* u, float
       __builtin_memcpy(in, x + at, bytes);
       const auto v = V::load(in);
       auto segment = V::zero();
-      for (int k = 0; k < tables.segments - 1; ++k) segment = V::step(segment, v, V::load(tables.knots + k * stride + c), 1);
+      for (int k = 0; k < tables.segments - 1; ++k) segment = V::step(segment, v, V::load(tables.knots + k * stride + c));
       const auto entry = V::add(V::multiply(segment, static_cast<int>(stride)), lane);
       const auto t = V::sub(v, V::gather(tables.origins + c, entry));
       const float* coefficients = tables.coefficients + tables.degree * size + c;

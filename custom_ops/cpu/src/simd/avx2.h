@@ -40,11 +40,9 @@ struct Vector {
   }
 
   static I zero() { return _mm256_setzero_si256(); }
-  // i + step where x >= knot.
-  static I step(I i, F x, F knot, int step) {
-    const I beyond = _mm256_castps_si256(_mm256_cmp_ps(x, knot, _CMP_GE_OQ));
-    return step == 1 ? _mm256_sub_epi32(i, beyond)
-                     : _mm256_add_epi32(i, _mm256_and_si256(beyond, _mm256_set1_epi32(step)));
+  // i + 1 where x >= knot.
+  static I step(I i, F x, F knot) {
+    return _mm256_sub_epi32(i, _mm256_castps_si256(_mm256_cmp_ps(x, knot, _CMP_GE_OQ)));
   }
   static I plus(I i, int offset) { return _mm256_add_epi32(i, _mm256_set1_epi32(offset)); }
 
@@ -74,7 +72,8 @@ struct Vector {
       if (N == 8) return at(0, k.index);
       const F low = _mm256_blendv_ps(at(0, k.index), at(1, k.index), k.second);
       if (N == 16) return low;
-      return _mm256_blendv_ps(low, _mm256_blendv_ps(at(2, k.index), at(3, k.index), k.second), k.third);
+      const F high = N == 24 ? at(2, k.index) : _mm256_blendv_ps(at(2, k.index), at(3, k.index), k.second);
+      return _mm256_blendv_ps(low, high, k.third);
     }
   };
 

@@ -36,9 +36,9 @@ struct Vector {
   static bool infinite(F seen) { return _mm512_fpclass_ps_mask(seen, 0x18) != 0; }
 
   static I zero() { return _mm512_setzero_si512(); }
-  // i + step where x >= knot.
-  static I step(I i, F x, F knot, int step) {
-    return _mm512_mask_add_epi32(i, _mm512_cmp_ps_mask(x, knot, _CMP_GE_OQ), i, _mm512_set1_epi32(step));
+  // i + 1 where x >= knot.
+  static I step(I i, F x, F knot) {
+    return _mm512_mask_add_epi32(i, _mm512_cmp_ps_mask(x, knot, _CMP_GE_OQ), i, _mm512_set1_epi32(1));
   }
   static I plus(I i, int offset) { return _mm512_add_epi32(i, _mm512_set1_epi32(offset)); }
 
@@ -61,9 +61,11 @@ struct Vector {
     __m512 low, high;
     explicit Lookup(const float* p)
         : low(N == 8 ? _mm512_broadcast_f32x8(_mm256_loadu_ps(p)) : _mm512_loadu_ps(p)),
-          high(N == 32 ? _mm512_loadu_ps(p + 16) : low) {}
+          high(N == 32   ? _mm512_loadu_ps(p + 16)
+               : N == 24 ? _mm512_castps256_ps512(_mm256_loadu_ps(p + 16))
+                         : low) {}
     F operator()(I i) const {
-      return N == 32 ? _mm512_permutex2var_ps(low, i, high) : _mm512_permutexvar_ps(i, low);
+      return N > 16 ? _mm512_permutex2var_ps(low, i, high) : _mm512_permutexvar_ps(i, low);
     }
   };
 

@@ -35,10 +35,9 @@ struct Vector {
   static bool infinite(F seen) { return vmaxvq_u32(vreinterpretq_u32_f32(seen)) != 0; }
 
   static I zero() { return vdupq_n_u32(0); }
-  // i + step where x >= knot.
-  static I step(I i, F x, F knot, int step) {
-    const I beyond = vcgeq_f32(x, knot);
-    return step == 1 ? vsubq_u32(i, beyond) : vaddq_u32(i, vandq_u32(beyond, vdupq_n_u32(static_cast<unsigned>(step))));
+  // i + 1 where x >= knot.
+  static I step(I i, F x, F knot) {
+    return vsubq_u32(i, vcgeq_f32(x, knot));
   }
   static I plus(I i, int offset) { return vaddq_u32(i, vdupq_n_u32(static_cast<unsigned>(offset))); }
 
@@ -63,7 +62,9 @@ struct Vector {
       if (N == 8) return vreinterpretq_f32_u8(vqtbl2q_u8(vld1q_u8_x2(p), k));
       const uint8x16_t low = vqtbl4q_u8(vld1q_u8_x4(p), k);  // zero from 64 on
       if (N == 16) return vreinterpretq_f32_u8(low);
-      return vreinterpretq_f32_u8(vqtbx4q_u8(low, vld1q_u8_x4(p + 64), vsubq_u8(k, vdupq_n_u8(64))));
+      const uint8x16_t rest = vsubq_u8(k, vdupq_n_u8(64));
+      return vreinterpretq_f32_u8(N == 24 ? vqtbx2q_u8(low, vld1q_u8_x2(p + 64), rest)
+                                          : vqtbx4q_u8(low, vld1q_u8_x4(p + 64), rest));
     }
   };
 

@@ -42,8 +42,8 @@ struct Vector {
   static bool infinite(F seen) { return seen == __builtin_inff(); }
 
   static I zero() { return 0; }
-  // i + step where x >= knot.
-  static I step(I i, F x, F knot, int step) { return i + step * static_cast<I>(x >= knot); }
+  // i + 1 where x >= knot.
+  static I step(I i, F x, F knot) { return i + static_cast<I>(x >= knot); }
   static I plus(I i, int offset) { return i + offset; }
 
   template <int N>
