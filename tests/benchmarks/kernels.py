@@ -35,7 +35,7 @@ from actx.exporter.choose import DEFAULT_ERROR, DEFAULT_FORMS
 from actx.exporter.kernels import find_kernels
 from actx.exporter.lower.emitter import Constants, Emitter, substitute
 from actx.exporter.lower.portable import emit_spline
-from tests.benchmarks.timing import Bound, machine, medians
+from tests.benchmarks.timing import Bound, Memory, machine, medians
 from tests.networks import Graph
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ OPSET = 20
 MICROSOFT = "com.microsoft"
 ACTX = "actx"
 SPREAD = 3.0  # standard deviation of the inputs
+CALLS = 3  # of one after another, before the next has its turn
 
 
 @dataclass(frozen=True)
@@ -363,16 +364,16 @@ class Bench:
         self._folder = folder
         self._library = find_kernels().library
 
-    def open(self, proto: onnx.ModelProto, feeds: Arrays, threads: int = 1) -> Bound:
-        return Bound(proto, feeds, self._library, threads, self._folder)
+    def open(self, proto: onnx.ModelProto, memory: Memory, threads: int = 1) -> Bound:
+        return Bound(proto, memory, self._library, threads, self._folder)
 
     def compare(self, case: Case, shape: tuple[int, int], threads: int) -> tuple[dict[str, float], float]:
         """Return the medians by spelling and of `ACTX`, and the largest difference of the outputs."""
-        feeds = case.inputs(shape)
-        bound = {name: self.open(proto, feeds, threads) for name, proto in {**case.runtime, ACTX: case.native}.items()}
+        memory = Memory(case.inputs(shape))
+        bound = {name: self.open(proto, memory, threads) for name, proto in {**case.runtime, ACTX: case.native}.items()}
         results = {name: run.result().astype(np.float64) for name, run in bound.items()}
         differences = [np.abs(results[ACTX] - results[name]).max() for name in case.runtime]
-        return medians(bound, rounds=self.rounds), float(max(differences))
+        return medians(bound, rounds=self.rounds, calls=CALLS), float(max(differences))
 
 
 def table(title: str, columns: list[str], rows: Iterator[list[str]]) -> None:
@@ -412,7 +413,7 @@ def against_copies(bench: Bench) -> None:
             if case.inputs not in {one, two, codes}:
                 continue
             feeds = case.inputs(shape)
-            ours = bench.open(case.native, feeds)
+            ours = bench.open(case.native, Memory(feeds))
             output = ours.result()
             read = sum(array.nbytes for array in feeds.values())
             source, target = (
@@ -436,7 +437,7 @@ def over_sizes(bench: Bench) -> None:
     def rows() -> Iterator[list[str]]:
         for exponent in range(3, 9):
             elements = 10**exponent
-            run = bench.open(node, {"x": normal((1, elements))})
+            run = bench.open(node, Memory({"x": normal((1, elements))}))
             calls = max(1, 10**6 // elements)
             milliseconds = medians({ACTX: run}, rounds=max(5, bench.rounds // (1 + elements // 10**7)), calls=calls)[
                 ACTX
