@@ -89,11 +89,12 @@ void moments_of(const float* x, std::int64_t n, double* sums) {
       for (int i = 0; i < kSums; ++i) {
         const auto v = V::load(p + i * V::kLanes), square = V::mul(v, v);
         auto power = square;
-        partial[0][i] = V::add(partial[0][i], square);
-        for (int k = 1; k < kOrder; ++k) {
-          partial[k][i] = V::fma(power, square, partial[k][i]);
-          if (k + 1 < kOrder) power = V::mul(power, square);
+        for (int k = 0; k + 1 < kOrder; ++k) {
+          partial[k][i] = V::add(partial[k][i], power);
+          if (k + 2 < kOrder) power = V::mul(power, square);
         }
+        auto& highest = partial[kOrder - 1][i];
+        highest = kOrder == 1 ? V::add(highest, square) : V::fma(power, square, highest);
       }
     };
     for_vectors<kStep>(
@@ -104,7 +105,8 @@ void moments_of(const float* x, std::int64_t n, double* sums) {
           add(padded);
         });
     for (int k = 0; k < kOrder; ++k) {
-      for (int i = 0; i < kSums; ++i) sums[k] += static_cast<double>(V::sum(partial[k][i]));
+      for (int i = 1; i < kSums; ++i) partial[k][0] = V::add(partial[k][0], partial[k][i]);
+      sums[k] += static_cast<double>(V::sum(partial[k][0]));
     }
   }
 }
