@@ -11,7 +11,7 @@ void lut(const std::uint8_t* table, const std::uint8_t* x, std::uint8_t* y, std:
   const typename V::Bytes look(table);
   for_vectors<V::kBytes>(
       n, [&](std::int64_t i) { look(x + i, y + i); },
-      [&](std::int64_t i, std::int64_t count) {
+      [&](std::int64_t i, int count) {
         for (std::int64_t j = i; j < i + count; ++j) y[j] = table[x[j]];
       });
 }
@@ -28,7 +28,7 @@ void gated_lut(const GatedTable& t, const std::uint8_t* x, const std::uint8_t* u
   };
   for_vectors<V::kLanes>(
       n, [&](std::int64_t i) { run(x + i, u + i, y + i); },
-      [&](std::int64_t i, std::int64_t count) {
+      [&](std::int64_t i, int count) {
         std::uint8_t gates[V::kLanes] = {}, codes[V::kLanes] = {}, out[V::kLanes];
         __builtin_memcpy(gates, x + i, static_cast<std::size_t>(count));
         __builtin_memcpy(codes, u + i, static_cast<std::size_t>(count));

@@ -11,21 +11,17 @@ template <int kLanes, class Body, class Rest>
 void for_vectors(std::int64_t n, const Body& vector, const Rest& rest) {
   std::int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) vector(i);
-  if (i < n) rest(i, n - i);
+  if (i < n) rest(i, static_cast<int>(n - i));
 }
 
-// Runs body(x, [u,] y) on vectors, and on a padded copy of the last ones.
+// y = body(x, u), or body(x, 1).
 template <class V, class Body>
 void map(const float* x, const float* u, float* y, std::int64_t n, const Body& body) {
+  const auto one = V::set(1.0f);
   for_vectors<V::kLanes>(
-      n, [&](std::int64_t i) { V::store(y + i, body(V::load(x + i), u == nullptr ? V::set(1.0f) : V::load(u + i))); },
-      [&](std::int64_t i, std::int64_t count) {
-        float in[V::kLanes] = {}, gate[V::kLanes] = {}, out[V::kLanes];
-        const std::size_t bytes = sizeof(float) * static_cast<std::size_t>(count);
-        __builtin_memcpy(in, x + i, bytes);
-        if (u != nullptr) __builtin_memcpy(gate, u + i, bytes);
-        V::store(out, body(V::load(in), u == nullptr ? V::set(1.0f) : V::load(gate)));
-        __builtin_memcpy(y + i, out, bytes);
+      n, [&](std::int64_t i) { V::store(y + i, body(V::load(x + i), u == nullptr ? one : V::load(u + i))); },
+      [&](std::int64_t i, int count) {
+        V::store(y + i, body(V::load(x + i, count), u == nullptr ? one : V::load(u + i, count)), count);
       });
 }
 
@@ -37,16 +33,9 @@ void mix(const float* weights, std::int64_t count, const float* rows, float* y, 
     return total;
   };
   for_vectors<V::kLanes>(
-      n, [&](std::int64_t i) { V::store(y + i, sum(i, V::load)); },
-      [&](std::int64_t i, std::int64_t left) {
-        const std::size_t bytes = sizeof(float) * static_cast<std::size_t>(left);
-        float out[V::kLanes];
-        V::store(out, sum(i, [bytes](const float* p) {
-                   float in[V::kLanes] = {};
-                   __builtin_memcpy(in, p, bytes);
-                   return V::load(in);
-                 }));
-        __builtin_memcpy(y + i, out, bytes);
+      n, [&](std::int64_t i) { V::store(y + i, sum(i, [](const float* p) { return V::load(p); })); },
+      [&](std::int64_t i, int left) {
+        V::store(y + i, sum(i, [left](const float* p) { return V::load(p, left); }), left);
       });
 }
 
@@ -99,7 +88,7 @@ void moments_of(const float* x, std::int64_t n, double* sums) {
     };
     for_vectors<kStep>(
         last - first, [&](std::int64_t i) { add(x + first + i); },
-        [&](std::int64_t i, std::int64_t count) {
+        [&](std::int64_t i, int count) {
           float padded[kStep] = {};
           __builtin_memcpy(padded, x + first + i, sizeof(float) * static_cast<std::size_t>(count));
           add(padded);
@@ -127,7 +116,7 @@ void deinterleave(const float* x, float* first, float* second, std::int64_t n) {
         V::store(first + i, even);
         V::store(second + i, odd);
       },
-      [&](std::int64_t i, std::int64_t count) {
+      [&](std::int64_t i, int count) {
         for (std::int64_t j = i; j < i + count; ++j) {
           first[j] = x[2 * j];
           second[j] = x[2 * j + 1];
@@ -139,7 +128,7 @@ template <class V, typename V::F (*kWiden)(const std::uint16_t*)>
 void widen(const std::uint16_t* x, float* y, std::int64_t n) {
   for_vectors<V::kLanes>(
       n, [&](std::int64_t i) { V::store(y + i, kWiden(x + i)); },
-      [&](std::int64_t i, std::int64_t count) {
+      [&](std::int64_t i, int count) {
         std::uint16_t in[V::kLanes] = {};
         float out[V::kLanes];
         __builtin_memcpy(in, x + i, sizeof(std::uint16_t) * static_cast<std::size_t>(count));
@@ -152,7 +141,7 @@ template <class V, void (*kNarrow)(std::uint16_t*, typename V::F)>
 void narrow(const float* x, std::uint16_t* y, std::int64_t n) {
   for_vectors<V::kLanes>(
       n, [&](std::int64_t i) { kNarrow(y + i, V::load(x + i)); },
-      [&](std::int64_t i, std::int64_t count) {
+      [&](std::int64_t i, int count) {
         float in[V::kLanes] = {};
         std::uint16_t out[V::kLanes];
         __builtin_memcpy(in, x + i, sizeof(float) * static_cast<std::size_t>(count));

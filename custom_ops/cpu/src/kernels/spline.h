@@ -104,12 +104,13 @@ struct Spline {
         origins(kOrigins ? table.origins : table.coefficients),
         polynomial(table) {}
 
-  template <int kVectors, bool kGated>
-  void run(const float* x, const float* u, float* y, F& seen, bool stream) const {
+  // The stages of several vectors side by side.
+  template <int kVectors, class Load, class Store>
+  void run(const Load& load, const Store& store, F& seen) const {
     F v[kVectors], bounded[kVectors], origin[kVectors];
     typename V::template Key<N> k[kVectors];
     for (int i = 0; i < kVectors; ++i) {
-      v[i] = V::load(x + i * V::kLanes);
+      v[i] = load(i);
       if (!kOpen) seen = V::track(seen, v[i]);
       const F above = V::max(low, v[i]);
       if (kOpen) v[i] = above;
@@ -124,14 +125,7 @@ struct Spline {
       const F t = !kOpen ? v[i] : kOrigins ? V::sub(bounded[i], origin[i]) : bounded[i];
       v[i] = polynomial(k[i], t, v[i]);
     }
-    for (int i = 0; i < kVectors; ++i) {
-      if (kGated) v[i] = V::mul(v[i], V::load(u + i * V::kLanes));
-      if (stream) {
-        V::stream(y + i * V::kLanes, v[i]);
-      } else {
-        V::store(y + i * V::kLanes, v[i]);
-      }
-    }
+    for (int i = 0; i < kVectors; ++i) store(i, v[i]);
   }
 };
 
@@ -154,14 +148,23 @@ void spline_loop(const SplineTable& table, const float* x, const float* u, float
     typename V::F seen = V::set(0.0f);
     std::int64_t i = first;
     for (; i + kStep <= last; i += kStep) {
-      spline.template run<kUnroll, kGated>(x + i, kGated ? u + i : nullptr, y + i, seen, stream);
+      spline.template run<kUnroll>(
+          [x, i](int k) { return V::load(x + i + k * V::kLanes); },
+          [=](int k, typename V::F v) {
+            if (kGated) v = V::mul(v, V::load(u + i + k * V::kLanes));
+            if (stream) {
+              V::stream(y + i + k * V::kLanes, v);
+            } else {
+              V::store(y + i + k * V::kLanes, v);
+            }
+          },
+          seen);
     }
-    if (i < last) {
-      float padded[3][kStep] = {};
-      __builtin_memcpy(padded[0], x + i, sizeof(float) * static_cast<std::size_t>(last - i));
-      if (kGated) __builtin_memcpy(padded[1], u + i, sizeof(float) * static_cast<std::size_t>(last - i));
-      spline.template run<kUnroll, kGated>(padded[0], padded[1], padded[2], seen, false);
-      __builtin_memcpy(y + i, padded[2], sizeof(float) * static_cast<std::size_t>(last - i));
+    for (; i < last; i += V::kLanes) {
+      const int count = static_cast<int>(last - i < V::kLanes ? last - i : V::kLanes);
+      spline.template run<1>(
+          [=](int) { return V::load(x + i, count); },
+          [=](int, typename V::F v) { V::store(y + i, kGated ? V::mul(v, V::load(u + i, count)) : v, count); }, seen);
     }
     if (!kOpen && V::infinite(seen)) {
       set_infinities<kGated>(table, x + first, kGated ? u + first : nullptr, y + first, last - first);
@@ -193,13 +196,10 @@ void channels(const ChannelTables& tables, const float* x, const float* u, float
   const auto lane = V::load_index(lanes);
   const std::int64_t stride = tables.stride, size = stride * tables.segments;
   for (std::int64_t c = 0; c < tables.channels; c += kLanes) {
-    const std::int64_t count = tables.channels - c < kLanes ? tables.channels - c : kLanes;
-    const std::size_t bytes = sizeof(float) * static_cast<std::size_t>(count);
+    const int count = static_cast<int>(tables.channels - c < kLanes ? tables.channels - c : kLanes);
     for (std::int64_t row = 0; row < rows; ++row) {
       const std::int64_t at = row * tables.channels + c;
-      float in[kLanes] = {}, gate[kLanes] = {}, out[kLanes];
-      __builtin_memcpy(in, x + at, bytes);
-      const auto v = V::load(in);
+      const auto v = V::load(x + at, count);
       auto segment = V::zero();
       for (int k = 0; k < tables.segments - 1; ++k) segment = V::step(segment, v, V::load(tables.knots + k * stride + c));
       const auto entry = V::add(V::multiply(segment, static_cast<int>(stride)), lane);
@@ -210,15 +210,13 @@ void channels(const ChannelTables& tables, const float* x, const float* u, float
         coefficients -= size;
         s = V::fma(s, t, V::gather(coefficients, entry));
       }
-      V::store(out, s);
+      V::store(y + at, u == nullptr ? s : V::mul(s, V::load(u + at, count)), count);
+      if (!V::infinite(V::track(V::set(0.0f), v))) continue;
       for (std::int64_t i = 0; i < count; ++i) {
-        if (is_infinite(in[i])) out[i] = tables.limits[(in[i] < 0 ? 0 : stride) + c + i];
+        if (!is_infinite(x[at + i])) continue;
+        const float limit = tables.limits[(x[at + i] < 0 ? 0 : stride) + c + i];
+        y[at + i] = u == nullptr ? limit : limit * u[at + i];
       }
-      if (u != nullptr) {
-        __builtin_memcpy(gate, u + at, bytes);
-        V::store(out, V::mul(V::load(out), V::load(gate)));
-      }
-      __builtin_memcpy(y + at, out, bytes);
     }
   }
 }

@@ -16,6 +16,12 @@ struct Vector {
 
   static F load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, F v) { _mm256_storeu_ps(p, v); }
+  // The first n lanes, the others zero.
+  static F load(const float* p, int n) { return _mm256_maskload_ps(p, mask(n)); }
+  static void store(float* p, F v, int n) { _mm256_maskstore_ps(p, mask(n), v); }
+  static I mask(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
   static void stream(float* p, F v) { _mm256_stream_ps(p, v); }
   static void fence() { _mm_sfence(); }
   static F set(float v) { return _mm256_set1_ps(v); }

@@ -20,6 +20,10 @@ struct Vector {
 
   static F load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, F v) { _mm512_storeu_ps(p, v); }
+  // The first n lanes, the others zero.
+  static F load(const float* p, int n) { return _mm512_maskz_loadu_ps(mask(n), p); }
+  static void store(float* p, F v, int n) { _mm512_mask_storeu_ps(p, mask(n), v); }
+  static __mmask16 mask(int n) { return static_cast<__mmask16>((1u << n) - 1); }
   static void stream(float* p, F v) { _mm512_stream_ps(p, v); }
   static void fence() { _mm_sfence(); }
   static F set(float v) { return _mm512_set1_ps(v); }

@@ -16,6 +16,17 @@ struct Vector {
 
   static F load(const float* p) { return vld1q_f32(p); }
   static void store(float* p, F v) { vst1q_f32(p, v); }
+  // The first n lanes, the others zero.
+  static F load(const float* p, int n) {
+    float lanes[kLanes] = {};
+    for (int i = 0; i < n; ++i) lanes[i] = p[i];
+    return load(lanes);
+  }
+  static void store(float* p, F v, int n) {
+    float lanes[kLanes];
+    store(lanes, v);
+    for (int i = 0; i < n; ++i) p[i] = lanes[i];
+  }
   static void stream(float* p, F v) { vst1q_f32(p, v); }
   static void fence() {}
   static F set(float v) { return vdupq_n_f32(v); }

@@ -26,6 +26,8 @@ struct Vector {
 
   static F load(const float* p) { return *p; }
   static void store(float* p, F v) { *p = v; }
+  static F load(const float* p, int) { return *p; }
+  static void store(float* p, F v, int) { *p = v; }
   static void stream(float* p, F v) { *p = v; }
   static void fence() {}
   static F set(float v) { return v; }
