@@ -52,7 +52,14 @@ def _docstrings() -> list[str]:
 
 
 # These take minutes each: whoever starts one last waits for it alone.
-FIRST = ("tests/test_readme.py", "tests/test_docs.py", "tests/test_encoder.py", "tests/exporter/test_bundle.py")
+FIRST = (
+    "tests/test_readme.py",
+    "tests/test_docs.py",
+    "tests/custom_ops/cpu/test_sanitized.py",
+    "tests/custom_ops/cpu/test_neon.py",
+    "tests/test_encoder.py",
+    "tests/exporter/test_bundle.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

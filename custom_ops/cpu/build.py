@@ -45,7 +45,7 @@ def build(architecture: str, folder: Path | str, *, sanitize: bool = False) -> P
         tempfile.TemporaryDirectory() as scratch,
     ):
         _run("cmake", "-S", str(lists.parent), "-B", scratch, *options)
-        _run("cmake", "--build", scratch)
+        _run("cmake", "--build", scratch, "--parallel")
         target.mkdir(parents=True, exist_ok=True)
         return Path(shutil.copy(Path(scratch) / LIBRARY_NAME, target / LIBRARY_NAME))
 
