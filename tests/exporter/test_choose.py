@@ -161,7 +161,9 @@ def test_fold_is_handed_on() -> None:
 # --- 3. the default ---
 
 
-@pytest.mark.parametrize("spelling", ["relu", "silu", "sigmoid", "tanh", "gelu_legacy", "gelu_new", "prelu_per_channel"])
+@pytest.mark.parametrize(
+    "spelling", ["relu", "silu", "sigmoid", "tanh", "gelu_legacy", "gelu_new", "prelu_per_channel"]
+)
 def test_the_default_keeps_what_the_target_runs_fast(spelling: str) -> None:
     choice = only(site_of(spelling))
     assert (choice.form, choice.fit) == (KEEP, None)
