@@ -32,8 +32,19 @@ for verb in (inspect, export, check, profile, fit, demo):
 
 def _version(value: bool) -> None:
     if value:
-        typer.echo(f"actx {importlib.metadata.version('actx')}")
+        typer.echo(f"actx {importlib.metadata.version('actx')}\n{_kernels()}")
         raise typer.Exit
+
+
+def _kernels() -> str:
+    """Say whether the CPU kernels were built, and for what."""
+    from actx.custom_ops import cpu  # noqa: PLC0415 - the other commands, --help among them, start without numpy
+
+    try:
+        library = cpu.load()
+    except cpu.KernelsUnavailable as error:
+        return f"no CPU kernels: {error}"
+    return f"CPU kernels: {', '.join(library.isas)} ({library.path})"
 
 
 @app.callback()

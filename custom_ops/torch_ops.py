@@ -88,10 +88,8 @@ def _inputs(op: type[Op], tensors: Tensors) -> Tensors:
 
 @cache
 def _library() -> cpu.Library | None:
-    try:
-        return cpu.load()
-    except cpu.KernelsUnavailable:
-        return None
+    """Return the native library, None where none was built; one that is there and cannot be used is an error."""
+    return None if cpu.find() is None else cpu.load()
 
 
 def _kernel(op: type[Op]) -> Callable[..., torch.Tensor]:

@@ -2,7 +2,8 @@
 
 A library is looked for in this order:
 
-1. The environment variable `ACTX_LIBRARY` names one. Then that one it must be.
+1. The environment variable `ACTX_LIBRARY` names one. Then that one it must be. So it is where `ACTX_ISA` names an instruction
+   set: then the kernels must be had, with it.
 2. The one that was installed with actx.
 3. The one that the bundle carries for this machine. It is code of whoever made the bundle, so only a bundle that is trusted
    has its library loaded, and only after its digest was compared with the manifest's.
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING
 from actx.custom_ops import cpu
 from actx.custom_ops.cpu.build import BuildError, build
 from actx.custom_ops.cpu.elf import ARCHITECTURES
-from actx.custom_ops.cpu.library import VARIABLE
+from actx.custom_ops.cpu.library import ISA_VARIABLE, VARIABLE
 from actx.exporter import runtime
 from actx.exporter.bundle import library_name, verify
 from actx.exporter.errors import ActxError, TargetUnavailable, UsageError
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 _REMEDY = "Install actx where a C++17 compiler is, or leave --kernels out: model.onnx needs no kernels."
 _REMEDY_NAMED = f"Build that library for this machine, or unset {VARIABLE}."
+_REMEDY_ISA = f"Unset {ISA_VARIABLE}, or name an instruction set that is available."
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def find_kernels(carried: Carried | None = None) -> Kernels:
     try:
         return _usable(cpu.find(), "the installed kernels")
     except TargetUnavailable as error:
-        if carried is None or library_name(platform.machine()) not in carried.manifest.files:
+        if carried is None or not (carried.folder / library_name(platform.machine())).is_file():
             raise
         return _of_bundle(carried, error)
 
@@ -97,7 +99,7 @@ def choose_kernels(wanted: bool | None, carried: Carried | None = None) -> tuple
         carried: what the bundle has, if there is one.
 
     Raises:
-        TargetUnavailable: they were asked for, by `wanted` or by `ACTX_LIBRARY`, and cannot be had.
+        TargetUnavailable: they were asked for, by `wanted`, `ACTX_LIBRARY` or `ACTX_ISA`, and cannot be had.
         ActxError: see `find_kernels`.
     """
     if wanted is False:
@@ -105,7 +107,7 @@ def choose_kernels(wanted: bool | None, carried: Carried | None = None) -> tuple
     try:
         return find_kernels(carried), ""
     except TargetUnavailable as error:
-        if wanted or _is_named():
+        if wanted or _is_named() or os.environ.get(ISA_VARIABLE):
             raise
         return None, f"{error.what}: {error.note}"
 
@@ -155,9 +157,11 @@ def _of_bundle(carried: Carried, missing: TargetUnavailable) -> Kernels:
     if not carried.trust:
         raise TargetUnavailable(
             f"{missing.what}, and those of the bundle are not trusted",
-            note=f"{name} is code that would run with your rights",
+            note=f"{missing.note}; {name} is code that would run with your rights",
             remedy="Add --trust if you made the bundle, or trust whoever did.",
         )
+    if name not in carried.manifest.files:
+        raise missing
     verify(carried.folder, carried.manifest)
     return _usable(carried.folder / name, "the bundle's own kernels")
 
@@ -173,9 +177,18 @@ def _usable(library: Path | None, origin: str, remedy: str = _REMEDY) -> Kernels
         raise TargetUnavailable("there are no kernels for this machine", note=note, remedy=remedy)
     try:
         loaded = cpu.load(library)
-        runtime.check_library(loaded.path)
     except cpu.KernelsUnavailable as error:
         raise TargetUnavailable(f"{origin} cannot be used", note=str(error), remedy=remedy) from error
+    _check_isa(loaded, origin)
+    try:
+        runtime.check_library(loaded.path)
     except ActxError as error:
         raise TargetUnavailable(f"{origin} cannot be used", note=error.note, remedy=remedy) from error
     return Kernels(loaded.path, origin)
+
+
+def _check_isa(loaded: cpu.Library, origin: str) -> None:
+    asked = os.environ.get(ISA_VARIABLE)
+    if asked and asked not in loaded.isas:
+        note = f"{ISA_VARIABLE} is {asked!r}; available here: {', '.join(loaded.isas)}"
+        raise TargetUnavailable(f"{origin} cannot be used", note=note, remedy=_REMEDY_ISA)

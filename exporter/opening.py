@@ -93,7 +93,10 @@ def best_graph(artifact: Path, *, kernels: bool | None = None, trust: bool = Fal
         TargetUnavailable, ActxError: as `session`.
     """
     if artifact.is_file():
-        return Graph(artifact, choose_kernels(kernels)[0] if _needs_kernels(artifact) else None, "the file itself")
+        needed = _needs_kernels(artifact)
+        if needed and kernels is False:
+            raise UsageError(f"{artifact} has actx nodes", remedy="Leave --no-kernels out: it needs the kernels.")
+        return Graph(artifact, choose_kernels(kernels)[0] if needed else None, "the file itself")
     if not artifact.exists():
         raise ActxError(f"{artifact} does not exist", remedy="Give a bundle that actx export made, or an .onnx file.")
     folder, manifest = read_bundle(artifact)

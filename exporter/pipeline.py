@@ -190,7 +190,7 @@ def export(
             latency=None if latency is None else latency.to_dict(),
             notes=[
                 *dict.fromkeys((*samples.notes, *(measured if drift is None else drift).notes)),
-                *_notes(lifted.sites, lowered, graph),
+                *_notes(lifted.sites, lowered, graph, measured=drift is not None or latency is not None),
             ],
         )
         manifest.write(folder / MANIFEST)
@@ -338,11 +338,11 @@ def _fit_entry(fit: Fit) -> FitEntry:
     )
 
 
-def _notes(sites: Sequence[Site], lowered: Lowered, graph: Graph) -> list[str]:
+def _notes(sites: Sequence[Site], lowered: Lowered, graph: Graph, *, measured: bool) -> list[str]:
     notes = []
     if not sites:
         notes.append("the model has no sites: it was exported unchanged")
-    if lowered.native is not None and graph.kernels is None:
+    if measured and lowered.native is not None and graph.kernels is None:
         notes.append(f"drift and latency are those of {graph.path.name}, {graph.reason}")
     return notes
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 LIBRARY_NAME = "libactx_ops.so"
 VARIABLE = "ACTX_LIBRARY"
+ISA_VARIABLE = "ACTX_ISA"
 ABI_VERSION = 1
 # Numbers of ONNX's TensorProto.DataType.
 _TYPES: dict[np.dtype[Any], int] = {

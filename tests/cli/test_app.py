@@ -67,7 +67,7 @@ def test_help_imports_nothing_heavy() -> None:
     code = f"""
 import sys
 from actx.cli.main import run
-for arguments in ([], ["--help"], *([verb, "--help"] for verb in {list(COMMANDS)!r}), ["--version"], ["nothing"]):
+for arguments in ([], ["--help"], *([verb, "--help"] for verb in {list(COMMANDS)!r}), ["nothing"]):
     sys.argv = ["actx", *arguments]
     run()
 sys.exit(f"imported {{set({HEAVY!r}) & set(sys.modules)}}" if set({HEAVY!r}) & set(sys.modules) else 0)
@@ -80,6 +80,14 @@ def test_the_module_is_the_command() -> None:
     result = process("--version")
     assert result.code == 0
     assert result.out.startswith("actx ")
+
+
+def test_the_version_says_whether_there_are_kernels(
+    actx: Actx, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert actx("--version").out.splitlines()[1].startswith(("CPU kernels: ", "no CPU kernels: "))
+    monkeypatch.setenv("ACTX_LIBRARY", str(tmp_path / "absent.so"))
+    assert "absent.so cannot be loaded" in actx("--version").out.splitlines()[1]
 
 
 def test_completion(monkeypatch: pytest.MonkeyPatch) -> None:

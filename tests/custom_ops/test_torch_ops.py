@@ -16,13 +16,12 @@ from onnx import checker
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
-from actx.custom_ops import Spline, torch_ops
+from actx.custom_ops import Spline, cpu, torch_ops
 from actx.custom_ops.ops import DOMAIN, OPS, reference_ops
 from tests.op_cases import Case, cases, channel_table, gelu_table, numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -90,8 +89,8 @@ FLOAT_OPS = [name for name, case in PLAIN.items() if case.inputs[0].dtype == np.
 
 
 @pytest.fixture
-def _no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.setenv("ACTX_LIBRARY", str(tmp_path / "missing.so"))
+def _no_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(cpu, "find", lambda: None)
     torch_ops._library.cache_clear()
     yield
     torch_ops._library.cache_clear()

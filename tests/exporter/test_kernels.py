@@ -301,6 +301,24 @@ def test_one_that_is_named_must_be_it(
     assert session(bundle, kernels=False).graph == PORTABLE
 
 
+def test_an_instruction_set_that_is_named_must_be_it(
+    bundle: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACTX_ISA", "AVX1024")
+    for use in (lambda: session(bundle), lambda: check(model, bundle)):
+        with pytest.raises(TargetUnavailable, match="the installed kernels cannot be used") as caught:
+            use()
+        assert "ACTX_ISA is 'AVX1024'; available here: " in caught.value.note
+        assert "ACTX_ISA" in caught.value.remedy
+    assert session(bundle, kernels=False).graph == PORTABLE
+
+
+def test_a_file_with_actx_nodes_cannot_do_without_kernels(bundle: Path, model: Path) -> None:
+    with pytest.raises(UsageError, match="has actx nodes") as caught:
+        check(model, bundle / NATIVE, kernels=False)
+    assert "--no-kernels" in caught.value.remedy
+
+
 def test_by_default_the_portable_graph_runs_instead(
     broken: tuple[Path, str], bundle: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -377,6 +395,25 @@ def test_those_of_a_bundle_run_only_where_it_is_trusted(carrying: Path, monkeypa
     assert (opened.graph, opened.reason) == (NATIVE, "with the bundle's own kernels")
     values = feeds(many_sites(3))
     assert apart(session(carrying).run(values), opened.run(values)) <= BETWEEN_GRAPHS
+
+
+def test_a_library_that_is_not_needed_may_be_deleted(carrying: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (carrying / library_name(HERE)).unlink()
+    assert session(carrying).graph == NATIVE
+    monkeypatch.setattr(cpu, "find", lambda: None)
+    opened = session(carrying, trust=True)
+    assert opened.graph == PORTABLE
+    assert "actx was installed without them" in opened.reason
+
+
+def test_a_library_that_the_manifest_does_not_list_is_not_loaded(
+    carrying: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = json.loads((carrying / MANIFEST).read_text())
+    del written["files"][library_name(HERE)]
+    (carrying / MANIFEST).write_text(json.dumps(written))
+    monkeypatch.setattr(cpu, "find", lambda: None)
+    assert session(carrying, trust=True).graph == PORTABLE
 
 
 def test_a_library_that_was_changed_is_not_loaded(carrying: Path, monkeypatch: pytest.MonkeyPatch) -> None:
