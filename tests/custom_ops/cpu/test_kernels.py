@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,10 @@ from tests.op_cases import around_knots, gelu_table, random_table
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-try:
-    LIBRARY = cpu.load()
-except cpu.KernelsUnavailable as error:
-    pytest.skip(f"no CPU kernels here: {error}", allow_module_level=True)
+# Only a machine without a compiler may lack the library; one that is there and cannot be used is an error.
+if cpu.find() is None and not os.environ.get("CI"):
+    pytest.skip("actx was installed without its kernels: no C++ compiler was found", allow_module_level=True)
+LIBRARY = cpu.load()
 
 INDEX_OF_ROW = ("direct", "buckets", "search")
 ROWS = [
