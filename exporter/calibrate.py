@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from actx.exporter import runtime
 from actx.exporter.fitting import Density
+from actx.exporter.runtimes.onnxruntime import DEFAULT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from actx.exporter.data import Data
     from actx.exporter.lift import Site
+    from actx.exporter.runtimes.base import Runtime
 
 Progress: TypeAlias = Callable[[int, int], None]
 
@@ -76,7 +77,7 @@ def calibrate(
     model: Path,
     sites: Sequence[Site],
     data: Data,
-    options: runtime.RuntimeOptions = runtime.DEFAULT,
+    runtime: Runtime = DEFAULT,
     progress: Progress | None = None,
 ) -> Mapping[str, SiteStatistics]:
     """Run the model on all the data and return the statistics per site name. One batch is held at a time.
@@ -87,11 +88,11 @@ def calibrate(
     if not sites:
         return {}
     names = list(dict.fromkeys(name for site in sites for name in (site.input, site.output)))
-    session = runtime.open_session(model, options, outputs=names)
+    session = runtime.open(model, names)
     meters = {site.name: _Meter() for site in sites}
     done = 0
     for batch in data.batches():
-        values = runtime.run(session, batch.feeds, names)
+        values = session.run(batch.feeds, names)
         for site in sites:
             meters[site.name].update(values[site.input], values[site.output])
         done += batch.samples

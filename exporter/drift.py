@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from actx.exporter import runtime
 from actx.exporter.data import Arrays, Batch, Data, cast_feeds
 from actx.exporter.errors import ActxError, UsageError
 from actx.exporter.metrics import (
@@ -33,15 +32,17 @@ from actx.exporter.metrics import (
     json_values,
     worst,
 )
+from actx.exporter.runtimes.onnxruntime import DEFAULT
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import onnx_ir as ir
 
-    from actx.exporter.runtime import RuntimeOptions, Session
+    from actx.exporter.runtimes.base import Runtime, Session
 
 Progress: TypeAlias = Callable[[int, int], None]
+Observer: TypeAlias = Callable[[Arrays, Arrays], None]
 Function: TypeAlias = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 _SAME = "Compare a model with the bundle that was made of it."
@@ -156,7 +157,9 @@ def check(
     metric: str = "l2",
     max_drift: float | None = None,
     logits: Sequence[str] = (),
-    options: RuntimeOptions = runtime.DEFAULT,
+    runtime: Runtime = DEFAULT,
+    original_runtime: Runtime = DEFAULT,
+    observe: Observer | None = None,
     progress: Progress | None = None,
 ) -> DriftReport:
     """Measure the drift of an artifact on data.
@@ -167,11 +170,13 @@ def check(
         original: the model before, float32.
         artifact: the model after, with the same outputs in the same order, and inputs of the same names.
         data: made for the original's inputs; cast to the artifact's where these differ (float16).
-        taps: sites to look at, in the order to report them.
+        taps: sites to look at, in the order to report them; none where the runtime cannot show what is inside.
         metric: one of `METRICS`, or ``pkg.mod:callable`` (see `UserMetric`).
         max_drift: the budget.
         logits: names of the outputs that are logits; without any, the rule in `metrics` tells.
-        options: how to run both.
+        runtime: what the artifact is run in.
+        original_runtime: what the original is run in.
+        observe: called with the outputs of both models on every batch.
         progress: called as ``progress(samples done, samples to do)``.
 
     Raises:
@@ -182,20 +187,25 @@ def check(
     if max_drift is not None and not (math.isfinite(max_drift) and max_drift >= 0):
         msg = "the drift budget must be a finite number >= 0"
         raise UsageError(msg, note=f"got {max_drift}", remedy="Give a number of at least 0.")
+    taps = taps if runtime.taps else ()
     steps = _Steps(progress, data.samples * (2 if taps else 1))
-    pair = _Pair.open(original, artifact, options)
+    runtimes = original_runtime, runtime
+    pair = _Pair.open(original, artifact, runtimes)
     names = pair.common_outputs()
     if unknown := [name for name in logits if name not in names]:
         msg = f"'{unknown[0]}' is no output of the models"
         raise UsageError(msg, note=f"outputs: {', '.join(names)}", remedy="Name one of these.")
     comparison = _Comparison(names, metric, tuple(logits))
     for batch in data.batches():
-        comparison.update(*pair.run(batch), batch)
+        outputs = pair.run(batch)
+        comparison.update(*outputs, batch)
+        if observe is not None:
+            observe(*outputs)
         steps.add(batch.samples)
     comparison.require_numbers()
     worst_output, drift = comparison.drift()
     del pair  # models may be large: the tapped ones take their place
-    sites = _measure_sites((original, artifact), names, data, taps, options=options, steps=steps) if taps else ()
+    sites = _measure_sites((original, artifact), names, data, taps, runtimes=runtimes, steps=steps) if taps else ()
     return DriftReport(
         graph=artifact.name,
         metric=metric,
@@ -210,7 +220,7 @@ def check(
         max_drift=max_drift,
         accuracy=comparison.accuracy.result(),
         notes=(*data.notes, *comparison.notes(judged=max_drift is not None and data.synthetic), *_outside(sites)),
-        runtime=runtime.describe_runtime(options),
+        runtime=runtime.describe(),
     )
 
 
@@ -248,28 +258,25 @@ class _Pair:
     artifact_values: tuple[str, ...] | None = None
 
     @classmethod
-    def open(cls, original: Path, artifact: Path, options: RuntimeOptions) -> _Pair:
-        pair = cls(runtime.open_session(original, options), runtime.open_session(artifact, options))
-        ours, theirs = (sorted(node.name for node in s.get_inputs()) for s in (pair.original, pair.artifact))
+    def open(cls, original: Path, artifact: Path, runtimes: tuple[Runtime, Runtime]) -> _Pair:
+        pair = cls(runtimes[0].open(original), runtimes[1].open(artifact))
+        ours, theirs = (sorted(spec.name for spec in s.inputs) for s in (pair.original, pair.artifact))
         if ours != theirs:
             msg = "the artifact takes other inputs than the original"
             raise ActxError(msg, note=f"original {', '.join(ours)}; artifact {', '.join(theirs)}", remedy=_SAME)
         return pair
 
     def common_outputs(self) -> list[str]:
-        ours, theirs = ([node.name for node in s.get_outputs()] for s in (self.original, self.artifact))
+        ours, theirs = (list(s.outputs) for s in (self.original, self.artifact))
         if ours != theirs:
             msg = "the artifact has other outputs than the original, or in another order"
             raise ActxError(msg, note=f"original {', '.join(ours)}; artifact {', '.join(theirs)}", remedy=_SAME)
         return ours
 
     def run(self, batch: Batch) -> tuple[Arrays, Arrays]:
-        first = cast_feeds(batch.feeds, runtime.input_specs(self.original))
-        second = cast_feeds(batch.feeds, runtime.input_specs(self.artifact))
-        return (
-            runtime.run(self.original, first, self.original_values),
-            runtime.run(self.artifact, second, self.artifact_values),
-        )
+        first = cast_feeds(batch.feeds, self.original.inputs)
+        second = cast_feeds(batch.feeds, self.artifact.inputs)
+        return self.original.run(first, self.original_values), self.artifact.run(second, self.artifact_values)
 
 
 class _Comparison:
@@ -344,15 +351,15 @@ def _measure_sites(
     data: Data,
     taps: Sequence[SiteTap],
     *,
-    options: RuntimeOptions,
+    runtimes: tuple[Runtime, Runtime],
     steps: _Steps,
 ) -> tuple[SiteDrift, ...]:
     """Step 2: run both models with the tapped values as outputs."""
     ours = tuple(dict.fromkeys(tap.original_output for tap in taps))
     theirs = tuple(dict.fromkeys(name for tap in taps for name in tap.artifact_values))
     before, after = (  # what is an output already must not be listed twice
-        runtime.open_session(model, options, outputs=[name for name in values if name not in outputs])
-        for model, values in zip(models, (ours, theirs), strict=True)
+        runtime.open(model, [name for name in values if name not in outputs])
+        for runtime, model, values in zip(runtimes, models, (ours, theirs), strict=True)
     )
     pair = _Pair(before, after, ours, theirs)
     meters = [_SiteMeter(tap) for tap in taps]

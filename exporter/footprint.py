@@ -15,22 +15,22 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from actx.exporter import runtime
 from actx.exporter.errors import ActxError
 
 if TYPE_CHECKING:
     from actx.exporter.data import Arrays
+    from actx.exporter.runtimes.base import Runtime
 
 _STATUS = Path("/proc/self/status")
 
 
-def peak_memory(model: Path, feeds: Arrays, options: runtime.RuntimeOptions = runtime.DEFAULT) -> int | None:
+def peak_memory(runtime: Runtime, model: Path, feeds: Arrays) -> int | None:
     """Return the bytes that a fresh process needs to open a model and run it once.
 
     Args:
-        model: the ``.onnx`` file.
+        runtime: how to run it.
+        model: the file.
         feeds: one array per input; not counted.
-        options: how to run it.
 
     Returns:
         The bytes, or None where the system does not tell.
@@ -40,7 +40,7 @@ def peak_memory(model: Path, feeds: Arrays, options: runtime.RuntimeOptions = ru
     """
     # -P: a file of the current folder must not stand in for a module.
     command = [sys.executable, "-P", "-m", "actx.exporter.footprint"]
-    done = subprocess.run(command, input=pickle.dumps((model, feeds, options)), capture_output=True, check=False)  # noqa: S603 - our own
+    done = subprocess.run(command, input=pickle.dumps((runtime, model, feeds)), capture_output=True, check=False)  # noqa: S603 - our own
     if done.returncode != 0:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         notes = [line.removeprefix("Note: ") for line in lines if line.startswith("Note: ")]
@@ -52,11 +52,12 @@ def peak_memory(model: Path, feeds: Arrays, options: runtime.RuntimeOptions = ru
 
 
 def _main() -> None:
-    model, feeds, options = pickle.load(sys.stdin.buffer)  # noqa: S301 - the parent wrote it
+    runtime, model, feeds = pickle.load(sys.stdin.buffer)  # noqa: S301 - the parent wrote it
+    runtime.describe()  # the library is loaded for it, and not counted
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): sets the mark back to what is held
     before = _status("VmRSS")
-    runtime.run(runtime.open_session(model, options), feeds)
+    runtime.open(model).run(feeds)
     peak = _status("VmHWM")
     if before is not None and peak is not None:
         sys.stdout.write(str(peak - before))

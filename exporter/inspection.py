@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actx.exporter import runtime
 from actx.exporter.calibrate import SiteStatistics, calibrate
 from actx.exporter.data import Data, load_data, synthetic_data
-from actx.exporter.latency import node_times
 from actx.exporter.lift import Rejection, Site, lift
 from actx.exporter.load import LoadedModel, load
+from actx.exporter.runtimes.onnxruntime import DEFAULT, RuntimeOptions
 from actx.exporter.workspace import workspace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from actx.exporter.data import InputSpec
+    from actx.exporter.tensorrt.shapes import ShapeRange
 
 # Sizes of dynamic axes where no data tells them. At least 2, because some exporters specialise 1.
 SYNTHETIC_BATCH = 2
@@ -85,7 +85,7 @@ def inspect(
     batch_size: int | None = None,
     trust: bool = False,
     factory: str | None = None,
-    options: runtime.RuntimeOptions = runtime.DEFAULT,
+    options: RuntimeOptions = DEFAULT,
 ) -> Inspection:
     """Load a model, find its sites, and measure them under ONNX Runtime.
 
@@ -106,7 +106,7 @@ def inspect(
     samples = open_data(loaded, data, batch_size)
     with workspace(loaded) as original:
         statistics = calibrate(original, lifted.sites, samples, options)
-        breakdown = node_times(original, next(iter(samples)), owners(lifted.sites), options)
+        breakdown = options.node_times(original, next(iter(samples)), owners(lifted.sites))
     return Inspection(
         model=loaded,
         sites=lifted.sites,
@@ -119,14 +119,19 @@ def inspect(
     )
 
 
-def open_data(loaded: LoadedModel, source: str | None, batch_size: int | None) -> Data:
-    """Open the user's data, or make random input of small sizes, marked as synthetic."""
+def open_data(
+    loaded: LoadedModel, source: str | None, batch_size: int | None, shapes: Mapping[str, ShapeRange] | None = None
+) -> Data:
+    """Open the user's data, or make random input of small sizes, within the shapes that are allowed, marked as synthetic."""
     if source is not None:
         return load_data(source, loaded.inputs, batch_size)
     sizes = {dim: SYNTHETIC_SIZE for spec in loaded.inputs for dim in spec.dims if isinstance(dim, str)}
     sizes |= {
         dim: batch_size or SYNTHETIC_BATCH for spec in loaded.inputs for dim in spec.dims[:1] if isinstance(dim, str)
     }
+    for dim, allowed in (shapes or {}).items():
+        if dim in sizes:
+            sizes[dim] = min(max(sizes[dim], allowed.minimum), allowed.maximum)
     return synthetic_data(loaded.inputs, sizes)
 
 

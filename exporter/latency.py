@@ -17,39 +17,35 @@
    interval reaches 99 %, and the verdict is always `no difference`.
 6. Unless their number is given, rounds end when both intervals are at most 2 % wide, or after 50 rounds or 20 seconds,
    and not before 8.
-7. The time per node comes from a separate run under ONNX Runtime's profiler, which costs time itself and counts whole
-   microseconds: shares are of the sum over nodes, and say where time goes rather than how much there is.
+7. The time per node comes from a separate run under the runtime's own profiler (`Runtime.node_times`).
 """
 
 from __future__ import annotations
 
 import gc
 import heapq
-import json
 import math
-import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-import onnx
 
-from actx.exporter import machine, runtime
+from actx.exporter import machine
 from actx.exporter.collection import no_garbage_collection
 from actx.exporter.data import Arrays, Data, cast_feeds
 from actx.exporter.errors import UsageError
-from actx.exporter.footprint import peak_memory
 from actx.exporter.metrics import json_values
+from actx.exporter.runtimes.onnxruntime import DEFAULT
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
-    from actx.exporter.runtime import RuntimeOptions, Session
+    from actx.exporter.runtimes.base import Breakdown, Runtime, Session
 
 Progress: TypeAlias = Callable[[int, int], None]
 Verdict: TypeAlias = Literal["faster", "slower", "no difference"]
@@ -69,11 +65,6 @@ _MAX_ROUNDS_S = 20.0
 _NARROW = 0.02
 _BUSY = 0.5  # cores that others keep busy: more makes times doubtful
 _LARGEST_POOL = 8  # batches that the rounds cycle through: all are held in memory
-_CAST_PREFIX = "InsertedPrecisionFreeCast_"
-# An activation that the runtime folded into one of these cannot be timed apart from it.
-_LINEAR = ("Conv", "Gemm", "MatMul", "Attention", "LSTM", "GRU", "MoE")
-# What the runtime inserts to change a layout, a type or a device.
-_MOVES = ("ReorderInput", "ReorderOutput", "Transpose", "Cast", "MemcpyFromHost", "MemcpyToHost")
 
 
 @dataclass(frozen=True)
@@ -128,50 +119,6 @@ class Comparison:
     interval: tuple[float, float]
     aa_ratio: float
     noise: float
-
-
-@dataclass(frozen=True)
-class NodeTime:
-    """Time of one node of the optimized graph.
-
-    Attributes:
-        name: the node's name in the optimized graph, or "OP_INDEX" where it has none.
-        op_type: the operator, as optimized.
-        microseconds_per_run: mean over runs, without the nodes of its subgraphs.
-        share: of the sum over all nodes; None where that is 0.
-        site: the site it belongs to, or None.
-    """
-
-    name: str
-    op_type: str
-    microseconds_per_run: float
-    share: float | None
-    site: str | None
-
-
-@dataclass(frozen=True)
-class Breakdown:
-    """Time per node of one model.
-
-    Attributes:
-        nodes: all nodes, in the order they run.
-        sites: share of every site that was asked for; None, not measured, where none of its nodes is left because it
-            was folded into a linear op, removed, or lies in a subgraph. Where a bias was fused into an activation, its
-            time is in the share.
-        activation_share: share of all sites that could be measured together; None, not measured, where none could.
-        runs: number of runs measured.
-        shapes: shapes of the inputs.
-    """
-
-    nodes: tuple[NodeTime, ...]
-    sites: dict[str, float | None]
-    activation_share: float | None
-    runs: int
-    shapes: dict[str, tuple[int, ...]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON values: null for what was not measured."""
-        return json_values(asdict(self))
 
 
 @dataclass(frozen=True)
@@ -232,7 +179,8 @@ def profile(
     artifact: Path,
     data: Data,
     *,
-    options: RuntimeOptions = runtime.DEFAULT,
+    runtime: Runtime = DEFAULT,
+    original_runtime: Runtime | None = None,
     runs: int | None = None,
     owners_original: Mapping[str, str] | None = None,
     owners_artifact: Mapping[str, str] | None = None,
@@ -245,8 +193,8 @@ def profile(
         original: the model before.
         artifact: the model after.
         data: made for the original's inputs; cast to the artifact's where these differ.
-        options: how to run both. Whatever they say, idle threads are stopped between runs, because several sessions
-            take turns, and threads are pinned.
+        runtime: what both are run in, as it is where sessions take turns.
+        original_runtime: the same for the original, where that has another graph to name its nodes by.
         runs: rounds to measure; None for as many as rule 6 says.
         owners_original: the site of every value that a site computes, by the value's name in the original.
         owners_artifact: likewise in the artifact.
@@ -260,26 +208,27 @@ def profile(
     if runs is not None and runs < 1:
         msg = "at least one run is needed"
         raise UsageError(msg, note=f"got {runs} runs", remedy="Give --runs a larger number, or leave it out.")
-    options = replace(options, spin_between_runs=False, pin_threads=True)
+    runtimes = [turned.in_turns() for turned in (original_runtime or runtime, runtime)]
     load = machine.load_average()
     batches = list(islice(data.batches(), _LARGEST_POOL))
     pair = (original, artifact)
-    inputs = [runtime.input_specs(runtime.open_session(model, options)) for model in pair]
+    inputs = [runtime.open(model).inputs for runtime, model in zip(runtimes, pair, strict=True)]
     feeds = [[cast_feeds(batch.feeds, specs) for batch in batches] for specs in inputs]
     others = machine.Others()
     rng = np.random.default_rng(seed)
 
     def measure(index: int) -> Round:
         batch = [rows[index % len(rows)] for rows in (*feeds, feeds[0])]
-        return _round((*pair, original), batch, options, rng)
+        return _round((*pair, original), batch, (*runtimes, runtimes[0]), rng)
 
     rounds = take_rounds(measure, runs, progress)
     busy = others.cores()
     samples = sum(batches[i % len(batches)].samples * done.turns.shape[1] for i, done in enumerate(rounds))
     first, second, again = (summarize(row, samples) for row in np.concatenate([done.turns for done in rounds], axis=1))
     starts = np.stack([done.start for done in rounds])
-    startups = [_startup(starts[:, i], peak_memory(model, feeds[i][0], options)) for i, model in enumerate(pair)]
-    described = runtime.describe_runtime(options) | {"load_average": load, "others_busy_cores": busy}
+    peaks = [runtimes[i].peak_memory(model, feeds[i][0]) for i, model in enumerate(pair)]
+    startups = [_startup(starts[:, i], peak) for i, peak in enumerate(peaks)]
+    described = machine.describe() | runtimes[1].describe() | {"load_average": load, "others_busy_cores": busy}
     return LatencyReport(
         graph=artifact.name,
         original=first,
@@ -288,8 +237,8 @@ def profile(
         original_startup=startups[0],
         artifact_startup=startups[1],
         comparison=compare_latency(rounds),
-        original_nodes=node_times(original, feeds[0][0], owners_original or {}, options),
-        artifact_nodes=node_times(artifact, feeds[1][0], owners_artifact or {}, options),
+        original_nodes=runtimes[0].node_times(original, feeds[0][0], owners_original or {}),
+        artifact_nodes=runtimes[1].node_times(artifact, feeds[1][0], owners_artifact or {}),
         runs=len(rounds),
         shapes=tuple(_shapes(batch.feeds) for batch in batches),
         batch_sizes=tuple(batch.samples for batch in batches),
@@ -387,85 +336,23 @@ def machine_notes(described: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def node_times(
-    model: Path,
-    feeds: Arrays,
-    owners: Mapping[str, str],
-    options: RuntimeOptions = runtime.DEFAULT,
-    *,
-    runs: int = 20,
-    warmup: int = 3,
-) -> Breakdown:
-    """Run a model under ONNX Runtime's profiler and map its nodes to sites.
-
-    The optimized graph that ran tells the outputs of every node, so that a node fused from a site's nodes is found by
-    the value it computes. Values that the runtime itself introduced belong to the site that all their consumers belong
-    to. A node that it inserted to change a layout, a type or a device belongs to none. Profile and graph are written to
-    a temporary folder and deleted.
-
-    Args:
-        model: the ``.onnx`` file.
-        feeds: one array per input.
-        owners: the site of every value that a site computes, by the value's name in the model.
-        options: how to run it.
-        runs: runs to measure.
-        warmup: runs before them.
-
-    Raises:
-        UsageError: `runs` is below 1 or `warmup` below 0.
-        ActxError: the model cannot be opened or run.
-    """
-    if runs < 1 or warmup < 0:
-        msg = "at least one run, and no negative warm-up, is needed"
-        raise UsageError(msg, note=f"got {runs} runs, {warmup} for warm-up", remedy="Give larger numbers.")
-    with tempfile.TemporaryDirectory(prefix="actx-profile-") as folder:
-        trace = Path(folder)
-        session = runtime.open_session(model, options, trace=trace)
-        try:
-            for _ in range(warmup + runs):
-                runtime.run(session, feeds)
-        finally:
-            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        graph = onnx.load(trace / runtime.OPTIMIZED_MODEL, load_external_data=False).graph
-    measured = _runs(events)[-runs:]
-    return _breakdown(measured, _node_sites(graph, measured, _known_values(model), owners), owners, _shapes(feeds))
-
-
-class _Node(NamedTuple):
-    """What tells a node from every other one in all runs; a subgraph may repeat the names and numbers of its graph."""
-
-    name: str
-    op_type: str
-    number: str
-    nested: bool
-
-
-class _Event(NamedTuple):
-    """One node in one run, with the microseconds that it took itself."""
-
-    node: _Node
-    microseconds: int
-
-
-def _round(models: Sequence[Path], feeds: Sequence[Arrays], options: RuntimeOptions, rng: np.random.Generator) -> Round:
+def _round(
+    models: Sequence[Path], feeds: Sequence[Arrays], runtimes: Sequence[Runtime], rng: np.random.Generator
+) -> Round:
     """Measure one round: rules 1 and 2."""
     start = np.zeros((len(models), 2), np.int64)
     sessions: dict[int, Session] = {}
-
-    def run(which: int) -> int:
-        begin = time.perf_counter_ns()
-        sessions[which].run(None, feeds[which])
-        return time.perf_counter_ns() - begin
-
+    timers: dict[int, Callable[[], int]] = {}
     gc.collect()
     with no_garbage_collection():
         for which in rng.permutation(len(models)):
             begin = time.perf_counter_ns()
-            sessions[which] = runtime.open_session(models[which], options)
+            sessions[which] = runtimes[which].open(models[which])
             opened = time.perf_counter_ns()
-            runtime.run(sessions[which], feeds[which])  # with its checks
+            sessions[which].run(feeds[which])  # with its checks
             start[which] = opened - begin, time.perf_counter_ns() - opened
-        return Round(start, take_turns(run, len(models), rng))
+            timers[which] = sessions[which].timer(feeds[which])
+        return Round(start, take_turns(lambda which: timers[which](), len(models), rng))
 
 
 def _settled(turns: Sequence[Sequence[int]]) -> bool:
@@ -515,134 +402,3 @@ def _round_notes(rounds: int) -> tuple[str, ...]:
 
 def _shapes(feeds: Arrays) -> dict[str, tuple[int, ...]]:
     return {name: array.shape for name, array in feeds.items()}
-
-
-def _runs(events: Sequence[Mapping[str, Any]]) -> list[list[_Event]]:
-    """Sort the node events into runs, in order of time, and take the time of nested nodes off the outer ones."""
-    spans = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e["cat"] == "Session" and e["name"] == "model_run")
-    nodes = sorted(
-        (e for e in events if e["cat"] == "Node" and e["name"].endswith("_kernel_time")),
-        key=lambda e: (e["ts"], -e["dur"]),
-    )
-    return [_self_times([e for e in nodes if start <= e["ts"] <= end]) for start, end in spans]
-
-
-def _self_times(nodes: Sequence[Mapping[str, Any]]) -> list[_Event]:
-    """Tell nested from outer nodes by their intervals: those of a subgraph run within the node that holds it."""
-    own = [int(node["dur"]) for node in nodes]
-    nested = [False] * len(nodes)
-    stack: list[int] = []
-    for i, node in enumerate(nodes):
-        while stack and node["ts"] >= nodes[stack[-1]]["ts"] + nodes[stack[-1]]["dur"]:
-            stack.pop()
-        if stack:
-            nested[i] = True
-            own[stack[-1]] -= int(node["dur"])
-        stack.append(i)
-    return [
-        _Event(_node(event, nested=inner), max(microseconds, 0))
-        for event, microseconds, inner in zip(nodes, own, nested, strict=True)
-    ]
-
-
-def _node(event: Mapping[str, Any], *, nested: bool) -> _Node:
-    args = event["args"]
-    return _Node(event["name"].removesuffix("_kernel_time"), args["op_name"], args.get("node_index", ""), nested)
-
-
-def _known_values(model: Path) -> dict[str, str]:
-    """Return the op that computes each value of the model, empty for inputs and initializers."""
-    graph = onnx.load(model, load_external_data=False).graph
-    given = dict.fromkeys([value.name for value in (*graph.input, *graph.initializer)], "")
-    return given | {name: node.op_type for node in graph.node for name in node.output}
-
-
-def _node_sites(
-    graph: onnx.GraphProto, runs: Sequence[Sequence[_Event]], known: Mapping[str, str], owners: Mapping[str, str]
-) -> dict[_Node, str]:
-    """Return the site of every node that belongs to one.
-
-    The graph is stored in the order in which it runs, and many nodes have no name: they are matched by position, in the
-    first run whose sequence of ops is the graph's. Where none is, nothing is attributed.
-    """
-    sites = _sites_of_outputs(graph, known, owners)
-    stored = [node.op_type for node in graph.node]
-    orders = ([event.node for event in run if not event.node.nested] for run in runs)
-    order: list[_Node] = next((nodes for nodes in orders if [node.op_type for node in nodes] == stored), [])
-    found = {
-        ran: next((sites[name] for name in node.output if name in sites), None)
-        for ran, node in zip(order, graph.node, strict=False)
-    }
-    return {node: site for node, site in found.items() if site is not None}
-
-
-def _sites_of_outputs(graph: onnx.GraphProto, known: Mapping[str, str], owners: Mapping[str, str]) -> dict[str, str]:
-    """Return the site of every value of the optimized graph that is computed for one, and not by a linear op or a move.
-
-    What a move takes is what it gives: the model's name for a value may be behind it.
-    """
-    consumers: dict[str, set[str | None]] = defaultdict(set)
-    for value in graph.output:
-        consumers[value.name].add(None)
-    names = {name: name for name in known}
-    sites: dict[str, str] = {}
-    for node in reversed(graph.node):
-        if _is_inserted(node, known):
-            names.setdefault(node.input[0], _name(node.output[0], names))
-            consumers[node.input[0]] |= consumers[node.output[0]]
-            continue
-        site = _site_of(node, names, owners, consumers)
-        if site is not None:
-            sites.update(dict.fromkeys(node.output, site))
-        for name in node.input:
-            consumers[name].add(site)
-    return sites
-
-
-def _is_inserted(node: onnx.NodeProto, known: Mapping[str, str]) -> bool:
-    """Tell whether a node moves data, and the model has no such node in its place."""
-    return node.op_type in _MOVES and known.get(node.output[0]) != node.op_type
-
-
-def _name(value: str, names: Mapping[str, str]) -> str:
-    """Return the model's name for a value of the optimized graph, or its own where the model has none."""
-    return names.get(value, value.removeprefix(_CAST_PREFIX))
-
-
-def _site_of(
-    node: onnx.NodeProto, names: Mapping[str, str], owners: Mapping[str, str], consumers: Mapping[str, set[str | None]]
-) -> str | None:
-    if any(linear in node.op_type for linear in _LINEAR):
-        return None
-    for output in node.output:
-        name = _name(output, names)
-        if name in names:
-            return owners.get(name)
-        users = consumers.get(output, set())
-        if len(users) == 1:
-            return next(iter(users))
-    return None
-
-
-def _breakdown(
-    runs: Sequence[Sequence[_Event]],
-    sites: Mapping[_Node, str],
-    owners: Mapping[str, str],
-    shapes: dict[str, tuple[int, ...]],
-) -> Breakdown:
-    totals: dict[_Node, int] = defaultdict(int)
-    for event in (event for run in runs for event in run):
-        totals[event.node] += event.microseconds
-    everything = sum(totals.values())
-    nodes = tuple(
-        NodeTime(
-            node.name, node.op_type, total / len(runs), total / everything if everything else None, sites.get(node)
-        )
-        for node, total in totals.items()
-    )
-    shares: dict[str, float | None] = dict.fromkeys(owners.values())
-    for node in nodes:
-        if node.site is not None and node.share is not None:
-            shares[node.site] = (shares[node.site] or 0.0) + node.share
-    measured = [share for share in shares.values() if share is not None]
-    return Breakdown(nodes, shares, sum(measured) if measured else None, len(runs), shapes)

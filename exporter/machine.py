@@ -9,6 +9,7 @@ import os
 import platform
 import time
 from pathlib import Path
+from typing import Any
 
 UNKNOWN = "unknown"
 _GOVERNOR = "/sys/devices/system/cpu/cpu{}/cpufreq/scaling_governor"
@@ -35,6 +36,17 @@ def cpu_name() -> str:
 def governors() -> list[str]:
     """Return what sets the clock of each usable core, such as `performance` or `powersave`."""
     return [_read(_GOVERNOR.format(core)).strip() or UNKNOWN for core in usable_cores()]
+
+
+def describe() -> dict[str, Any]:
+    """Return what a measurement depends on besides model and runtime, as JSON values."""
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu": cpu_name(),
+        "cores": len(usable_cores()),
+        "governors": governors(),
+    }
 
 
 def load_average() -> list[float] | None:

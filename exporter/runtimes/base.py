@@ -84,6 +84,24 @@ class Runtime(Protocol):
 
 
 @dataclass(frozen=True)
+class EngineOptions:
+    """How an engine is run and timed on a GPU; the defaults are those of `trtexec` 11.
+
+    Attributes:
+        cuda_graph: whether timed runs launch one CUDA graph instead of every kernel.
+        transfers: whether the copies to the device and back are timed.
+        spin: whether the host waits by asking again and again instead of asleep.
+    """
+
+    cuda_graph: bool = True
+    transfers: bool = False
+    spin: bool = True
+
+
+ENGINE_DEFAULT = EngineOptions()
+
+
+@dataclass(frozen=True)
 class NodeTime:
     """Time of one node of the optimized graph.
 

@@ -20,9 +20,9 @@ from actx.exporter.kernels import find_kernels
 from actx.exporter.lift import lift
 from actx.exporter.load import load
 from actx.exporter.lower import lower
-from actx.exporter.runtime import RuntimeOptions, open_session, run
+from actx.exporter.runtimes.onnxruntime import RuntimeOptions
 from actx.exporter.save import save
-from actx.exporter.targets import Target
+from actx.exporter.targets.ort_cpu import OrtCpu
 from tests.benchmarks.timing import machine, medians
 
 if TYPE_CHECKING:
@@ -32,7 +32,14 @@ if TYPE_CHECKING:
 
 BATCH, TOKENS = 8, 128
 RUNTIME, ACTX = "ONNX Runtime", "actx"
-NOTHING_IS_FAST = Target("ort-cpu", native=True, fast=frozenset())
+
+
+class NothingIsFast(OrtCpu):
+    """A target whose own ops are never kept."""
+
+    fast = frozenset()
+
+
 OPTIMIZERS: dict[str, tuple[str, ...]] = {"default": (), "without SkipLayerNormFusion": ("SkipLayerNormFusion",)}
 
 
@@ -55,7 +62,7 @@ def feeds(names: list[str]) -> dict[str, Any]:
 def sessions(activation: str, folder: Path) -> dict[str, Callable[[], Any]]:
     """Return what is compared, each as a function that runs it."""
     model = encoder(activation)
-    native = lower(model, choose(lift(model).sites, NOTHING_IS_FAST)).native
+    native = lower(model, choose(lift(model).sites, NothingIsFast())).native
     assert native is not None
     save({"original.onnx": model, "native.onnx": native}, folder)
     libraries = (find_kernels().library,)
@@ -63,9 +70,9 @@ def sessions(activation: str, folder: Path) -> dict[str, Callable[[], Any]]:
     for optimizers, disabled in OPTIMIZERS.items():
         options = RuntimeOptions(threads=1, disabled_optimizers=disabled, libraries=libraries)
         for name, file in ((RUNTIME, "original.onnx"), (ACTX, "native.onnx")):
-            session = open_session(folder / file, options)
-            given = feeds([node.name for node in session.get_inputs()])
-            opened[f"{name}, {optimizers}"] = lambda s=session, f=given: run(s, f)  # type: ignore[misc]
+            session = options.open(folder / file)
+            given = feeds([spec.name for spec in session.inputs])
+            opened[f"{name}, {optimizers}"] = session.timer(given)
     return opened
 
 

@@ -31,10 +31,11 @@ import onnx_ir as ir
 from actx.custom_ops import ACTIVATIONS, Spline, cpu
 from actx.custom_ops.spline import MAX_DEGREE
 from actx.exporter import Form, fit
-from actx.exporter.choose import DEFAULT_ERROR, DEFAULT_FORMS
+from actx.exporter.choose import DEFAULT_ERROR
 from actx.exporter.kernels import find_kernels
 from actx.exporter.lower.emitter import Constants, Emitter, substitute
 from actx.exporter.lower.portable import emit_spline
+from actx.exporter.targets.ort_cpu import OrtCpu
 from tests.benchmarks.timing import Bound, Memory, machine, medians
 from tests.networks import Graph
 
@@ -104,7 +105,7 @@ def spline_node(spline: Spline) -> Callable[..., str]:
 @cache
 def default_spline(name: str) -> Spline:
     """Return what an export without --form rewrites an activation to."""
-    fits = (fit(ACTIVATIONS[name], form) for form in DEFAULT_FORMS)
+    fits = (fit(ACTIVATIONS[name], form) for form in OrtCpu.forms)
     return next(found for found in fits if found.core_error <= DEFAULT_ERROR).spline
 
 

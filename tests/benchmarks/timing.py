@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 
 from actx.exporter.machine import cpu_name
-from actx.exporter.runtime import RuntimeOptions, open_session
+from actx.exporter.runtimes.onnxruntime import RuntimeOptions, inference_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -73,7 +73,7 @@ class Bound:
         file = folder / "model.onnx"
         file.write_bytes(model.SerializeToString())
         libraries = () if library is None else (library,)
-        self._session = open_session(
+        self._session = inference_session(
             file, RuntimeOptions(threads=threads, libraries=libraries, spin_between_runs=False)
         )
         self._binding = self._session.io_binding()

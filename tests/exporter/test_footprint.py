@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from actx.exporter.errors import ActxError
-from actx.exporter.footprint import peak_memory
+from actx.exporter.runtimes.onnxruntime import DEFAULT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,13 +32,13 @@ def model(folder: Path, rows: int) -> Path:
 def test_weights_and_values_count_and_this_process_and_the_feeds_do_not(tmp_path: Path) -> None:
     held = np.ones(2**28, np.uint8)  # 256 MiB of this process
     one = {"x": np.ones((1, WIDTH), np.float32)}
-    small = peak_memory(model(tmp_path, 16), one)
-    large = peak_memory(model(tmp_path, 2**16), one)
+    small = DEFAULT.peak_memory(model(tmp_path, 16), one)
+    large = DEFAULT.peak_memory(model(tmp_path, 2**16), one)
     assert small is not None
     assert large is not None
     assert small < 2**26
     assert large - small > 2**24  # the weight
-    many = peak_memory(model(tmp_path, 16), {"x": np.ones((2**18, WIDTH), np.float32)})
+    many = DEFAULT.peak_memory(model(tmp_path, 16), {"x": np.ones((2**18, WIDTH), np.float32)})
     assert many is not None
     assert 2**23 < many - small < 2**25  # 16 MiB of values, of which the runtime may hold two, and not 64 of feeds
     assert held.all()
@@ -47,5 +47,5 @@ def test_weights_and_values_count_and_this_process_and_the_feeds_do_not(tmp_path
 def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
     (tmp_path / "junk.onnx").write_bytes(b"junk")
     with pytest.raises(ActxError, match=r"junk\.onnx") as caught:
-        peak_memory(tmp_path / "junk.onnx", {})
+        DEFAULT.peak_memory(tmp_path / "junk.onnx", {})
     assert caught.value.note == "4 bytes, which do not parse"

@@ -21,13 +21,12 @@ from actx.exporter.latency import (
     Round,
     compare_latency,
     machine_notes,
-    node_times,
     profile,
     summarize,
     take_rounds,
     take_turns,
 )
-from actx.exporter.runtime import RuntimeOptions
+from actx.exporter.runtimes.onnxruntime import RuntimeOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -210,7 +209,7 @@ def test_summary_in_milliseconds_and_samples_per_second() -> None:
 @pytest.mark.parametrize("named", [False, True])
 def test_fused_nodes_map_to_their_site(tmp_path: Path, *, external: bool, named: bool) -> None:
     path = save(tmp_path / "m", ERF_GELU, external=external, named=named)
-    result = node_times(path, feeds(), ERF_OWNERS, runs=2, warmup=1)
+    result = RuntimeOptions().node_times(path, feeds(), ERF_OWNERS, runs=2, warmup=1)
     found = {node.op_type: node.site for node in result.nodes if node.site}
     assert found == {"Gelu": "gelu", "Relu": "relu"}
     assert [node.op_type for node in result.nodes] == ["MatMul", "Gelu", "MatMul", "Relu", "MatMul"]
@@ -222,7 +221,7 @@ def test_fused_nodes_map_to_their_site(tmp_path: Path, *, external: bool, named:
 
 def test_every_node_of_a_site_that_is_not_fused_counts(tmp_path: Path) -> None:
     path = save(tmp_path / "m", ERF_GELU)
-    result = node_times(path, feeds(), ERF_OWNERS, RuntimeOptions(optimization="none"), runs=1)
+    result = RuntimeOptions(optimization="none").node_times(path, feeds(), ERF_OWNERS, runs=1)
     assert [node.site for node in result.nodes] == [None, *["gelu"] * 5, None, "relu", None]
 
 
@@ -230,7 +229,7 @@ def test_site_whose_op_the_runtime_expands_keeps_all_of_its_nodes(tmp_path: Path
     layers: Layers = [("MatMul", ["x", "w"], "a"), ("Mish", ["a"], "b"), ("MatMul", ["b", "w"], "y")]
     for element, dtype in ((TensorProto.FLOAT, "float32"), (TensorProto.FLOAT16, "float16")):
         path = save(tmp_path / dtype, layers, element=element)
-        result = node_times(path, feeds(dtype), {"b": "mish"}, runs=1)
+        result = RuntimeOptions().node_times(path, feeds(dtype), {"b": "mish"}, runs=1)
         inner = [node for node in result.nodes if node.op_type not in ("MatMul", "Cast")]
         assert len(inner) >= 1
         assert all(node.site == "mish" for node in inner)
@@ -254,7 +253,7 @@ def conv(folder: Path, *behind: onnx.NodeProto) -> Path:
 
 def test_activation_folded_into_a_linear_op_is_not_measured(tmp_path: Path) -> None:
     relu, second = helper.make_node("Relu", ["a"], ["b"]), helper.make_node("Conv", ["b", "w"], ["y"], pads=[1] * 4)
-    result = node_times(conv(tmp_path, relu, second), images(), {"b": "relu"}, runs=1)
+    result = RuntimeOptions().node_times(conv(tmp_path, relu, second), images(), {"b": "relu"}, runs=1)
     assert result.sites == {"relu": None}
     assert result.activation_share is None
     assert result.to_dict()["sites"] == {"relu": None}
@@ -267,18 +266,18 @@ def test_a_graph_whose_nodes_take_no_time_is_not_measured(tmp_path: Path) -> Non
     nodes = [helper.make_node("Relu", ["w"], ["y"])]
     graph = helper.make_graph(nodes, "g", [], [y], [numpy_helper.from_array(WEIGHT, "w")])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
-    result = node_times(tmp_path / "m.onnx", {}, {"y": "relu"}, runs=1)
+    result = RuntimeOptions().node_times(tmp_path / "m.onnx", {}, {"y": "relu"}, runs=1)
     assert (result.nodes, result.sites, result.activation_share) == ((), {"relu": None}, None)
 
 
 def test_without_sites_no_share_is_measured(tmp_path: Path) -> None:
-    assert node_times(save(tmp_path / "m", ERF_GELU), feeds(), {}, runs=1).activation_share is None
+    assert RuntimeOptions().node_times(save(tmp_path / "m", ERF_GELU), feeds(), {}, runs=1).activation_share is None
 
 
 def test_layout_changes_that_the_runtime_inserts_own_no_site(tmp_path: Path) -> None:
     """ReorderOutput gives the value that has the site's name; the activation before it gives one of another layout."""
     gelu, flat = helper.make_node("Gelu", ["a"], ["b"]), helper.make_node("Flatten", ["b"], ["y"])
-    result = node_times(conv(tmp_path, gelu, flat), images(), {"b": "gelu"}, runs=1)
+    result = RuntimeOptions().node_times(conv(tmp_path, gelu, flat), images(), {"b": "gelu"}, runs=1)
     owned = {node.op_type: node.site for node in result.nodes}
     assert {"Gelu": "gelu", "Flatten": None}.items() <= owned.items()
     assert all(site is None for op, site in owned.items() if op.startswith("Reorder"))
@@ -292,7 +291,7 @@ def test_a_transpose_that_the_runtime_moves_owns_no_site(tmp_path: Path) -> None
     again, both = helper.make_node("Flatten", ["u"], ["g"]), helper.make_node("Concat", ["f", "g"], ["y"], axis=1)
     options = RuntimeOptions(optimization="extended")  # without the layouts of convolutions
     path = conv(tmp_path, there, gelu, back, again, flat, both)
-    result = node_times(path, images(), {"b": "gelu"}, options, runs=1)
+    result = options.node_times(path, images(), {"b": "gelu"}, runs=1)
     assert [(n.op_type, n.site) for n in result.nodes if n.op_type in ("Gelu", "Transpose")] == [
         ("Gelu", "gelu"), ("Transpose", None)
     ]  # fmt: skip
@@ -302,7 +301,7 @@ def test_casts_that_the_runtime_inserts_own_no_site_and_the_models_own_do(tmp_pa
     """Softplus has no float16 kernel here: it runs in float32, and the cast behind it gives the site's value."""
     layers: Layers = [("MatMul", ["x", "w"], "a"), ("Softplus", ["a"], "y")]
     path = save(tmp_path / "m", layers, element=TensorProto.FLOAT16)
-    result = node_times(path, feeds("float16"), {"y": "softplus"}, runs=1)
+    result = RuntimeOptions().node_times(path, feeds("float16"), {"y": "softplus"}, runs=1)
     assert [node.op_type for node in result.nodes if node.site] == ["Softplus"]
     assert result.nodes[-1].op_type == "Cast"
 
@@ -311,7 +310,7 @@ def test_casts_that_the_runtime_inserts_own_no_site_and_the_models_own_do(tmp_pa
     proto.graph.output[0].type.tensor_type.elem_type = TensorProto.DOUBLE
     onnx.save(proto, tmp_path / "own" / "m.onnx")
     options = RuntimeOptions(optimization="none")
-    result = node_times(tmp_path / "own" / "m.onnx", feeds(), {"c": "tanh", "y": "tanh"}, options, runs=1)
+    result = options.node_times(tmp_path / "own" / "m.onnx", feeds(), {"c": "tanh", "y": "tanh"}, runs=1)
     assert [node.op_type for node in result.nodes if node.site] == ["Cast", "Tanh"]
 
 
@@ -329,7 +328,7 @@ def test_nodes_of_a_subgraph_are_counted_once(tmp_path: Path) -> None:
     proto.opset_import.append(helper.make_opsetid("", 20))
     onnx.save(proto, tmp_path / "m.onnx")
     large = {"x": np.ones((4000, WIDTH), np.float32), "flag": np.array(True)}
-    result = node_times(tmp_path / "m.onnx", large, {}, runs=3)
+    result = RuntimeOptions().node_times(tmp_path / "m.onnx", large, {}, runs=3)
     by_op = {node.op_type: node.share or 0 for node in result.nodes}
     assert set(by_op) == {"If", "Tanh"}
     assert sum(by_op.values()) == pytest.approx(1)
@@ -389,10 +388,10 @@ def test_failures_leave_nothing_behind_and_restore_garbage_collection(
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     path = save(tmp_path / "m", ERF_GELU)
     with pytest.raises(ActxError, match="failed to run"):
-        node_times(path, {"x": np.ones((2, 3), np.float32)}, {})
+        RuntimeOptions().node_times(path, {"x": np.ones((2, 3), np.float32)}, {})
     (tmp_path / "junk.onnx").write_bytes(b"junk")
     with pytest.raises(ActxError, match="not an ONNX model"):
-        node_times(tmp_path / "junk.onnx", feeds(), {})
+        RuntimeOptions().node_times(tmp_path / "junk.onnx", feeds(), {})
     data = synthetic_data([InputSpec("x", "float32", ("n", WIDTH))], {"n": 1})
 
     def stop(done: int, total: int) -> None:
@@ -413,7 +412,7 @@ def test_counts_are_checked(tmp_path: Path) -> None:
             profile(path, path, data, runs=runs)
     for runs, warmup in ((0, 1), (-1, 0), (1, -1)):
         with pytest.raises(UsageError):
-            node_times(path, feeds(), {}, runs=runs, warmup=warmup)
+            RuntimeOptions().node_times(path, feeds(), {}, runs=runs, warmup=warmup)
 
 
 @pytest.mark.parametrize(
@@ -448,7 +447,9 @@ def test_nodes_of_a_subgraph_with_the_numbers_of_its_graph_are_told_apart(tmp_pa
     graph = helper.make_graph(nodes, "g", [flag, x], [y])
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.save(proto, tmp_path / "m.onnx")
-    result = node_times(tmp_path / "m.onnx", {**feeds(), "flag": np.array(False)}, {"t": "outer"}, runs=2)
+    result = RuntimeOptions().node_times(
+        tmp_path / "m.onnx", {**feeds(), "flag": np.array(False)}, {"t": "outer"}, runs=2
+    )
     tanh = [node for node in result.nodes if node.op_type == "Tanh"]
     assert sorted(node.site or "" for node in tanh) == ["", "outer"]
     assert result.sites["outer"] == pytest.approx(next(node.share for node in tanh if node.site))

@@ -1,14 +1,15 @@
-"""ONNX Runtime, and nothing else of it than the measuring steps need: open a model, run it, say what it ran on."""
+"""ONNX Runtime on the CPU, and nothing else of it than the measuring steps need."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
-import platform
 import re
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -17,13 +18,16 @@ import onnxruntime as ort
 from actx.exporter import machine
 from actx.exporter.data import DTYPES, Arrays, InputSpec
 from actx.exporter.errors import ActxError, UsageError
+from actx.exporter.footprint import peak_memory
+from actx.exporter.runtimes.base import ENGINE_DEFAULT, EngineOptions
+from actx.exporter.runtimes.onnxruntime_profiler import OPTIMIZED_MODEL, node_times
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-Session: TypeAlias = Any  # onnxruntime.InferenceSession, which is not typed
+    from actx.exporter.runtimes.base import Breakdown, Session
 
 OPTIMIZATIONS = {
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -31,7 +35,6 @@ OPTIMIZATIONS = {
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
-OPTIMIZED_MODEL = "optimized.onnx"
 _SILENT = 4  # only fatal messages: everything else reaches the user as an error of ours
 _ELEMENT_TYPES = {"float": "float32", "double": "float64", "bool": "bool"} | {name: name for name in DTYPES}
 _OP_LACKING = re.compile(
@@ -43,7 +46,7 @@ _OP_LACKING = re.compile(
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """How a session is opened; recorded beside everything that is measured with it.
+    """ONNX Runtime on the CPU, and how it opens a session; recorded beside everything that is measured with it.
 
     Attributes:
         threads: threads of one operator, 0 for as many as the machine has cores.
@@ -54,6 +57,7 @@ class RuntimeOptions:
             because one's spinning threads take the cores from the next.
         pin_threads: whether each thread but the caller's is kept on a core of its own where there are as many, as
             ONNX Runtime does by itself where `threads` is 0. On a busy machine times then vary less.
+        engine: how engines are run, on targets that have them.
 
     Raises:
         UsageError: a negative number of threads or an unknown optimization.
@@ -65,6 +69,7 @@ class RuntimeOptions:
     libraries: tuple[Path, ...] = ()
     spin_between_runs: bool = True
     pin_threads: bool = False
+    engine: EngineOptions = ENGINE_DEFAULT
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -87,24 +92,138 @@ class RuntimeOptions:
             "pin_threads": self.pin_threads,
         }
 
+    @property
+    def name(self) -> str:
+        """Of the library and the device."""
+        return "ONNX Runtime CPU"
+
+    @property
+    def taps(self) -> bool:
+        """Values inside the graph can be outputs."""
+        return True
+
+    def open(self, model: Path, outputs: Sequence[str] = ()) -> Session:
+        """Open a model on the CPU.
+
+        Values that are asked for are not fused away, so such a session can be slower and its last bits can differ.
+
+        Args:
+            model: the ``.onnx`` file; its external data is looked for beside it. Nothing is written there.
+            outputs: names of further values of the graph to return, after the graph's own outputs.
+
+        Raises:
+            ActxError: the file is missing, no ONNX model, lacks its external data, or uses what this runtime does not have.
+        """
+        return _Session(inference_session(model, self, outputs))
+
+    def node_times(
+        self, model: Path, feeds: Arrays, owners: Mapping[str, str], *, runs: int = 20, warmup: int = 3
+    ) -> Breakdown:
+        """Time every node; see `onnxruntime_profiler`."""
+
+        def open_profiled(trace: Path) -> _Session:
+            return _Session(inference_session(model, self, trace=trace))
+
+        return node_times(open_profiled, model, feeds, owners, runs=runs, warmup=warmup)
+
+    def peak_memory(self, model: Path, feeds: Arrays) -> int | None:
+        """Return the bytes that a fresh process needs to open a model and run it once."""
+        return peak_memory(self, model, feeds)
+
+    def in_turns(self) -> RuntimeOptions:
+        """Return the options with idle threads stopped between runs and busy ones pinned."""
+        return replace(self, spin_between_runs=False, pin_threads=True)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a measurement depends on besides the model: versions, CPU, cores, their governors, options."""
+        cores = len(machine.usable_cores())
+        return {
+            "runtime": "onnxruntime",
+            "provider": "CPUExecutionProvider",
+            "onnxruntime": ort.__version__,
+            "onnx": importlib.metadata.version("onnx"),
+            "numpy": np.__version__,
+            **machine.describe(),
+            "threads_used": self.threads or cores,
+            "threads_pinned": bool(_cores_of_threads(self)) or (self.threads == 0 and cores > 1),
+            "options": self.to_dict(),
+        }
+
 
 DEFAULT = RuntimeOptions()
 
 
-def open_session(
-    model: Path, options: RuntimeOptions = DEFAULT, outputs: Sequence[str] = (), trace: Path | None = None
-) -> Session:
-    """Open a model on the CPU.
+@dataclass(frozen=True)
+class _Session:
+    """An open ONNX Runtime session."""
+
+    _session: Any  # onnxruntime.InferenceSession, which is not typed
+
+    @cached_property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """What it takes; unnamed dynamic dimensions are called ``INPUT.AXIS``.
+
+        Raises:
+            ActxError: an input is no tensor, or of an element type that numpy does not have.
+        """
+        return tuple(_input_spec(node) for node in self._session.get_inputs())
+
+    @cached_property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what it gives."""
+        return tuple(output.name for output in self._session.get_outputs())
+
+    def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None) -> Arrays:
+        """Run once and return the outputs by name, in the order asked for; None for all.
+
+        Raises:
+            ActxError: the feeds do not fit, a node fails, or an output is no numeric tensor.
+        """
+        names = self.outputs if outputs is None else outputs
+        try:
+            values = self._session.run(list(names), dict(feeds))
+        except Exception as error:
+            got = ", ".join(f"{name}:{array.dtype}{list(array.shape)}" for name, array in feeds.items())
+            expected = ", ".join(f"{node.name}:{node.type}{node.shape}" for node in self._session.get_inputs())
+            note = f"{_reason(str(error))} (fed {got}; the model's inputs are {expected})"
+            msg = "the model failed to run on the data"
+            raise ActxError(msg, note=note, remedy="Give --data that the model accepts.") from error
+        for name, value in zip(names, values, strict=True):
+            if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
+                kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+                msg = f"output '{name}' is no numeric tensor"
+                raise ActxError(msg, note=f"got {kind}", remedy="Remove that output from the model.")
+        return dict(zip(names, values, strict=True))
+
+    def timer(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], int]:
+        """Return what runs once on these feeds and gives the nanoseconds."""
+        session, fed = self._session, dict(feeds)
+
+        def run() -> int:
+            begin = time.perf_counter_ns()
+            session.run(None, fed)
+            return time.perf_counter_ns() - begin
+
+        return run
+
+    def end_profiling(self) -> Path:
+        """Return the file with the profile, where the session writes one."""
+        return Path(self._session.end_profiling())
+
+
+def inference_session(
+    model: Path, options: RuntimeOptions, outputs: Sequence[str] = (), trace: Path | None = None
+) -> Any:
+    """Open ONNX Runtime's own session.
 
     Args:
-        model: the ``.onnx`` file; its external data is looked for beside it. Nothing is written there.
-        options: how to run it.
-        outputs: names of further values of the graph to return, after the graph's own outputs. They are not fused away,
-            so such a session can be slower and its last bits can differ.
+        model: see `RuntimeOptions.open`.
+        options: how it is run.
+        outputs: see `RuntimeOptions.open`.
         trace: an empty folder for ONNX Runtime's profile and for the optimized graph (without weights), or None.
 
     Raises:
-        ActxError: the file is missing, no ONNX model, lacks its external data, or uses what this runtime does not have.
+        ActxError: see `RuntimeOptions.open`.
     """
     path = Path(model)
     if not path.is_file():
@@ -131,66 +250,6 @@ def check_library(library: Path) -> None:
         ActxError: it does not.
     """
     _register(ort.SessionOptions(), library)
-
-
-def run(session: Session, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None) -> Arrays:
-    """Run a session once.
-
-    Args:
-        session: what `open_session` returned.
-        feeds: one array per input.
-        outputs: names of the outputs to return; None for all.
-
-    Returns:
-        The outputs by name, in the order asked for.
-
-    Raises:
-        ActxError: the feeds do not fit, a node fails, or an output is no numeric tensor.
-    """
-    names = [output.name for output in session.get_outputs()] if outputs is None else list(outputs)
-    try:
-        values = session.run(names, dict(feeds))
-    except Exception as error:
-        got = ", ".join(f"{name}:{array.dtype}{list(array.shape)}" for name, array in feeds.items())
-        expected = ", ".join(f"{node.name}:{node.type}{node.shape}" for node in session.get_inputs())
-        note = f"{_reason(str(error))} (fed {got}; the model's inputs are {expected})"
-        msg = "the model failed to run on the data"
-        raise ActxError(msg, note=note, remedy="Give --data that the model accepts.") from error
-    for name, value in zip(names, values, strict=True):
-        if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
-            kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
-            msg = f"output '{name}' is no numeric tensor"
-            raise ActxError(msg, note=f"got {kind}", remedy="Remove that output from the model.")
-    return dict(zip(names, values, strict=True))
-
-
-def input_specs(session: Session) -> tuple[InputSpec, ...]:
-    """Return the inputs of a session; unnamed dynamic dimensions are called ``INPUT.AXIS``.
-
-    Raises:
-        ActxError: an input is no tensor, or of an element type that numpy does not have.
-    """
-    return tuple(_input_spec(node) for node in session.get_inputs())
-
-
-def describe_runtime(options: RuntimeOptions = DEFAULT) -> dict[str, Any]:
-    """Return what a measurement depends on besides the model: versions, CPU, cores, their governors, options."""
-    cores = len(machine.usable_cores())
-    return {
-        "runtime": "onnxruntime",
-        "provider": "CPUExecutionProvider",
-        "onnxruntime": ort.__version__,
-        "onnx": importlib.metadata.version("onnx"),
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cpu": machine.cpu_name(),
-        "cores": cores,
-        "governors": machine.governors(),
-        "threads_used": options.threads or cores,
-        "threads_pinned": bool(_cores_of_threads(options)) or (options.threads == 0 and cores > 1),
-        "options": options.to_dict(),
-    }
 
 
 def _register(session_options: Any, library: Path) -> None:

@@ -1,4 +1,4 @@
-"""Behaviour of `exporter.runtime` on real sessions: what opens, what is refused and in which words."""
+"""Behaviour of `exporter.runtimes.onnxruntime` on real sessions: what opens, what is refused and in which words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from actx.exporter.data import InputSpec
 from actx.exporter.errors import ActxError, UsageError
-from actx.exporter.runtime import RuntimeOptions, describe_runtime, input_specs, open_session, run
+from actx.exporter.runtimes.onnxruntime import RuntimeOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,7 +54,7 @@ def snapshot(folder: Path) -> dict[str, int]:
 def test_further_outputs_come_after_the_graph_s_own_and_nothing_is_written(tmp_path: Path, *, external: bool) -> None:
     path = save(tmp_path / "m", external=external)
     before = snapshot(tmp_path)
-    outputs = run(open_session(path, outputs=["b", "a", "b"]), feeds())
+    outputs = RuntimeOptions().open(path, ["b", "a", "b"]).run(feeds())
     assert list(outputs) == ["y", "b", "a"]
     expected = feeds()["x"] @ WEIGHT
     assert np.allclose(outputs["a"], expected, rtol=1e-5, atol=1e-5)
@@ -63,7 +63,7 @@ def test_further_outputs_come_after_the_graph_s_own_and_nothing_is_written(tmp_p
 
 
 def test_inputs_and_initializers_can_be_further_outputs(tmp_path: Path) -> None:
-    outputs = run(open_session(save(tmp_path), outputs=["x", "w"]), feeds())
+    outputs = RuntimeOptions().open(save(tmp_path), ["x", "w"]).run(feeds())
     assert np.array_equal(outputs["x"], feeds()["x"])
     assert np.array_equal(outputs["w"], WEIGHT)
 
@@ -76,29 +76,29 @@ def test_model_opens_through_a_relative_path_and_a_link_to_its_folder(
     monkeypatch.chdir(tmp_path)
     for name in ("real/model.onnx", "linked/model.onnx"):
         relative = path.relative_to(path.parent.parent).with_name("model.onnx").parent.parent / name
-        assert set(run(open_session(relative, outputs=["a"]), feeds())) == {"y", "a"}
+        assert set(RuntimeOptions().open(relative, ["a"]).run(feeds())) == {"y", "a"}
 
 
 def test_float16_and_several_shapes(tmp_path: Path) -> None:
-    session = open_session(save(tmp_path, model(element=TensorProto.FLOAT16)))
+    session = RuntimeOptions().open(save(tmp_path, model(element=TensorProto.FLOAT16)))
     for rows in (1, 3, 7):
-        assert run(session, feeds(rows, "float16"))["y"].shape == (rows, 16)
-        assert run(session, feeds(rows, "float16"))["y"].dtype == np.float16
-    assert input_specs(session) == (InputSpec("x", "float16", ("n", 16)),)
+        assert session.run(feeds(rows, "float16"))["y"].shape == (rows, 16)
+        assert session.run(feeds(rows, "float16"))["y"].dtype == np.float16
+    assert session.inputs == (InputSpec("x", "float16", ("n", 16)),)
 
 
 def test_unnamed_dynamic_dimensions_get_names_of_their_own(tmp_path: Path) -> None:
     values = [helper.make_tensor_value_info(name, TensorProto.INT64, [None, 4, None]) for name in ("x", "y")]
     graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "g", values[:1], values[1:])
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    assert input_specs(open_session(save(tmp_path, proto))) == (InputSpec("x", "int64", ("x.0", 4, "x.2")),)
+    assert RuntimeOptions().open(save(tmp_path, proto)).inputs == (InputSpec("x", "int64", ("x.0", 4, "x.2")),)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello world, no model", b"\x00" * 1000])
 def test_what_is_no_model_is_refused(tmp_path: Path, content: bytes, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "m.onnx").write_bytes(content)
     with pytest.raises(ActxError, match="is not an ONNX model"):
-        open_session(tmp_path / "m.onnx")
+        RuntimeOptions().open(tmp_path / "m.onnx")
     assert capfd.readouterr() == ("", "")
 
 
@@ -107,14 +107,14 @@ def test_truncated_model_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:700])
     for outputs in ((), ("a",)):
         with pytest.raises(ActxError):
-            open_session(path, outputs=outputs)
+            RuntimeOptions().open(path, outputs)
 
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:
     with pytest.raises(ActxError, match="does not exist"):
-        open_session(tmp_path / "absent.onnx")
+        RuntimeOptions().open(tmp_path / "absent.onnx")
     with pytest.raises(ActxError, match="is no file"):
-        open_session(tmp_path)
+        RuntimeOptions().open(tmp_path)
 
 
 @pytest.mark.parametrize("outputs", [(), ("a",)])
@@ -123,10 +123,10 @@ def test_missing_and_short_external_data(tmp_path: Path, outputs: tuple[str, ...
     data = tmp_path / "weights.data"
     data.write_bytes(data.read_bytes()[:100])
     with pytest.raises(ActxError, match=r"external data .* missing or incomplete"):
-        open_session(path, outputs=outputs)
+        RuntimeOptions().open(path, outputs)
     data.unlink()
     with pytest.raises(ActxError, match=r"external data .* missing or incomplete"):
-        open_session(path, outputs=outputs)
+        RuntimeOptions().open(path, outputs)
 
 
 @pytest.mark.parametrize(
@@ -135,20 +135,20 @@ def test_missing_and_short_external_data(tmp_path: Path, outputs: tuple[str, ...
 )
 def test_op_that_the_runtime_lacks_is_named(tmp_path: Path, proto: onnx.ModelProto, op: str) -> None:
     with pytest.raises(ActxError, match=f"uses the op {op}"):
-        open_session(save(tmp_path, proto))
+        RuntimeOptions().open(save(tmp_path, proto))
 
 
 def test_newer_opset_and_unknown_value(tmp_path: Path) -> None:
     with pytest.raises(ActxError, match="newer runtime") as caught:
-        open_session(save(tmp_path / "m", model(opset=999)))
+        RuntimeOptions().open(save(tmp_path / "m", model(opset=999)))
     assert "/onnxruntime_src" not in str(caught.value)
     invalid = model()
     invalid.graph.node[1].input[0] = "unconnected"
     with pytest.raises(ActxError, match="cannot open") as caught:
-        open_session(save(tmp_path / "i", invalid))
+        RuntimeOptions().open(save(tmp_path / "i", invalid))
     assert caught.value.note.startswith("Invalid model. Node input 'unconnected'")
     with pytest.raises(ActxError, match="no value named 'nowhere'"):
-        open_session(save(tmp_path / "m"), outputs=["a", "nowhere"])
+        RuntimeOptions().open(save(tmp_path / "m"), ["a", "nowhere"])
 
 
 @pytest.mark.parametrize(
@@ -156,12 +156,12 @@ def test_newer_opset_and_unknown_value(tmp_path: Path) -> None:
     [{}, {"z": feeds()["x"]}, {"x": feeds()["x"][:, :3]}, feeds(dtype="float64"), {**feeds(), "z": feeds()["x"]}],
 )
 def test_wrong_feeds_are_explained(tmp_path: Path, wrong: dict[str, Any]) -> None:
-    session = open_session(save(tmp_path))
+    session = RuntimeOptions().open(save(tmp_path))
     with pytest.raises(ActxError, match="failed to run") as caught:
-        run(session, wrong)
+        session.run(wrong)
     assert "x:tensor(float)" in caught.value.note
     with pytest.raises(ActxError, match="failed to run"):
-        run(session, feeds(), ["nowhere"])
+        session.run(feeds(), ["nowhere"])
 
 
 def test_failing_node_and_text_outputs_are_explained(tmp_path: Path) -> None:
@@ -171,14 +171,14 @@ def test_failing_node_and_text_outputs_are_explained(tmp_path: Path) -> None:
     graph = helper.make_graph([gather], "g", [ids], [y], [numpy_helper.from_array(WEIGHT, "w")])
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     with pytest.raises(ActxError, match="failed to run"):
-        run(open_session(save(tmp_path / "g", proto)), {"ids": np.array([16])})
+        RuntimeOptions().open(save(tmp_path / "g", proto)).run({"ids": np.array([16])})
     text = helper.make_tensor_value_info("y", TensorProto.STRING, ["n"])
     cast = helper.make_node("Cast", ["ids"], ["y"], to=TensorProto.STRING)
     proto = helper.make_model(
         helper.make_graph([cast], "g", [ids], [text]), opset_imports=proto.opset_import, ir_version=10
     )
     with pytest.raises(ActxError, match="no numeric tensor"):
-        run(open_session(save(tmp_path / "t", proto)), {"ids": np.array([16])})
+        RuntimeOptions().open(save(tmp_path / "t", proto)).run({"ids": np.array([16])})
 
 
 def test_options_are_checked_and_libraries_that_do_not_load_are_named(tmp_path: Path) -> None:
@@ -187,18 +187,18 @@ def test_options_are_checked_and_libraries_that_do_not_load_are_named(tmp_path: 
             RuntimeOptions(**wrong)
     path = save(tmp_path)
     with pytest.raises(ActxError, match=r"absent.so"):
-        open_session(path, RuntimeOptions(libraries=(tmp_path / "absent.so",)))
+        RuntimeOptions(libraries=(tmp_path / "absent.so",)).open(path)
 
 
 @pytest.mark.parametrize("optimization", ["none", "basic", "extended", "all"])
 def test_optimizations_keep_the_result(tmp_path: Path, optimization: str) -> None:
     options = RuntimeOptions(threads=1, optimization=optimization, disabled_optimizers=("MatMulAddFusion",))
-    outputs = run(open_session(save(tmp_path), options), feeds())
+    outputs = options.open(save(tmp_path)).run(feeds())
     assert np.allclose(outputs["y"], np.maximum(feeds()["x"] @ WEIGHT, 0) @ WEIGHT, rtol=1e-5, atol=1e-4)
 
 
 def test_description_is_json_and_says_what_ran() -> None:
-    text = json.dumps(describe_runtime(RuntimeOptions(threads=1)), allow_nan=False)
+    text = json.dumps(RuntimeOptions(threads=1).describe(), allow_nan=False)
     for key in ("onnxruntime", "cpu", "cores", "threads_used", "options"):
         assert key in json.loads(text)
     assert json.loads(text)["threads_used"] == 1
