@@ -1,18 +1,20 @@
-"""Write the chosen forms into the graph: the portable one of standard ops, and the one of bare actx nodes.
+"""Write the chosen forms into the graph: the portable one, and the target's own, of actx nodes or of standard ops.
 
 1. A slope that a form leaves to the layers around its site is folded into their weights, once for both graphs.
-2. A kept site stays as it is. Of a source that holds actx nodes the native graph keeps them, and the portable one has
-   standard ops instead.
+2. A kept site stays as it is. Of a source that holds actx nodes the native graph keeps them, and graphs of standard ops
+   have those instead.
 3. A form within `OWN_MATHEMATICS` of its source is, in the portable graph, the source's own mathematics: as one op where the
    opset has it, otherwise the nodes that were there.
-4. Other forms become the standard ops of `portable`; for targets with our kernels each site is one `actx::Spline` node, the
-   product of a gated site included.
+4. Other forms become the standard ops of `portable`.
+5. In a native graph a form is always written as the form: of ``actx`` nodes, each site is one `actx::Spline`, the product of
+   a gated site included; of ``standard`` ops, for a runtime that compiles chains of elementwise ops into one loop, they are
+   those of `portable` that suit it. There a form can be faster than the op that it follows closely.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
@@ -33,7 +35,9 @@ if TYPE_CHECKING:
     from actx.exporter.choose import Choice
     from actx.exporter.fitting import Fit
 
-__all__ = ["SITE_METADATA", "Lowered", "Placement", "lower"]
+__all__ = ["SITE_METADATA", "Lowered", "Native", "Placement", "lower"]
+
+Native: TypeAlias = Literal["actx", "standard"]
 
 # Closer than this, standard ops that imitate the form would cost more and differ no less than the source itself.
 OWN_MATHEMATICS = 1e-4
@@ -43,7 +47,8 @@ OWN_MATHEMATICS = 1e-4
 class Placement:
     """Where a site is found in the portable graph.
 
-    In the native graph the values have the same names; a gated site gives the product there and not its own output.
+    In the native graph the values have the same names; of actx nodes, a gated site gives the product there and not its own
+    output. `lowering` and `own` are of the portable graph alone: a native graph has the form.
 
     Attributes:
         site: its name.
@@ -70,7 +75,7 @@ class Lowered:
 
     Attributes:
         portable: standard ops only.
-        native: bare actx nodes; None where none was asked for or no site was rewritten.
+        native: the target's own graph; None where none was asked for or no site was rewritten.
         placements: one per site, of the portable graph.
     """
 
@@ -79,35 +84,50 @@ class Lowered:
     placements: tuple[Placement, ...]
 
 
-def lower(model: ir.Model, choices: Sequence[Choice], *, fold: bool = True, native: bool = True) -> Lowered:
+def lower(model: ir.Model, choices: Sequence[Choice], *, fold: bool = True, native: Native | None = "actx") -> Lowered:
     """Lower every site of a model to its chosen form. The model is not changed.
 
     Args:
         model: the model that the sites were lifted from.
         choices: at most one per site; sites without one are kept.
         fold: whether slopes are folded into the layers around a site.
-        native: whether the graph of actx nodes is built.
+        native: what the target's own graph is written in (see 5), None for no such graph.
     """
     with no_garbage_collection():
         return _lower(model, choices, fold=fold, native=native)
 
 
-def _lower(model: ir.Model, choices: Sequence[Choice], *, fold: bool, native: bool) -> Lowered:
+def _lower(model: ir.Model, choices: Sequence[Choice], *, fold: bool, native: Native | None) -> Lowered:
     base = model.clone()
     scales = _fold_slopes(base, choices) if fold else {}
     _mark(base, choices)
-    rewritten = [choice for choice in choices if choice.fit is not None]
-    has_nodes = any(node.domain == DOMAIN for node in base.graph)
-    bare = _native(base.clone(), choices, scales) if native and (rewritten or has_nodes) else None
-    constants = Constants(base.graph)
-    decomposed = decompose(base, constants)
-    values = _values(base.graph)
+    own = None
+    if native is not None and (_has_nodes(base) or any(choice.fit is not None for choice in choices)):
+        own = base.clone()
+        if native == "actx":
+            _write_nodes(own, choices, scales)
+        else:
+            _write_standard(own, choices, scales, fused=True)
+    return Lowered(base, own, _write_standard(base, choices, scales, fused=False))
+
+
+def _has_nodes(model: ir.Model) -> bool:
+    return any(node.domain == DOMAIN for node in model.graph)
+
+
+def _write_standard(
+    model: ir.Model, choices: Sequence[Choice], scales: Mapping[str, float], *, fused: bool
+) -> tuple[Placement, ...]:
+    """2 to 4, in place; where ops are fused, every form as itself."""
+    constants = Constants(model.graph)
+    decomposed = decompose(model, constants, fused=fused)
+    values = _values(model.graph)
     placements = tuple(
-        _place(base.graph, constants, values, decomposed, choice, scales.get(choice.site.name, 1.0))
+        _place(model.graph, constants, values, decomposed, choice, scales.get(choice.site.name, 1.0), fused=fused)
         for choice in choices
     )
-    RemoveUnusedNodesPass()(base)
-    return Lowered(base, bare, placements)
+    RemoveUnusedNodesPass()(model)
+    return placements
 
 
 def _values(graph: ir.Graph) -> dict[str, ir.Value]:
@@ -162,6 +182,8 @@ def _place(
     decomposed: Mapping[str, tuple[str, ...]],
     choice: Choice,
     scale: float,
+    *,
+    fused: bool,
 ) -> Placement:
     site, fit = choice.site, choice.fit
     old = values[site.output]
@@ -172,17 +194,18 @@ def _place(
         return kept  # 2.
     last = old.producer()
     assert last is not None
-    emit = Emitter(graph, constants, last, site.name, site.dtype, site.axis)
-    if _is_own(fit):  # 3.
+    emit = Emitter(graph, constants, last, site.name, site.dtype, site.axis, fused=fused)
+    own = _is_own(fit) and not fused
+    if own:  # 3.
         op = standard_op(site, emit)
         if op is None or len(site.values) == 1:
             return replace(kept, own=True)
         new = emit.op(op[0], values[site.input], **op[1])
-    else:  # 4.
+    else:  # 4, 5.
         new = emit_spline(emit, values[site.input], _spline(choice, scale))
     substitute(old, new)
     values[site.output] = new
-    return Placement(site.name, "+".join(_op_types(emit.values)), site.input, site.output, scale, own=_is_own(fit))
+    return Placement(site.name, "+".join(_op_types(emit.values)), site.input, site.output, scale, own=own)
 
 
 def _op_types(values: Iterable[ir.Value]) -> list[str]:
@@ -190,8 +213,8 @@ def _op_types(values: Iterable[ir.Value]) -> list[str]:
     return list(dict.fromkeys(node.op_type for node in producers if node is not None))
 
 
-def _native(model: ir.Model, choices: Sequence[Choice], scales: dict[str, float]) -> ir.Model:
-    """4. One actx node per site that is rewritten, or was one in the source."""
+def _write_nodes(model: ir.Model, choices: Sequence[Choice], scales: Mapping[str, float]) -> None:
+    """5, in place: one actx node per site that is rewritten, or was one in the source."""
     graph = model.graph
     values = _values(graph)
     constants = Constants(graph)
@@ -214,4 +237,3 @@ def _native(model: ir.Model, choices: Sequence[Choice], scales: dict[str, float]
         values[str(new.name)] = new
     graph.opset_imports[DOMAIN] = OPSET
     RemoveUnusedNodesPass()(model)
-    return model

@@ -34,12 +34,15 @@ _END = np.iinfo(np.int64).max
 _AXES_ARE_AN_INPUT = 18  # of ReduceMean, from this opset on
 
 
-def decompose(model: ir.Model, constants: Constants | None = None) -> dict[str, tuple[str, ...]]:
+def decompose(
+    model: ir.Model, constants: Constants | None = None, *, fused: bool = False
+) -> dict[str, tuple[str, ...]]:
     """Replace every actx node of the graph, in place; the values that the nodes gave keep their names.
 
     Args:
         model: types and shapes inferred; new nodes have the metadata of those in whose place they are.
         constants: those that were put into the graph before.
+        fused: as in `Emitter`.
 
     Returns:
         For each of these values the types of the ops that compute it now.
@@ -51,7 +54,7 @@ def decompose(model: ir.Model, constants: Constants | None = None) -> dict[str, 
     constants = Constants(graph) if constants is None else constants
     found = {}
     for node in [node for node in graph if node.domain == DOMAIN]:
-        emit = Emitter(graph, constants, node, str(node.name), ir.DataType.FLOAT)
+        emit = Emitter(graph, constants, node, str(node.name), ir.DataType.FLOAT, fused=fused)
         try:
             new = _write(emit, node)
         except ValueError as error:
@@ -136,7 +139,8 @@ def _slice(emit: Emitter, x: ir.Value, axis: int, start: int, end: int = _END, s
 def _spline(emit: Emitter, x: ir.Value, spline: Spline) -> ir.Value:
     axis = None if spline.axis is None else _from_end(x, spline.axis)
     name = f"{emit.site}/{len(emit.values)}"
-    part = Emitter(emit.graph, emit.constants, emit.before, name, emit.dtype, axis)  # it evaluates what it has emitted
+    # An emitter of its own: it evaluates what it has emitted.
+    part = Emitter(emit.graph, emit.constants, emit.before, name, emit.dtype, axis, fused=emit.fused)
     result = emit_spline(part, x, spline)
     emit.values += part.values
     return result

@@ -43,6 +43,7 @@ class Emitter:
     Attributes:
         values: names of the values that the inserted nodes give.
         dtype: element type of the constants that `constant` makes.
+        fused: whether the runtime compiles a chain of elementwise ops into one loop over the data.
     """
 
     def __init__(
@@ -53,6 +54,8 @@ class Emitter:
         site: str,
         dtype: ir.DataType,
         axis: int | None = None,
+        *,
+        fused: bool = False,
     ) -> None:
         self.graph = graph
         self.constants = constants
@@ -60,6 +63,7 @@ class Emitter:
         self.site = site
         self.dtype = dtype
         self.axis = axis
+        self.fused = fused
         self.values: list[ir.Value] = []
 
     @property

@@ -10,9 +10,21 @@ One pass over 1.5 M floats takes 0.2 to 0.4 ms there, whatever the op, so the co
    ``a_m Relu(x) + a_0 Min(x, 0) + R(|x|)``: 2 to 4 for R take half the ops. At a jump to the left of zero it is the other
    piece that counts, one point each.
 
+Where the runtime compiles a chain of elementwise ops into one loop over the data (`Emitter.fused`), arithmetic and registers
+are what a form costs, and no longer its passes:
+
+6. the knots of 2 are ``Max(r y + b, y)`` or ``Min``: a multiply-add and a comparison, less than half of a leaky ReLU;
+7. continuous pieces between linear tails are a sum, of each piece's growth over the input clipped to it.
+
+Both depend on what was computed before in every step, and the sum's last op before an addition is an addition: OpenVINO's
+compiler evaluates a chain from the first operand of each op and takes the addend of a multiply-add for its last, so terms
+that only depend on x would all wait in registers, and a graph that needs more of them than there are is refused. The pieces
+of 4 do wait: from some 16 of them on (8 where a vector has 8 floats) a table with jumps cannot be compiled there.
+
 Tails of slope 0 are left out, so that infinities follow the asymptotes and nothing becomes inf - inf. NaN gives NaN: it
 fails every comparison, so the selection begins with a piece that depends on x. Where s(0) = 0 the result is 0: the
-constant that 2 and 3 add makes up for what their own rounding leaves there.
+constant that 2, 3, 6 and 7 add makes up for what their own rounding leaves there (a runtime that contracts products and
+sums rounds otherwise, and leaves one rounding).
 """
 
 from __future__ import annotations
@@ -144,7 +156,7 @@ def _in_float32(emit: Emitter, x: ir.Value, table: _Table) -> ir.Value:
 
 
 def _composed(emit: Emitter, x: ir.Value, table: _Table) -> ir.Value:
-    """Insert 2 to 5: what lies between the tails, as a function of x or of |x|, plus the tails."""
+    """Insert 2 to 7: what lies between the tails, as a function of x or of |x|, plus the tails."""
     if table.segments == 1:
         return _selected_pieces(emit, x, table)
     half = table.right_half()
@@ -159,6 +171,8 @@ def _composed(emit: Emitter, x: ir.Value, table: _Table) -> ir.Value:
             return tails.add(emit, x, _leaky_chain(emit, _clip(emit, variable, part, inside), part, inside))
         if pieces.shape[1] == 1:
             return tails.add(emit, x, _piece(emit, _clip(emit, variable, part, inside), part, inside.start))
+        if emit.fused and not part.per_channel:
+            return tails.add(emit, x, _growth(emit, variable, part, inside))
     selected = _selected_pieces(emit, variable, part)
     return selected if half is None else tails.add(emit, x, selected)
 
@@ -173,7 +187,7 @@ def _single_op(emit: Emitter, x: ir.Value, table: _Table) -> ir.Value | None:
             return emit.op("Relu", x) if emit.takes("Relu") else None
         if not emit.takes("PRelu") or not emit.takes("LeakyRelu"):
             return None
-        return emit.op("PRelu", x, left) if table.per_channel else emit.op("LeakyRelu", x, alpha=float(left[0]))
+        return _prelu(emit, x, left) if table.per_channel else emit.op("LeakyRelu", x, alpha=float(left[0]))
     slope = _hardswish_slope(table)
     return None if slope is None or not emit.takes("HardSigmoid") else _hardswish(emit, x, slope)
 
@@ -207,7 +221,7 @@ def _leaky_chain(emit: Emitter, t: ir.Value, table: _Table, inside: slice) -> ir
 
     With slopes b_i = a_i + lambda > 0, ``y = b_last t``, then from the last knot to the first
     ``y = LeakyRelu(y - y(knot), b_i / b_(i+1))``: slope 1 to the right of the knot, the ratio to its left. The result is
-    right up to a constant.
+    right up to a constant. 6. Without moving the knot to zero, that is the larger or the smaller of y and a line through it.
     """
     slopes, knots = table.slopes()[:, inside], table.knots[:, inside.start : inside.stop - 1]
     least, spread = slopes.min(axis=1), slopes.max(axis=1) - slopes.min(axis=1)
@@ -216,12 +230,47 @@ def _leaky_chain(emit: Emitter, t: ir.Value, table: _Table, inside: slice) -> ir
     y = t if (lifted[:, -1] == 1).all() else emit.op("Mul", t, table.plain(lifted[:, -1]))
     at_knots = lifted[:, -1:] * knots
     for knot in reversed(range(knots.shape[1])):
-        ratio = lifted[:, knot] / lifted[:, knot + 1]
-        y = emit.op("Sub", y, table.plain(at_knots[:, knot]))
-        y = emit.op("PRelu", y, ratio) if table.per_channel else emit.op("LeakyRelu", y, alpha=float(ratio[0]))
-        at_knots = at_knots - at_knots[:, knot : knot + 1]
-        at_knots = np.where(at_knots < 0, ratio[:, None] * at_knots, at_knots)
+        ratio, place = lifted[:, knot] / lifted[:, knot + 1], at_knots[:, knot]
+        moved = at_knots - place[:, None]
+        at_knots = np.where(moved < 0, ratio[:, None] * moved, moved)
+        if emit.fused and not table.per_channel:
+            y = _bent(emit, y, float(place[0]), float(ratio[0]))
+            at_knots += place[:, None]
+            continue
+        y = emit.op("Sub", y, table.plain(place))
+        y = _prelu(emit, y, ratio) if table.per_channel else emit.op("LeakyRelu", y, alpha=float(ratio[0]))
     return emit.op("Sub", y, emit.op("Mul", t, table.plain(lift))) if lift.any() else y
+
+
+def _prelu(emit: Emitter, x: ir.Value, slope: NDArray[np.float64]) -> ir.Value:
+    """Insert max(x, 0) + slope min(x, 0) with a slope per channel: OpenVINO takes the axis of PRelu's slope for another."""
+    if not emit.fused:
+        return emit.op("PRelu", x, slope)
+    return emit.op("Add", emit.op("Relu", x), emit.op("Mul", emit.op("Min", x, 0.0), slope))
+
+
+def _bent(emit: Emitter, y: ir.Value, place: float, ratio: float) -> ir.Value:
+    """6. Insert y to the right of the place, and to its left the line through it with this slope."""
+    line = emit.op("Add", emit.op("Mul", y, ratio), place * (1 - ratio))
+    return emit.op("Max" if ratio < 1 else "Min", line, y)
+
+
+def _growth(emit: Emitter, x: ir.Value, table: _Table, inside: slice) -> ir.Value:
+    """7. The result is right up to a constant."""
+    total = None
+    for i in range(inside.start, inside.stop):
+        low, high = table.bounds(i)
+        if low <= 0 <= high:  # exact at zero
+            term = _piece(emit, emit.op("Clip", x, low, high), table, i)
+        else:
+            middle, reach = (low + high) / 2, (high - low) / 2
+            origin, coefficients = table.origins[0, i], table.pieces[0, i]
+            moved = np.asarray(Polynomial(coefficients)(Polynomial([middle - origin, 1.0])).coef, dtype=np.float64)
+            moved[0] -= polynomial.polyval(-reach if low > 0 else reach, moved)  # grows from the end nearer to zero
+            term = _horner(emit, emit.op("Clip", emit.op("Sub", x, middle), -reach, reach), moved)
+        total = term if total is None else emit.op("Add", total, term)
+    assert total is not None
+    return total
 
 
 def _clip(emit: Emitter, x: ir.Value, table: _Table, inside: slice) -> ir.Value:

@@ -194,6 +194,26 @@ def test_a_clamped_function_does_not_become_the_unclamped_op() -> None:
     assert (np.abs(y - expected) <= ROUNDINGS * UNIT["float32"] * magnitude).all()
 
 
+def test_a_target_of_standard_ops_has_every_form_as_itself() -> None:
+    """The portable graph has the source's own op; both graphs have the same names for what the site takes and gives."""
+    proto = SPELLINGS["gelu_legacy"].model(20, gated="matmul")
+    model = prepared(proto)
+    choices = choose(lift(model).sites, TARGETS["onnx"], form=Form.parse("poly:12"))
+    lowered = lower(model, choices, native="standard")
+    (place,) = lowered.placements
+    assert (place.own, place.lowering) == (True, "Gelu")
+    assert lowered.native is not None
+    assert "Gelu" not in op_types(lowered.native)
+    for graph in (lowered.portable, lowered.native):
+        assert {place.input, place.output} <= set(values_of(graph))
+        assert place.output in marked_values(graph, place.site)
+    assert choices[0].fit is not None
+    expected, magnitude = mlp_reference(proto, choices[0].fit.spline, feeds(proto)["x"], "matmul")
+    (y,) = in_runtime(lowered.native, feeds(proto))
+    assert (np.abs(y - expected) <= ROUNDINGS * UNIT["float32"] * magnitude).all()
+    assert lower(model, [], native="standard").native is None
+
+
 # --- kept sites, several sites ---
 
 
@@ -359,7 +379,7 @@ def test_no_native_graph_unless_asked_for() -> None:
     model = prepared(SPELLINGS["mish_decomposed"].model())
     choices = choose(lift(model).sites, TARGETS["onnx"], form=Form.parse("pwl:8"))
     assert lower(model, choices).native is not None
-    assert lower(model, choices, native=False).native is None
+    assert lower(model, choices, native=None).native is None
 
 
 def test_square_is_written_as_one_piece() -> None:

@@ -18,10 +18,13 @@ from actx.exporter import Form, fit
 from actx.exporter.choose import Choice
 from actx.exporter.errors import ActxError
 from actx.exporter.lift import ScalarFunction, Site
-from actx.exporter.lower import Lowered, lower
+from actx.exporter.lower import Lowered, Native, lower
+from actx.exporter.runtimes.openvino import OpenVino
 from tests.exporter.lower.running import UNIT, in_reference, in_runtime, prepared
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from actx.exporter.fitting import Fit
 
 FORMS = ("relu", "hardswish", "pwl:3", "pwl:8", "pwl:16", "pwl:32", "poly:4", "poly:8", "poly:12", "spline:4x3",
@@ -52,7 +55,13 @@ def fitted(name: str, form: str) -> Fit | None:
     return None
 
 
-def bare(spline: Spline, dtype: str = "float32", opset: int = 18, shape: tuple[int | str, ...] = ("n",)) -> Lowered:
+def bare(
+    spline: Spline,
+    dtype: str = "float32",
+    opset: int = 18,
+    shape: tuple[int | str, ...] = ("n",),
+    native: Native = "actx",
+) -> Lowered:
     """Lower a spline in a graph of nothing else, from x to y."""
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     x, y = (helper.make_tensor_value_info(name, kind, shape) for name in "xy")
@@ -64,7 +73,7 @@ def bare(spline: Spline, dtype: str = "float32", opset: int = 18, shape: tuple[i
     )
     anything = fit(ACTIVATIONS["relu"], Form.parse("relu"))
     found = dataclasses.replace(anything, spline=spline, core_error=1.0, max_error=1.0)
-    return lower(model, [Choice(site, found.form, found, "")])
+    return lower(model, [Choice(site, found.form, found, "")], native=native)
 
 
 def assert_is_the_spline(spline: Spline, x: np.ndarray, y: np.ndarray, dtype: str, *, one_op: bool = False) -> None:
@@ -279,3 +288,61 @@ def test_random_tables(spline: Spline, opset: int) -> None:
     )
     assert (np.abs(y - spline(x)) <= ROUNDINGS * UNIT["float32"] * (1 + magnitude))[:-1].all()
     assert np.isnan(y[-1])
+
+
+# --- for a runtime that compiles chains of elementwise ops ---
+
+
+# More selected pieces than these need more registers than AVX2 has, and OpenVINO compiles no graph that does.
+FEW_SELECTIONS = 4
+
+
+def fused(spline: Spline, size: int) -> ir.Model:
+    """Lower a spline as for OpenVINO, over a known number of elements: else it does not fuse."""
+    model = bare(spline, shape=(size,), native="standard").native
+    assert model is not None
+    return model
+
+
+@pytest.mark.parametrize("form", [*FORMS, "spline:32x3"])
+def test_values_where_chains_are_compiled(form: str, tmp_path: Path) -> None:
+    x = np.concatenate([NEAR, FAR, [0.0]]).astype(np.float32)
+    for name in ("gelu", "mish", "softplus") if form in LARGE else ("gelu", "silu", "tanh", "mish", "softplus", "exp"):
+        found = fitted(name, form)
+        if found is None:
+            continue
+        model = fused(found.spline, x.size)
+        (y,) = in_runtime(model, {"x": x})
+        assert_is_the_spline(found.spline, x, y, "float32", one_op=form == "hardswish")
+        if found.spline(np.zeros(1))[0] == 0:
+            assert y[-1] == 0
+        if sum(node.op_type == "Where" for node in model.graph) > FEW_SELECTIONS:
+            continue
+        ir.save(model, tmp_path / "form.onnx")
+        (theirs,) = OpenVino(threads=1).open(tmp_path / "form.onnx").run({"x": x}).values()
+        assert_is_the_spline(found.spline, x, theirs, "float32", one_op=form == "hardswish")
+
+
+def test_where_chains_are_compiled_nothing_waits_in_registers() -> None:
+    """A knot is a line and a comparison, and no piece is selected."""
+    cases = {"pwl:16": ("mish", {"Max", "Min"}), "poly:12": ("mish", {"Clip"}), "spline:32x3": ("gelu", {"Clip"})}
+    for form, (name, ops) in cases.items():
+        found = fitted(name, form)
+        assert found is not None
+        used = {node.op_type for node in fused(found.spline, 8).graph}
+        assert used & ops
+        assert not used & {"LeakyRelu", "PRelu", "Where"}
+
+
+def test_slopes_per_channel_where_chains_are_compiled(tmp_path: Path) -> None:
+    """OpenVINO would take the slopes of PRelu for those of another axis."""
+    slopes = np.linspace(-1, 1, 4, dtype=np.float32)
+    spline = Spline(
+        np.zeros((4, 1)), np.stack([np.zeros((4, 2)), np.stack([slopes, np.ones(4)], 1)], 2), np.zeros((4, 2)), axis=-1
+    )
+    model = bare(spline, shape=(2, 5, 4), native="standard").native
+    assert model is not None
+    ir.save(model, tmp_path / "form.onnx")
+    x = np.random.default_rng(0).standard_normal((2, 5, 4)).astype(np.float32)
+    (y,) = OpenVino(threads=1).open(tmp_path / "form.onnx").run({"x": x}).values()
+    assert np.allclose(y, np.where(x < 0, slopes * x, x), rtol=1e-6)
