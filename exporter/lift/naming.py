@@ -32,12 +32,12 @@ def site_names(regions: Iterable[Sequence[ir.Node]]) -> list[str]:
 
 def _scope_of(nodes: Sequence[ir.Node]) -> str:
     """Return the deepest module that all nodes belong to, dots between its parts."""
-    scopes = [scope for node in nodes if (scope := _module_path(node))]
+    scopes = [scope for node in nodes if (scope := module_path(node))]
     shared = [level for level, *others in zip(*scopes, strict=False) if all(other == level for other in others)]
     return shared[-1] if shared else ""
 
 
-def _module_path(node: ir.Node) -> list[str]:
+def module_path(node: ir.Node) -> list[str]:
     """Return the scopes that contain the node, outermost first, each a full dotted path."""
     listed = node.metadata_props.get("pkg.torch.onnx.name_scopes")
     if listed is not None:  # 1. the last entry is the op, the first the root module
