@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,6 +24,12 @@ def command(
     logits: Annotated[
         list[str] | None, typer.Option("--logits", metavar="NAME", help="An output that holds logits. May be repeated.")
     ] = None,
+    save_outputs: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-outputs", metavar="FILE", help="Keep the outputs of both, for polygraphy run --load-outputs."
+        ),
+    ] = None,
     kernels: options.Kernels = None,
     threads: options.Threads = 0,
     trust: options.Trust = False,
@@ -38,7 +45,7 @@ def command(
     with printing.progress_bar() as progress:
         report = check(
             model, artifact, data=data, inputs=options.parse_inputs(inputs), batch_size=batch_size, metric=metric,
-            max_drift=max_drift, logits=logits or (), trust=trust, factory=factory, kernels=kernels,
+            max_drift=max_drift, logits=logits or (), save_outputs=save_outputs, trust=trust, factory=factory, kernels=kernels,
             options=options.runtime_options(threads),
             progress=lambda done, total: progress("check", done, total),
         )  # fmt: skip

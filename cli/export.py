@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from actx.cli import options
+from actx.cli import engine, options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,8 +26,23 @@ def command(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The bundle's folder.")] = Path("out"),
     target: Annotated[
         str,
-        typer.Option("--target", "-t", metavar="NAME", autocompletion=options.complete_target, help="ort-cpu or onnx."),
+        typer.Option(
+            "--target",
+            "-t",
+            metavar="NAME",
+            autocompletion=options.complete_target,
+            help="ort-cpu, openvino, trt, trt-rtx or onnx.",
+        ),
     ] = "ort-cpu",
+    quant: Annotated[
+        str | None,
+        typer.Option(
+            "--quant",
+            metavar="SCHEME",
+            autocompletion=options.complete_scheme,
+            help="fp16, int8, int8-fp16 or bf16, where the target has it (actx targets). Without it: the model's own types.",
+        ),
+    ] = None,
     form: options.FormText = None,
     site: Annotated[
         list[str] | None,
@@ -57,6 +72,17 @@ def command(
         str | None,
         typer.Option("--with-kernels", metavar="ARCH,...", help="Put libraries into the bundle: x86_64,aarch64."),
     ] = None,
+    shape: engine.Shapes = None,
+    compute_capability: engine.ComputeCapabilities = None,
+    timing_cache: engine.TimingCache = None,
+    workspace: engine.Workspace = None,
+    version_compatible: engine.VersionCompatible = False,
+    strip_weights: engine.StripWeights = False,
+    refit: engine.Refit = False,
+    dla: engine.Dla = None,
+    hardware_compatibility: engine.HardwareCompatibility = None,
+    tf32: engine.Tf32 = True,
+    builder_level: engine.BuilderLevel = None,
     runs: options.Runs = None,
     kernels: options.Kernels = None,
     threads: options.Threads = 0,
@@ -66,17 +92,25 @@ def command(
 ) -> None:
     """Rewrite a model into a bundle, check it and profile it.
 
-    A bundle whose drift exceeds --max-drift goes to OUT.rejected, the exit code is then 3 and OUT is left as it was.
+    A bundle whose drift exceeds --max-drift goes to OUT.rejected, the exit code is then 3 and OUT is left as it was. Where this
+    machine lacks what the target needs, the exit code is 4 and OUT holds all the same what actx build finishes on the device.
     """
     from actx.cli import printing  # noqa: PLC0415 - the help must answer without the library
     from actx.exporter import export  # noqa: PLC0415
 
     with reported(json=json) as done, printing.progress_bar() as progress:
         done.exported = export(
-            model, out, target=target, form=options.parse_form(form), sites=_pins(site), data=data, held_out=held_out,
-            inputs=options.parse_inputs(inputs), batch_size=batch_size, metric=metric, max_drift=max_drift, fold=fold,
+            model, out, target=target, quant=quant, form=options.parse_form(form), sites=_pins(site), data=data,
+            held_out=held_out, inputs=options.parse_inputs(inputs), batch_size=batch_size,
+            metric=metric, max_drift=max_drift, fold=fold,
             weighted=weighted, measure_drift=check, measure_latency=profile, kernels=kernels,
-            with_kernels=_names(with_kernels), runs=runs, force=force, trust=trust,
+            with_kernels=_names(with_kernels), shapes=engine.parse_shapes(shape),
+            build=engine.parse_build(
+                compute_capabilities=compute_capability, timing_cache=timing_cache, workspace=workspace,
+                version_compatible=version_compatible, strip_weights=strip_weights, refit=refit, dla_core=dla,
+                hardware_compatibility=hardware_compatibility, tf32=tf32, optimization_level=builder_level,
+            ),
+            runs=runs, force=force, trust=trust,
             factory=factory, opset=opset, options=options.runtime_options(threads), progress=progress,
         )  # fmt: skip
 
@@ -97,12 +131,12 @@ class Done:
 def reported(*, json: bool) -> Iterator[Done]:
     """Print what the export made, one that missed its budget too."""
     from actx.cli import printing  # noqa: PLC0415
-    from actx.exporter.pipeline import DriftExceeded  # noqa: PLC0415
+    from actx.exporter.pipeline import DriftExceeded, NotBuilt  # noqa: PLC0415
 
     done = Done()
     try:
         yield done
-    except DriftExceeded as error:
+    except (DriftExceeded, NotBuilt) as error:
         done.exported = error.exported
         raise
     finally:
@@ -151,8 +185,10 @@ def print_exported(exported: Exported) -> None:
     printing.print_table(f"{len(rows)} sites of {manifest.source.file} for {manifest.request.target}", columns, rows)
     if exported.drift is not None:
         printing.print_drift(exported.drift)
-    if exported.portable_drift is not None:
-        printing.print_drift_line(exported.portable_drift)
+    for report in exported.drifts[1:]:
+        printing.print_drift_line(report)
+    for entry in manifest.engines.values():
+        printing.print_engine(entry)
     notes = manifest.notes
     if exported.latency is not None:
         printing.print_latency(exported.latency)

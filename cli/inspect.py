@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from actx.exporter.inspection import Inspection
     from actx.exporter.lift import Rejection
     from actx.exporter.manifest import Manifest
-    from actx.exporter.opening import Graph
+    from actx.exporter.targets import Graph
 
 EXAMPLE = "Example: actx inspect model.pt2 --data calib.npz --explain"
 
@@ -54,7 +55,11 @@ def command(
         graph = best_graph(model, trust=trust)
         _, manifest = read_bundle(model)
         if json:
-            printing.print_json({"graph": graph.path.name, "reason": graph.reason, **manifest.model_dump(mode="json")})
+            from actx.exporter.comparison import site_layers  # noqa: PLC0415
+
+            layers = {name: asdict(found) for name, found in site_layers(graph).items()}
+            shown = {"graph": graph.path.name, "reason": graph.reason, "site_layers": layers}
+            printing.print_json({**shown, **manifest.model_dump(mode="json")})
         else:
             _print_bundle(model, manifest, graph)
         return
@@ -102,6 +107,7 @@ def _print(found: Inspection, *, explain: bool) -> None:
 
 def _print_bundle(path: Path, manifest: Manifest, graph: Graph) -> None:
     from actx.cli import printing  # noqa: PLC0415
+    from actx.exporter.comparison import site_layers  # noqa: PLC0415
 
     rows = []
     for site in manifest.sites:
@@ -122,6 +128,18 @@ def _print_bundle(path: Path, manifest: Manifest, graph: Graph) -> None:
     columns = ("site", "kind", "form", "error at most", "on", "tails", "rms error on data")
     printing.print_table(f"{path.name}: {len(rows)} sites of {source}", columns, rows)
     printing.print_line(f"graph to run here: {graph.path.name}, {graph.reason}")
+    for engine in manifest.engines.values():
+        printing.print_engine(engine)
+    layers = site_layers(graph)
+    if layers:
+        printing.print_line("")
+        rows = [
+            [name, "yes" if found.one else "no", "yes" if found.shared else "", ", ".join(found.inputs),
+             ", ".join(found.outputs), " + ".join(found.layers)]
+            for name, found in layers.items()
+        ]  # fmt: skip
+        named = ("site", "one layer", "with others", "types in", "types out", "layers")
+        printing.print_table("Sites in the engine", named, rows)
     printing.print_notes(manifest.notes)
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from actx.exporter.data import InputSpec
     from actx.exporter.fitting import Form
-    from actx.exporter.runtime import RuntimeOptions
+    from actx.exporter.runtimes.onnxruntime import RuntimeOptions
 
 FORMS = (
     "keep",
@@ -27,7 +27,8 @@ FORMS = (
     "spline:16x3",
     "spline:32x3",
 )
-TARGETS = ("ort-cpu", "onnx")
+TARGETS = ("ort-cpu", "openvino", "trt", "trt-rtx", "onnx")
+SCHEMES = ("fp16", "bf16", "int8", "int8-fp16")
 METRICS = ("l2", "cosine", "max_abs", "kl", "top1")
 
 
@@ -39,6 +40,11 @@ def complete_form(incomplete: str) -> list[str]:
 def complete_target(incomplete: str) -> list[str]:
     """Complete the value of --target."""
     return [target for target in TARGETS if target.startswith(incomplete)]
+
+
+def complete_scheme(incomplete: str) -> list[str]:
+    """Complete the value of --quant."""
+    return [scheme for scheme in SCHEMES if scheme.startswith(incomplete)]
 
 
 def complete_metric(incomplete: str) -> list[str]:
@@ -60,7 +66,7 @@ DataSource = Annotated[
         "--data",
         "-d",
         metavar="SOURCE",
-        help="Samples: an .npz file, a folder of them, or pkg.mod:callable. Without it: random input.",
+        help="Samples: an .npz file, a folder of them, Polygraphy's .json, or pkg.mod:callable. Without it: random input.",
     ),
 ]
 HeldOut = Annotated[
@@ -93,6 +99,13 @@ Factory = Annotated[
 Threads = Annotated[
     int, typer.Option("--threads", metavar="N", min=0, help="Threads of the runtime, 0 for one per core.")
 ]
+CudaGraph = Annotated[
+    bool, typer.Option("--cuda-graph/--no-cuda-graph", help="Time an engine as one CUDA graph, or kernel by kernel.")
+]
+Transfers = Annotated[
+    bool, typer.Option("--transfers/--no-transfers", help="Time an engine's copies to the GPU and back too.")
+]
+Spin = Annotated[bool, typer.Option("--spin/--no-spin", help="Wait for a GPU by asking again and again, or asleep.")]
 Runs = Annotated[
     int | None,
     typer.Option(
@@ -137,8 +150,11 @@ def parse_form(text: str | None) -> Form | None:
     return None if text is None else Form.parse(text)
 
 
-def runtime_options(threads: int) -> RuntimeOptions:
+def runtime_options(
+    threads: int, *, cuda_graph: bool = True, transfers: bool = False, spin: bool = True
+) -> RuntimeOptions:
     """Return how models are run."""
-    from actx.exporter.runtime import RuntimeOptions  # noqa: PLC0415
+    from actx.exporter.runtimes.base import EngineOptions  # noqa: PLC0415
+    from actx.exporter.runtimes.onnxruntime import RuntimeOptions  # noqa: PLC0415
 
-    return RuntimeOptions(threads=threads)
+    return RuntimeOptions(threads=threads, engine=EngineOptions(cuda_graph, transfers, spin))

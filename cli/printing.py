@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from actx.exporter.drift import DriftReport
-    from actx.exporter.latency import Breakdown, LatencyReport
-    from actx.exporter.manifest import FitEntry
+    from actx.exporter.latency import LatencyReport
+    from actx.exporter.manifest import EngineEntry, FitEntry
+    from actx.exporter.runtimes.base import Breakdown
 
 _NUMBER = re.compile(r"[+-]?(\d[\d.]*(e[+-]?\d+)?|inf|nan)( ?(%|dB|ms))?")
 _NO_NUMBER = ("", "-", "not measured", "no noise")
@@ -161,7 +162,22 @@ def print_drift_line(report: DriftReport) -> None:
     """Print the drift, and what a budget says of it."""
     mark = ", synthetic input" if report.synthetic else ""
     budget = "" if report.max_drift is None else f", budget {report.max_drift:g}: {'met' if report else 'MISSED'}"
-    print_line(f"drift ({report.metric}{mark}) of {report.graph}: {report.drift:.6g}{budget}")
+    where = "" if report.runtime["runtime"] == "onnxruntime" else f" in {report.runtime['runtime']}"
+    print_line(f"drift ({report.metric}{mark}) of {report.graph}{where}: {report.drift:.6g}{budget}")
+
+
+def print_engine(entry: EngineEntry) -> None:
+    """Print what an engine is, and the library's own command that builds the same."""
+    facts = entry.facts
+    ranges = ", ".join(f"{dim} {sizes}" for dim, sizes in facts["ranges"].items())
+    gpus = ", ".join(facts["compute_capabilities"])
+    parts = [
+        f"{facts['bytes'] / 2**20:.1f} MiB by {facts['library']} {facts['version']}",
+        f"for {ranges}" if ranges else "",
+        f"for compute capability {gpus}" if gpus else "",
+    ]
+    print_line(f"engine {entry.file}: {'; '.join(part for part in parts if part)}")
+    print_line(f"the same by its own tool: {facts['command']}")
 
 
 def print_notes(notes: Sequence[str]) -> None:

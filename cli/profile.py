@@ -17,6 +17,9 @@ def command(
     runs: options.Runs = None,
     kernels: options.Kernels = None,
     threads: options.Threads = 0,
+    cuda_graph: options.CudaGraph = True,
+    transfers: options.Transfers = False,
+    spin: options.Spin = True,
     trust: options.Trust = False,
     json: options.Json = False,
 ) -> None:
@@ -28,10 +31,11 @@ def command(
     from actx.cli import printing  # noqa: PLC0415 - the help must answer without the library
     from actx.exporter import profile  # noqa: PLC0415
 
+    asked = options.runtime_options(threads, cuda_graph=cuda_graph, transfers=transfers, spin=spin)
     with printing.progress_bar() as progress:
         report = profile(
             model, artifact, data=data, inputs=options.parse_inputs(inputs), batch_size=batch_size, runs=runs, trust=trust,
-            factory=factory, kernels=kernels, options=options.runtime_options(threads),
+            factory=factory, kernels=kernels, options=asked,
             progress=lambda done, total: progress("profile", done, total),
         )  # fmt: skip
     if json:

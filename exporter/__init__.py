@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from actx.exporter.building import build
     from actx.exporter.comparison import check, profile
     from actx.exporter.data import InputSpec
     from actx.exporter.errors import ActxError
@@ -17,13 +18,14 @@ if TYPE_CHECKING:
     from actx.exporter.opening import session
     from actx.exporter.pipeline import export
     from actx.exporter.rewriting import rewrite
-    from actx.exporter.runtime import RuntimeOptions
+    from actx.exporter.runtimes.onnxruntime import RuntimeOptions
 
 __all__ = [
     "ActxError",
     "Form",
     "InputSpec",
     "RuntimeOptions",
+    "build",
     "check",
     "export",
     "fit",
@@ -37,7 +39,8 @@ _HOMES = {
     "ActxError": "errors",
     "Form": "fitting",
     "InputSpec": "data",
-    "RuntimeOptions": "runtime",
+    "RuntimeOptions": "runtimes.onnxruntime",
+    "build": "building",
     "check": "comparison",
     "export": "pipeline",
     "fit": "fitting",

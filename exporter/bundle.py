@@ -25,15 +25,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PORTABLE = "model.onnx"
+ENGINE_SUFFIX = ".engine"
 KERNELS = "kernels"
 REJECTED = ".rejected"
 # renameat2(2): paths as they are, and two names that change places. Python has no function of its own for it.
 _HERE, _RENAME_EXCHANGE = -100, 2
 
 
-def native_name(target: str) -> str:
-    """Return the file name of the graph of bare actx nodes."""
+def graph_name(target: str) -> str:
+    """Return the file name of a target's own graph."""
     return f"model.{target}.onnx"
+
+
+def engine_name(target: str) -> str:
+    """Return the file name of a target's engine."""
+    return f"model.{target}{ENGINE_SUFFIX}"
 
 
 def library_name(architecture: str) -> str:

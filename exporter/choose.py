@@ -3,8 +3,8 @@
 1. A form pinned to a site is taken, or the error says why it cannot be.
 2. A form for the whole model is taken wherever it can follow the site's function; a site that it would diverge from, or that
    has no asymptotes and no observed range, is kept, with the reason.
-3. Without a form, what the target runs as one fast op, or what is an `actx::Spline` already, is kept; for a target with
-   our kernels every other site takes the smallest spline within `DEFAULT_ERROR`.
+3. Without a form, what the target runs as one fast op, or what is an `actx::Spline` already, is kept; every other site takes
+   the first of the target's own forms that is within `DEFAULT_ERROR`.
 
 A form that was asked for is fitted closer where the data is; rule 3 bounds the largest error, wherever it is.
 """
@@ -34,8 +34,6 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 KEEP = Form("keep")
 DEFAULT_ERROR = 1e-5
-# From the smallest table to the largest.
-DEFAULT_FORMS = tuple(Form("spline", (segments, 3)) for segments in (8, 16, 24, 32))
 # A per-channel site has one table per distinct channel function, and each is a fit of its own.
 MAX_CHANNEL_FITS = 64
 
@@ -144,18 +142,18 @@ def _default(fitter: _Fitter, site: Site, target: Target, observed: SiteStatisti
         return Choice(site, KEEP, None, "the source has it as one actx::Spline")
     if site.kind in target.fast:
         return Choice(site, KEEP, None, f"{target.name} runs {site.kind} as one fast op")
-    if not target.native:
-        return Choice(site, KEEP, None, f"{target.name} has no kernel for splines: choose a form with --form")
+    if not target.forms:
+        return Choice(site, KEEP, None, f"kept: no form is known to be faster on {target.name}; --form chooses one")
     reason = ""
-    for form in DEFAULT_FORMS:
+    for form in target.forms:
         try:
             found = fitter.fit(site, form, observed, evenly=True)
         except ActxError as error:  # a larger table may have the segments that this one lacks
             reason = error.what
             continue
         if found.core_error <= DEFAULT_ERROR:
-            return Choice(site, form, found, f"smallest spline within {DEFAULT_ERROR:g}")
-        reason = f"no spline of {form.segments} segments is within {DEFAULT_ERROR:g}"
+            return Choice(site, form, found, f"smallest {form.name} within {DEFAULT_ERROR:g}")
+        reason = f"{form} is not within {DEFAULT_ERROR:g}"
     return Choice(site, KEEP, None, f"kept: {reason}")
 
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import onnx
 
-from actx.exporter import runtime
-from actx.exporter.bundle import read_bundle
+from actx.exporter.building import baseline
+from actx.exporter.bundle import PORTABLE, read_bundle
 from actx.exporter.drift import DriftReport, SiteTap, check_applies
 from actx.exporter.drift import check as check_graphs
-from actx.exporter.errors import ActxError
+from actx.exporter.errors import ActxError, TargetUnavailable
 from actx.exporter.inspection import open_data, owners
 from actx.exporter.latency import LatencyReport
 from actx.exporter.latency import profile as profile_graphs
@@ -22,6 +22,12 @@ from actx.exporter.lift import lift
 from actx.exporter.load import load
 from actx.exporter.lower import SITE_METADATA
 from actx.exporter.opening import best_graph
+from actx.exporter.polygraphy import OutputFile
+from actx.exporter.runtimes.onnxruntime import DEFAULT, RuntimeOptions
+from actx.exporter.targets import TARGETS, BuildRequest, Graph, find_target
+from actx.exporter.tensorrt.engine import EngineRuntime
+from actx.exporter.tensorrt.options import BuildOptions
+from actx.exporter.tensorrt.shapes import parse_ranges, resolve
 from actx.exporter.workspace import workspace
 
 if TYPE_CHECKING:
@@ -31,6 +37,7 @@ if TYPE_CHECKING:
     from actx.exporter.lift import Site
     from actx.exporter.load import LoadedModel
     from actx.exporter.manifest import Manifest
+    from actx.exporter.tensorrt.inspector import SiteLayers
 
 Progress: TypeAlias = Callable[[int, int], None]
 
@@ -41,12 +48,12 @@ class _Compared:
 
     loaded: LoadedModel
     original: Path
-    artifact: Path
+    graph: Graph
     data: Data
     taps: tuple[SiteTap, ...]
     owners_original: dict[str, str]
     owners_artifact: dict[str, str]
-    options: runtime.RuntimeOptions
+    manifest: Manifest | None
 
 
 def check(
@@ -59,10 +66,11 @@ def check(
     metric: str = "l2",
     max_drift: float | None = None,
     logits: Sequence[str] = (),
+    save_outputs: Path | None = None,
     trust: bool = False,
     factory: str | None = None,
     kernels: bool | None = None,
-    options: runtime.RuntimeOptions = runtime.DEFAULT,
+    options: RuntimeOptions = DEFAULT,
     progress: Progress | None = None,
 ) -> DriftReport:
     """Measure how far an artifact's outputs are from the original's.
@@ -76,6 +84,7 @@ def check(
         metric: `cosine`, `l2`, `max_abs`, `kl`, `top1`, or ``pkg.mod:callable``.
         max_drift: the budget in that metric.
         logits: names of the outputs that are logits, where the rule in `metrics` does not tell.
+        save_outputs: a file for the outputs of both, as Polygraphy reads them.
         trust: whether an archive or pickle may run the code it carries, and a bundle's own library be loaded.
         factory: what makes the module for weights (see `load`).
         kernels: whether a bundle's graph of actx nodes must be taken, or must not; None for where it can (see `session`).
@@ -89,10 +98,15 @@ def check(
         Path(model), Path(artifact), data, inputs, batch_size, trust=trust, factory=factory, kernels=kernels, options=options
     ) as both:  # fmt: skip
         check_applies(metric, both.loaded.model, logits)
-        return check_graphs(
-            both.original, both.artifact, both.data, taps=both.taps, metric=metric, max_drift=max_drift, logits=logits,
-            options=both.options, progress=progress,
+        saved = None if save_outputs is None else OutputFile(save_outputs, "original", both.graph.path.name)
+        report = check_graphs(
+            both.original, both.graph.path, both.data, taps=both.taps, metric=metric, max_drift=max_drift, logits=logits,
+            runtime=both.graph.runtime, original_runtime=options, observe=None if saved is None else saved.add,
+            progress=progress,
         )  # fmt: skip
+        if saved is not None:
+            saved.write()
+        return report
 
 
 def profile(
@@ -106,7 +120,7 @@ def profile(
     trust: bool = False,
     factory: str | None = None,
     kernels: bool | None = None,
-    options: runtime.RuntimeOptions = runtime.DEFAULT,
+    options: RuntimeOptions = DEFAULT,
     progress: Progress | None = None,
 ) -> LatencyReport:
     """Measure the latency of an artifact against the original's, interleaved in this process.
@@ -130,10 +144,28 @@ def profile(
     with _opened(
         Path(model), Path(artifact), data, inputs, batch_size, trust=trust, factory=factory, kernels=kernels, options=options
     ) as both:  # fmt: skip
-        return profile_graphs(
-            both.original, both.artifact, both.data, options=both.options, runs=runs, owners_original=both.owners_original,
-            owners_artifact=both.owners_artifact, progress=progress,
-        )  # fmt: skip
+        if not both.graph.on_target:
+            raise TargetUnavailable(
+                f"the latency of {artifact} cannot be measured here",
+                note=f"{both.graph.path.name} runs {both.graph.reason}",
+                remedy=f"Run actx profile on the target's device, or give a graph, such as {Path(artifact) / PORTABLE}.",
+            )
+        with _baseline(both, options) as before:
+            return profile_graphs(
+                before.path, both.graph.path, both.data, runtime=both.graph.runtime, original_runtime=before.runtime,
+                runs=runs, owners_original=both.owners_original, owners_artifact=both.owners_artifact, progress=progress,
+            )  # fmt: skip
+
+
+def _baseline(both: _Compared, options: RuntimeOptions) -> contextlib.AbstractContextManager[Graph]:
+    """Give the original in the runtime and types of the artifact: of an engine, another engine with the same options."""
+    manifest, request, target, quant = both.manifest, None, TARGETS["onnx"], None
+    if manifest is not None and both.graph.source is not None:
+        target, quant = find_target([*manifest.engines][-1]), manifest.request.quant
+        ranges = parse_ranges(f"{dim}={sizes}" for dim, sizes in manifest.request.shapes.items())
+        built = BuildOptions.from_dict(manifest.request.build)
+        request = BuildRequest(resolve(both.loaded.inputs, ranges), built)
+    return baseline(target, both.loaded.model, both.original, both.graph, quant, both.data, request, options)
 
 
 @contextlib.contextmanager
@@ -147,24 +179,26 @@ def _opened(
     trust: bool,
     factory: str | None,
     kernels: bool | None,
-    options: runtime.RuntimeOptions,
+    options: RuntimeOptions,
 ) -> Iterator[_Compared]:
-    graph = best_graph(artifact, kernels=kernels, trust=trust)
+    graph = best_graph(artifact, options, kernels=kernels, trust=trust)
     loaded = load(model, inputs=inputs, trust=trust, factory=factory)
     sites = lift(loaded.model).sites
     samples = open_data(loaded, data, batch_size)
     with workspace(loaded) as original:
-        proto = _read(graph.path)
-        _check_names(loaded, proto)
-        owned = _marked(proto)
         manifest = read_bundle(artifact)[1] if artifact.is_dir() else None
+        owned: dict[str, str] = {}
+        if graph.onnx is not None:
+            proto = _read(graph.onnx)
+            _check_names(loaded, proto)
+            owned = _marked(proto)
         taps = () if manifest is None else tuple(_taps(manifest, {site.name: site for site in sites}, owned))
         if manifest is not None and manifest.source.sha256 != loaded.sha256:
             remark = f"{artifact.name} was made from another file than {model.name}: {manifest.source.file}"
             samples = replace(samples, notes=(*samples.notes, remark))
-        if manifest is not None and len(manifest.graphs) > 1 and graph.kernels is None:
+        if manifest is not None and len(manifest.graphs) > 1 and not graph.kernels:
             samples = replace(samples, notes=(*samples.notes, f"{graph.path.name} was run, {graph.reason}"))
-        yield _Compared(loaded, original, graph.path, samples, taps, owners(sites), owned, graph.register(options))
+        yield _Compared(loaded, original, graph, samples, taps, owners(sites), owned, manifest)
 
 
 def _taps(manifest: Manifest, sites: Mapping[str, Site], owned: Mapping[str, str]) -> Iterator[SiteTap]:
@@ -211,6 +245,17 @@ def tap(
 def owners_of(graph: Path) -> dict[str, str]:
     """Return the site of every value that an exported graph computes for one."""
     return _marked(_read(graph))
+
+
+def site_layers(graph: Graph) -> dict[str, SiteLayers]:
+    """Return which layers of an engine compute each site, and in which types; nothing of a graph.
+
+    Raises:
+        ActxError: the engine cannot be opened.
+    """
+    if graph.source is None or not isinstance(graph.runtime, EngineRuntime):
+        return {}
+    return graph.runtime.sites(graph.path, owners_of(graph.source))
 
 
 def _read(graph: Path) -> onnx.ModelProto:

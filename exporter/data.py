@@ -5,7 +5,8 @@ A source is one of
 1. an ``.npz`` file: one array per input, the first axis runs over samples;
 2. a folder of ``.npz`` files, read in the order of their names, one or several samples each; sequence lengths may
    differ from file to file;
-3. ``pkg.mod:callable``, called once per pass, which yields dicts of arrays and yields the same ones on every pass.
+3. a ``.json`` file of inputs that Polygraphy wrote, one dict of arrays per run;
+4. ``pkg.mod:callable``, called once per pass, which yields dicts of arrays and yields the same ones on every pass.
 
 Nothing is unpickled. Arrays of other names than the model's inputs are kept apart as extras (labels, ids).
 """
@@ -28,6 +29,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from actx.exporter import polygraphy
 from actx.exporter.errors import ActxError, UsageError
 
 Arrays: TypeAlias = dict[str, NDArray[Any]]
@@ -38,7 +40,7 @@ DTYPES = (
     *("float16", "float32", "float64"),
 )
 GRAMMAR = "NAME:DTYPE[DIM,...] where a DIM is a positive number or a name, such as ids:int64[batch,seq]"
-SOURCES = "Give an .npz file, a folder of .npz files, or pkg.mod:callable"
+SOURCES = "Give an .npz file, a folder of .npz files, inputs of Polygraphy as .json, or pkg.mod:callable"
 _MEND = "Mend the function; ACTX_DEBUG=1 shows where it fails."
 _SPEC = re.compile(r"(?P<name>.+):(?P<dtype>\w+)\[(?P<dims>[^\[\]]*)\]")
 _DIM = re.compile(r"0*[1-9][0-9]*|[A-Za-z_]\w*")
@@ -163,7 +165,7 @@ def load_data(source: str, inputs: Sequence[InputSpec], batch_size: int | None =
     where every value is exact in the other type. Floats are never cast to integers.
 
     Args:
-        source: an ``.npz`` file, a folder of such files, or ``pkg.mod:callable``.
+        source: an ``.npz`` file, a folder of such files, inputs of Polygraphy, or ``pkg.mod:callable``.
         inputs: the model's inputs. Dynamic dimensions of one name must have one size within a batch.
         batch_size: samples per batch; None takes the default above.
 
@@ -278,6 +280,9 @@ _Parts: TypeAlias = Callable[[], Iterator[tuple[Batch, list[str]]]]
 def _parts(source: str, specs: tuple[InputSpec, ...]) -> tuple[_Parts, int | None]:
     """Return what reads the source part by part, and its default batch size."""
     path = Path(source)
+    if path.is_file() and path.suffix == polygraphy.SUFFIX:
+        runs = polygraphy.read_inputs(path)
+        return lambda: (_conform(dict(run), specs, f"run {i} of {source}") for i, run in enumerate(runs)), None
     if path.is_file():
         whole = _conform(_read_npz(path), specs, source)
         return lambda: iter([whole]), NPZ_BATCH

@@ -24,15 +24,16 @@ from actx.custom_ops import cpu
 from actx.custom_ops.cpu.build import BuildError, build
 from actx.custom_ops.cpu.elf import ARCHITECTURES
 from actx.custom_ops.cpu.library import ISA_VARIABLE, VARIABLE
-from actx.exporter import runtime
 from actx.exporter.bundle import library_name, verify
 from actx.exporter.errors import ActxError, TargetUnavailable, UsageError
+from actx.exporter.runtimes.onnxruntime import check_library
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from actx.exporter.manifest import Manifest
+    from actx.exporter.runtimes.onnxruntime import RuntimeOptions
 
 _REMEDY = "Install actx where a C++17 compiler is, or leave --kernels out: model.onnx needs no kernels."
 _REMEDY_NAMED = f"Build that library for this machine, or unset {VARIABLE}."
@@ -51,7 +52,7 @@ class Kernels:
     library: Path
     origin: str
 
-    def register(self, options: runtime.RuntimeOptions) -> runtime.RuntimeOptions:
+    def register(self, options: RuntimeOptions) -> RuntimeOptions:
         """Return options of a session that has the kernels too."""
         return replace(options, libraries=(*options.libraries, self.library))
 
@@ -181,7 +182,7 @@ def _usable(library: Path | None, origin: str, remedy: str = _REMEDY) -> Kernels
         raise TargetUnavailable(f"{origin} cannot be used", note=str(error), remedy=remedy) from error
     _check_isa(loaded, origin)
     try:
-        runtime.check_library(loaded.path)
+        check_library(loaded.path)
     except ActxError as error:
         raise TargetUnavailable(f"{origin} cannot be used", note=error.note, remedy=remedy) from error
     return Kernels(loaded.path, origin)

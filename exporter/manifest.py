@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MANIFEST = "manifest.json"
-VERSION = 1
+VERSION = 2
 
 
 class _Strict(BaseModel):
@@ -41,6 +41,16 @@ class RequestEntry(_Strict):
     max_drift: float | None
     data: str | None
     held_out: str | None
+    quant: str | None
+    shapes: dict[str, str]
+    build: dict[str, Any]
+
+
+class EngineEntry(_Strict):
+    """An engine: its file, and what the builder says of it, such as the library's version, the profile and the GPUs."""
+
+    file: str
+    facts: dict[str, Any]
 
 
 class CertificateEntry(_Strict):
@@ -108,20 +118,22 @@ class Manifest(_Strict):
 
     Attributes:
         files: sha256 of every other file of the bundle, by name.
-        graphs: file names by role: ``portable`` and, where there is one, the target's native graph.
+        graphs: file names by role: ``portable`` and, where there is one, the target's own graph.
+        engines: what was built of that, by target.
+        drift: reports, first that of what runs on the machine of the export; each compares with the original.
         created: when, in UTC; with `drift` and `latency` the only fields that differ between two equal exports.
     """
 
-    version: Literal[1]
+    version: Literal[2]
     created: str
     source: SourceEntry
     request: RequestEntry
     versions: dict[str, str]
     files: dict[str, str]
     graphs: dict[str, str]
+    engines: dict[str, EngineEntry]
     sites: list[SiteEntry]
-    drift: dict[str, Any] | None
-    portable_drift: dict[str, Any] | None
+    drift: list[dict[str, Any]]
     latency: dict[str, Any] | None
     notes: list[str]
 

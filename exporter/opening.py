@@ -9,16 +9,21 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from actx.custom_ops.ops import DOMAIN
-from actx.exporter import runtime
-from actx.exporter.bundle import PORTABLE, read_bundle, verify
+from actx.exporter.bundle import ENGINE_SUFFIX, read_bundle, verify
 from actx.exporter.errors import ActxError, UsageError
-from actx.exporter.kernels import Carried, Kernels, choose_kernels
-from actx.exporter.targets import TARGETS
+from actx.exporter.kernels import Carried, choose_kernels
+from actx.exporter.runtimes.onnxruntime import DEFAULT, RuntimeOptions
+from actx.exporter.targets import Files, Graph, Target, find_target
+from actx.exporter.targets.tensorrt import engine_runtime
+from actx.exporter.tensorrt.plan import RTX_MAGIC, read_plan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
+
+    from actx.exporter.runtimes import base
+    from actx.exporter.tensorrt.engine import EngineRuntime
 
 
 @dataclass(frozen=True)
@@ -26,13 +31,13 @@ class Session:
     """An open bundle.
 
     Attributes:
-        graph: file name of the graph that was opened.
-        reason: why this one.
+        graph: name of the file that was opened: a graph or an engine.
+        reason: why this one, and in what it runs.
     """
 
     graph: str
     reason: str
-    _session: runtime.Session
+    _session: base.Session
 
     def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
         """Run once and return the outputs by name.
@@ -40,31 +45,12 @@ class Session:
         Raises:
             ActxError: the feeds do not fit the model.
         """
-        return runtime.run(self._session, feeds, outputs)
-
-
-@dataclass(frozen=True)
-class Graph:
-    """The graph to run.
-
-    Attributes:
-        path: the ONNX file.
-        kernels: what it needs beside ONNX Runtime; None where it needs nothing.
-        reason: why this one.
-    """
-
-    path: Path
-    kernels: Kernels | None
-    reason: str
-
-    def register(self, options: runtime.RuntimeOptions) -> runtime.RuntimeOptions:
-        """Return options of a session that can open it."""
-        return options if self.kernels is None else self.kernels.register(options)
+        return self._session.run(feeds, outputs)
 
 
 def session(
     bundle: Path | str,
-    options: runtime.RuntimeOptions = runtime.DEFAULT,
+    options: RuntimeOptions = DEFAULT,
     *,
     kernels: bool | None = None,
     trust: bool = False,
@@ -75,62 +61,69 @@ def session(
         bundle: its folder.
         options: how it is run.
         kernels: whether the graph of actx nodes must be opened, or must not; None for where it can.
-        trust: whether the library that the bundle carries may be loaded, which runs code of whoever made the bundle. It is
-            looked at only where none is installed.
+        trust: whether code that the bundle carries may run: the library of the kernels, which is looked at only where none is
+            installed, and the runtime in a version-compatible engine.
 
     Raises:
         TargetUnavailable: the kernels were asked for, here or with `ACTX_LIBRARY`, and cannot be had.
         ActxError: it is no bundle, one of its files is not what the export wrote, or its graph cannot be opened.
     """
-    graph = best_graph(Path(bundle), kernels=kernels, trust=trust)
-    return Session(graph.path.name, graph.reason, runtime.open_session(graph.path, graph.register(options)))
+    graph = best_graph(Path(bundle), options, kernels=kernels, trust=trust)
+    return Session(graph.path.name, graph.reason, graph.runtime.open(graph.path))
 
 
-def best_graph(artifact: Path, *, kernels: bool | None = None, trust: bool = False) -> Graph:
-    """Return the graph to run, of a bundle or an ONNX file itself.
+def best_graph(
+    artifact: Path, options: RuntimeOptions = DEFAULT, *, kernels: bool | None = None, trust: bool = False
+) -> Graph:
+    """Return what to run, of a bundle or an ONNX file itself.
+
+    1. Of a bundle it is what was made for its target, in that target's runtime, where this machine has both.
+    2. Else the target's graph of standard ops in ONNX Runtime, or `model.onnx`.
 
     Raises:
         TargetUnavailable, ActxError: as `session`.
     """
     if artifact.is_file():
-        needed = _needs_kernels(artifact)
-        if needed and kernels is False:
-            raise UsageError(f"{artifact} has actx nodes", remedy="Leave --no-kernels out: it needs the kernels.")
-        return Graph(artifact, choose_kernels(kernels)[0] if needed else None, "the file itself")
+        return _file(artifact, options, kernels=kernels, trust=trust)
     if not artifact.exists():
         raise ActxError(f"{artifact} does not exist", remedy="Give a bundle that actx export made, or an .onnx file.")
-    folder, manifest = read_bundle(artifact)
-    verify(folder, manifest)
-    return choose_graph(folder, manifest.graphs, kernels, Carried(folder, manifest, trust))
+    target, files = files_of(artifact, trust=trust)
+    return target.graph(files, options, kernels)
 
 
-def choose_graph(
-    folder: Path, graphs: Mapping[str, str], kernels: bool | None, carried: Carried | None = None
-) -> Graph:
-    """Return the graph to run, of a bundle's.
-
-    Args:
-        folder: the bundle's.
-        graphs: file names by role, as in its manifest.
-        kernels: as for `session`.
-        carried: the libraries that the bundle carries.
+def files_of(bundle: Path, *, trust: bool = False) -> tuple[Target, Files]:
+    """Return a bundle's target, or what an engine was built for last, and its files, which are those that the export wrote.
 
     Raises:
-        TargetUnavailable: the kernels were asked for and cannot be had.
-        UsageError: they were asked for and the bundle has no graph for them.
+        ActxError: it is no bundle, or a file has changed.
     """
-    portable = folder / PORTABLE
-    native = next((graphs[name] for name, target in TARGETS.items() if target.native and name in graphs), None)
-    if native is None:
-        if kernels:
-            note = f"its graphs: {', '.join(graphs.values())}"
-            remedy = "Leave --kernels out: no site was rewritten, or the target has no kernels."
-            raise UsageError(f"{folder} has no graph of actx nodes", note=note, remedy=remedy)
-        return Graph(portable, None, "the bundle holds this graph only")
-    found, missing = choose_kernels(kernels, carried)
-    if found is None:
-        return Graph(portable, None, f"not {native}: {missing}")
-    return Graph(folder / native, found, f"with {found.origin}")
+    folder, manifest = read_bundle(bundle)
+    verify(folder, manifest)
+    carried = Carried(folder, manifest, trust)
+    files = Files(folder, manifest.graphs, manifest.engines, manifest.request.quant, carried, trust)
+    return find_target([manifest.request.target, *manifest.engines][-1]), files
+
+
+def _file(file: Path, options: RuntimeOptions, *, kernels: bool | None, trust: bool) -> Graph:
+    if file.suffix == ENGINE_SUFFIX:
+        return Graph(file, _engine_runtime(file, options, trust=trust), "the file itself")
+    needed = _needs_kernels(file)
+    if needed and kernels is False:
+        raise UsageError(f"{file} has actx nodes", remedy="Leave --no-kernels out: it needs the kernels.")
+    found = choose_kernels(kernels)[0] if needed else None
+    runtime = options if found is None else found.register(options)
+    return Graph(file, runtime, "the file itself", kernels=found is not None)
+
+
+def _engine_runtime(file: Path, options: RuntimeOptions, *, trust: bool) -> EngineRuntime:
+    """Return what runs an engine of which nothing is known but its file."""
+    if not trust:
+        raise ActxError(
+            f"{file} is not opened by itself: an engine is code, and only a bundle's manifest tells that it is whole",
+            remedy="Give the bundle's folder, or --trust if you made the file or trust whoever did.",
+        )
+    target = "trt-rtx" if read_plan(file).magic == RTX_MAGIC else "trt"
+    return engine_runtime(target, options, {}, None, trust=trust)
 
 
 def _needs_kernels(file: Path) -> bool:

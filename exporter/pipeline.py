@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from actx.exporter import bundle, runtime
+from actx.exporter import bundle
+from actx.exporter.building import baseline, build_engine, profile_for, typed
 from actx.exporter.calibrate import SiteStatistics, calibrate
 from actx.exporter.choose import Choice, choose
 from actx.exporter.comparison import owners_of, tap
 from actx.exporter.drift import DriftReport, SiteTap, check, check_applies
-from actx.exporter.errors import RequirementError, UsageError
+from actx.exporter.errors import RequirementError, TargetUnavailable, UsageError
 from actx.exporter.inspection import open_data, owners
 from actx.exporter.kernels import carry, check_architectures, choose_kernels
 from actx.exporter.latency import LatencyReport, profile
@@ -26,6 +27,7 @@ from actx.exporter.lower import Lowered, Placement, lower
 from actx.exporter.manifest import (
     MANIFEST,
     CertificateEntry,
+    EngineEntry,
     FitEntry,
     Manifest,
     RequestEntry,
@@ -34,14 +36,16 @@ from actx.exporter.manifest import (
     StatisticsEntry,
 )
 from actx.exporter.metrics import check_metric
-from actx.exporter.opening import Graph, choose_graph
+from actx.exporter.runtimes.onnxruntime import DEFAULT, RuntimeOptions
 from actx.exporter.save import save
-from actx.exporter.targets import TARGETS, Target, find_target
+from actx.exporter.targets import TARGETS, BuildRequest, Files, Graph, Target, check_scheme, find_target
+from actx.exporter.tensorrt.options import BuildOptions
 from actx.exporter.workspace import workspace
 
 if TYPE_CHECKING:
     from actx.exporter.data import Data, InputSpec
     from actx.exporter.fitting import Fit, Form
+    from actx.exporter.tensorrt.shapes import ShapeRange
 
 # Called with the name of a step, how much of it is done and how much there is to do.
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -56,16 +60,19 @@ class Exported:
     Attributes:
         path: the bundle.
         manifest: what it says of itself.
-        drift: the measured drift of the graph that runs here, None where it was not measured.
-        portable_drift: of the portable graph, where another one runs here.
-        latency: the measured latency of the graph that runs here, None where it was not measured.
+        drifts: the measured drift of what runs here, then of the other graphs of standard ops; empty where none was measured.
+        latency: the measured latency on the target, None where it was not measured.
     """
 
     path: Path
     manifest: Manifest
-    drift: DriftReport | None
-    portable_drift: DriftReport | None
+    drifts: tuple[DriftReport, ...]
     latency: LatencyReport | None
+
+    @property
+    def drift(self) -> DriftReport | None:
+        """The drift of what runs here, None where it was not measured."""
+        return self.drifts[0] if self.drifts else None
 
 
 def export(
@@ -73,6 +80,7 @@ def export(
     out: Path | str,
     *,
     target: str = "ort-cpu",
+    quant: str | None = None,
     form: Form | None = None,
     sites: Mapping[str, Form] | None = None,
     data: str | None = None,
@@ -92,7 +100,9 @@ def export(
     opset: int | None = None,
     kernels: bool | None = None,
     with_kernels: Sequence[str] = (),
-    options: runtime.RuntimeOptions = runtime.DEFAULT,
+    shapes: Mapping[str, ShapeRange] | None = None,
+    build: BuildOptions | None = None,
+    options: RuntimeOptions = DEFAULT,
     progress: Progress | None = None,
 ) -> Exported:
     """Export a model into a bundle.
@@ -101,6 +111,7 @@ def export(
         model: the model (see `load`).
         out: the bundle's folder.
         target: a name from `TARGETS`.
+        quant: one of the target's schemes; None keeps the source's types.
         form: for all sites; None keeps what the target runs fast and rewrites the rest closely.
         sites: forms for single sites, by name or pattern.
         data: samples to observe the sites on (see `load_data`), and without `held_out` drift and latency too. Without either
@@ -122,16 +133,21 @@ def export(
         kernels: whether drift and latency must be those of the graph of actx nodes, or must not; None for where this machine
             has the kernels.
         with_kernels: architectures whose library is put into the bundle: x86_64, aarch64.
+        shapes: ranges of named dimensions that an engine is built for; others follow from the data.
+        build: options of the engine's builder.
         options: how models are run.
         progress: told of every step.
 
     Raises:
         DriftExceeded: the drift exceeds the budget; the bundle is then at ``OUT.rejected`` and `out` is as it was.
+        NotBuilt: the bundle is complete but for what this machine cannot build or run.
         TargetUnavailable: the kernels were asked for and cannot be had.
         UsageError, ActxError: see the steps.
     """
     model, out = Path(model), Path(out)
     goal = find_target(target)
+    check_scheme(goal, quant, data=data is not None)
+    _check_engine(goal, shapes, build)
     _check_kernels(goal, kernels, with_kernels)
     check_metric(metric)
     bundle.check_destination(out, force=force)
@@ -142,8 +158,11 @@ def export(
     if measure_drift or max_drift is not None:
         check_applies(metric, loaded.model)
     lifted = lift(loaded.model)
-    samples = open_data(loaded, data, batch_size)
+    samples = open_data(loaded, data, batch_size, shapes)
     measured = samples if held_out is None else open_data(loaded, held_out, batch_size)
+    to_build = None
+    if goal.has_engine:
+        to_build = BuildRequest(profile_for(loaded.inputs, shapes or {}, (samples, measured)), build or BuildOptions())
     request = RequestEntry(
         target=target,
         form=None if form is None else str(form),
@@ -154,6 +173,9 @@ def export(
         max_drift=max_drift,
         data=data,
         held_out=held_out,
+        quant=quant,
+        shapes={} if to_build is None else {dim: str(sizes) for dim, sizes in to_build.profile.ranges.items()},
+        build={} if to_build is None else to_build.options.to_dict(),
     )
     with bundle.staging(out) as folder, workspace(loaded) as original:
         observed = {} if data is None else calibrate(original, lifted.sites, samples, options, steps("calibrate"))
@@ -162,51 +184,76 @@ def export(
             progress=steps("fit"),
         )  # fmt: skip
         lowered = lower(loaded.model, choices, fold=fold, native=goal.native)
-        graphs = _save(lowered, goal, folder)
+        graphs = _save(lowered, goal, quant, samples, folder)
         carry(folder, with_kernels)
-        graph = choose_graph(folder, graphs, kernels if lowered.native is not None else None)
-        owned = owners_of(graph.path)
-        drift = portable_drift = latency = None
+        engines, missing = _build(goal, folder, graphs, to_build)
+        files = Files(folder, graphs, engines, quant)
+        graph = goal.graph(files, options, kernels if goal.name in graphs else None)
+        owned = owners_of(folder / graphs.get(goal.name, bundle.PORTABLE))
+        drifts: tuple[DriftReport, ...] = ()
         if measure_drift or max_drift is not None:
-            drift, portable_drift = _check(
-                original, graph, measured, _taps(choices, lowered, owned), metric, max_drift, options, steps
-            )
-        if measure_latency:
-            latency = profile(
-                original, graph.path, measured, options=graph.register(options), runs=runs,
-                owners_original=owners(lifted.sites), owners_artifact=owned, progress=steps("profile"),
+            compared = [graph, *_others(files, goal, graph, options)]
+            taps = _taps(choices, lowered, owned)
+            drifts = tuple(
+                check(
+                    original, one.path, measured, taps=taps if one.path.name != bundle.PORTABLE or one is graph else (),
+                    metric=metric, max_drift=max_drift, runtime=one.runtime, original_runtime=options,
+                    progress=steps("check" if one is graph else f"check {one.path.name}"),
+                )
+                for one in compared
             )  # fmt: skip
+        latency = None
+        if measure_latency and graph.on_target:
+            with baseline(goal, loaded.model, original, graph, quant, samples, to_build, options) as before:
+                latency = profile(
+                    before.path, graph.path, measured, runtime=graph.runtime, original_runtime=before.runtime, runs=runs,
+                    owners_original=owners(lifted.sites), owners_artifact=owned, progress=steps("profile"),
+                )  # fmt: skip
         manifest = Manifest(
-            version=1,
+            version=2,
             created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             source=SourceEntry(file=model.name, format=loaded.format, sha256=loaded.sha256, opset=loaded.opset),
             request=request,
             versions=_versions(),
             files=bundle.digests(folder),
             graphs=graphs,
+            engines=engines,
             sites=[_entry(c, p, observed.get(c.site.name)) for c, p in zip(choices, lowered.placements, strict=True)],
-            drift=None if drift is None else drift.to_dict(),
-            portable_drift=None if portable_drift is None else portable_drift.to_dict(),
+            drift=[report.to_dict() for report in drifts],
             latency=None if latency is None else latency.to_dict(),
             notes=[
-                *dict.fromkeys((*samples.notes, *(measured if drift is None else drift).notes)),
-                *_notes(lifted.sites, lowered, graph, measured=drift is not None or latency is not None),
+                *dict.fromkeys((*samples.notes, *(drifts[0] if drifts else measured).notes)),
+                *(() if to_build is None else to_build.profile.notes),
+                *_notes(lifted.sites, goal, files, graph, measured=bool(drifts) or latency is not None),
             ],
         )
         manifest.write(folder / MANIFEST)
-        return _finish(folder, Exported(out, manifest, drift, portable_drift, latency), force=force)
+        return _finish(folder, Exported(out, manifest, drifts, latency), missing, force=force)
+
+
+def _check_engine(target: Target, shapes: Mapping[str, ShapeRange] | None, build: BuildOptions | None) -> None:
+    """Raise before any work where an engine was described and the target has none."""
+    if target.has_engine:
+        target.check_options(build or BuildOptions())
+    elif shapes or build not in {None, BuildOptions()}:
+        with_engine = ", ".join(name for name, other in TARGETS.items() if other.has_engine)
+        raise UsageError(
+            f"no engine is built for target {target.name}",
+            note=f"--shape and the builder's options are for {with_engine}",
+            remedy="Leave them out, or choose one of these targets.",
+        )
 
 
 def _check_kernels(target: Target, kernels: bool | None, with_kernels: Sequence[str]) -> None:
     """Raise before any work where kernels were asked for that cannot be had."""
     check_architectures(with_kernels)
-    if target.native:
+    if target.has_kernels:
         choose_kernels(kernels)
     elif kernels or with_kernels:
-        native = ", ".join(name for name, other in TARGETS.items() if other.native)
+        with_them = ", ".join(name for name, other in TARGETS.items() if other.has_kernels)
         raise UsageError(
             f"target {target.name} has no kernels",
-            note=f"targets with kernels: {native}",
+            note=f"targets with kernels: {with_them}",
             remedy="Choose one of these.",
         )
 
@@ -220,6 +267,19 @@ class DriftExceeded(RequirementError):  # noqa: N818 - the name states the condi
 
     def __init__(self, exported: Exported, what: str, *, note: str, remedy: str) -> None:
         super().__init__(what, note=note, remedy=remedy)
+        self.exported = exported
+
+
+class NotBuilt(TargetUnavailable):
+    """The bundle was written, but this machine lacks what its target needs: the engine is not built, or nothing was measured.
+
+    Attributes:
+        exported: what was made.
+    """
+
+    def __init__(self, exported: Exported, missing: TargetUnavailable, todo: str) -> None:
+        what = f"{exported.path} is written, but {missing.what}"
+        super().__init__(what, note=missing.note, remedy=f"{missing.remedy} {todo}".strip())
         self.exported = exported
 
 
@@ -242,36 +302,33 @@ def _taps(choices: Sequence[Choice], lowered: Lowered, owned: Mapping[str, str])
     ]
 
 
-def _check(
-    original: Path,
-    graph: Graph,
-    data: Data,
-    taps: Sequence[SiteTap],
-    metric: str,
-    max_drift: float | None,
-    options: runtime.RuntimeOptions,
-    steps: _Steps,
-) -> tuple[DriftReport, DriftReport | None]:
-    """Measure the drift of the graph that runs here, and of the portable one where that is another, which others will run."""
-    drift = check(
-        original, graph.path, data, taps=taps, metric=metric, max_drift=max_drift, options=graph.register(options),
-        progress=steps("check"),
-    )  # fmt: skip
-    portable = graph.path.with_name(bundle.PORTABLE)
-    if portable == graph.path:
-        return drift, None
-    return drift, check(
-        original, portable, data, metric=metric, max_drift=max_drift, options=options, progress=steps("check portable")
-    )
+def _others(files: Files, target: Target, graph: Graph, options: RuntimeOptions) -> list[Graph]:
+    """Return the other graphs of standard ops, which run in ONNX Runtime: that of an engine, and the portable one."""
+    names = [files.graphs[target.name]] if target.name in files.engines else []
+    paths = [files.folder / name for name in (*names, bundle.PORTABLE)]
+    return [Graph(path, options, "in ONNX Runtime") for path in paths if path != graph.path]
 
 
-def _finish(folder: Path, exported: Exported, *, force: bool) -> Exported:
+def _build(
+    target: Target, folder: Path, graphs: Mapping[str, str], request: BuildRequest | None
+) -> tuple[dict[str, EngineEntry], TargetUnavailable | None]:
+    """Build the engine of a target that has one; what this machine lacks for that is returned."""
+    try:
+        target.require()
+        if request is None:
+            return {}, None
+        return {target.name: build_engine(target, folder, graphs[target.name], request)}, None
+    except TargetUnavailable as missing:
+        return {}, missing
+
+
+def _finish(folder: Path, exported: Exported, missing: TargetUnavailable | None, *, force: bool) -> Exported:
     """Commit the bundle where it belongs: a budget holds for every graph that was checked."""
-    drift = next(
-        (report for report in (exported.drift, exported.portable_drift) if report is not None and not report), None
-    )
+    drift = next((report for report in exported.drifts if not report), None)
     if drift is None:
         bundle.commit(folder, exported.path, force=force)
+        if missing is not None:
+            raise NotBuilt(exported, missing, _todo(exported)) from missing
         return exported
     rejected = bundle.rejected_place(exported.path)
     bundle.commit(folder, rejected, force=True)
@@ -285,12 +342,22 @@ def _finish(folder: Path, exported: Exported, *, force: bool) -> Exported:
     )
 
 
-def _save(lowered: Lowered, target: Target, folder: Path) -> dict[str, str]:
+def _todo(exported: Exported) -> str:
+    """Say what is left to do on the device."""
+    if TARGETS[exported.manifest.request.target].has_engine:
+        return f"On the device, actx build {exported.path} makes the engine of what is in it."
+    return f"Nothing was measured on the target: run actx check and actx profile MODEL {exported.path} where it is."
+
+
+def _save(lowered: Lowered, target: Target, quant: str | None, data: Data, folder: Path) -> dict[str, str]:
     graphs = {"portable": bundle.PORTABLE}
     models = {bundle.PORTABLE: lowered.portable}
-    if lowered.native is not None:
-        graphs[target.name] = bundle.native_name(target.name)
-        models[graphs[target.name]] = lowered.native
+    own = lowered.native
+    if target.has_engine:
+        own = typed(lowered.portable, quant, data)
+    if own is not None:
+        graphs[target.name] = bundle.graph_name(target.name)
+        models[graphs[target.name]] = own
     save(models, folder)
     return graphs
 
@@ -338,12 +405,14 @@ def _fit_entry(fit: Fit) -> FitEntry:
     )
 
 
-def _notes(sites: Sequence[Site], lowered: Lowered, graph: Graph, *, measured: bool) -> list[str]:
+def _notes(sites: Sequence[Site], target: Target, files: Files, graph: Graph, *, measured: bool) -> list[str]:
     notes = []
     if not sites:
         notes.append("the model has no sites: it was exported unchanged")
-    if measured and lowered.native is not None and graph.kernels is None:
+    if measured and target.name in files.graphs and (target.has_kernels and not graph.kernels):
         notes.append(f"drift and latency are those of {graph.path.name}, {graph.reason}")
+    if not graph.on_target:
+        notes.append(f"drift is that of {graph.path.name} {graph.reason}; latency on {target.name} is not measured")
     return notes
 
 

@@ -1,43 +1,29 @@
-"""The runtimes that a model can be exported to."""
+"""The runtimes that a model can be exported to: one file each."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from actx.exporter import quantize
 from actx.exporter.errors import TargetUnavailable, UsageError
+from actx.exporter.quantize import SCHEMES
+from actx.exporter.targets.base import Abilities, BuildRequest, Files, Graph, Target
+from actx.exporter.targets.openvino import OpenVino
+from actx.exporter.targets.ort_cpu import OrtCpu
+from actx.exporter.targets.portable import Portable
+from actx.exporter.targets.tensorrt import Trt, TrtRtx
 
+__all__ = [
+    "TARGETS",
+    "Abilities",
+    "BuildRequest",
+    "Files",
+    "Graph",
+    "Target",
+    "check_scheme",
+    "find_target",
+]
 
-@dataclass(frozen=True)
-class Target:
-    """A runtime on a device class.
-
-    Attributes:
-        name: as it is called on the command line.
-        native: whether a graph of bare actx nodes is written beside the portable one.
-        fast: kinds of sites that it runs as one op about as fast as an actx node, so that they are not rewritten unasked.
-    """
-
-    name: str
-    native: bool
-    fast: frozenset[str]
-
-
-# What ONNX Runtime's own op for a kind costs on a CPU, as a multiple of the actx node that would replace it: float32, one
-# thread, on AVX-512 or AVX2, whichever is less (`python -m tests.benchmarks.kernels isas`), because the device may have
-# either. A kind that is not here has no op that comes near.
-_COST_OF_OWN_OP = {
-    "relu": 0.7, "relu6": 0.5, "hardtanh": 0.6, "leaky_relu": 0.8, "prelu": 0.8, "relu2": 1.7, "hard_sigmoid": 0.7,
-    "hardswish": 2.4, "sigmoid": 0.4, "tanh": 0.3, "silu": 0.3, "gelu": 0.7, "gelu_tanh": 0.6, "quick_gelu": 0.7,
-}  # fmt: skip
-# Outputs are not changed unasked for less than this.
-_WORTH_A_REWRITE = 1.5
-_FAST_ON_CPU = frozenset(kind for kind, cost in _COST_OF_OWN_OP.items() if cost < _WORTH_A_REWRITE)
-
-TARGETS: dict[str, Target] = {
-    target.name: target
-    for target in (Target("ort-cpu", native=True, fast=_FAST_ON_CPU), Target("onnx", native=False, fast=frozenset()))
-}
-PLANNED = ("openvino", "ort-cuda", "trt", "trt-rtx")
+TARGETS: dict[str, Target] = {target.name: target for target in (OrtCpu(), OpenVino(), Trt(), TrtRtx(), Portable())}
+PLANNED = ("ort-cuda",)
 
 
 def find_target(name: str) -> Target:
@@ -58,3 +44,19 @@ def find_target(name: str) -> Target:
             f"unknown target {name!r}", note=f"available: {', '.join(TARGETS)}", remedy="Choose one of these."
         )
     return TARGETS[name]
+
+
+def check_scheme(target: Target, scheme: str | None, *, data: bool) -> None:
+    """Check that a target has a quantization scheme, and that there is data to calibrate it on where it needs some.
+
+    Raises:
+        UsageError: the target has it not, the note is then the table of what there is; or data is missing.
+    """
+    if scheme is None:
+        return
+    if scheme not in target.schemes:
+        table = "; ".join(f"{other.name}: {', '.join(other.schemes)}" for other in TARGETS.values() if other.schemes)
+        remedy = "Choose one of these, or leave --quant out."
+        raise UsageError(f"target {target.name} has no scheme {scheme!r}", note=table, remedy=remedy)
+    if scheme in SCHEMES:
+        quantize.check_scheme(scheme, data=data)

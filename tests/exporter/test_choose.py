@@ -184,13 +184,13 @@ def test_the_default_takes_the_smallest_close_spline(spelling: str) -> None:
 
 def test_the_default_without_kernels_keeps_all() -> None:
     (choice,) = choose([site_of("mish_decomposed")], PORTABLE)
-    assert choice.reason == "onnx has no kernel for splines: choose a form with --form"
+    assert choice.reason == "kept: no form is known to be faster on onnx; --form chooses one"
 
 
 def test_the_default_keeps_what_no_spline_follows() -> None:
     assert only(site_of("snake")).reason.startswith("kept: spline:32x3 cannot hold")
     # The denominator of this rational has kinks and poles near the real line.
-    assert only(site_of("rational_b")).reason == "kept: no spline of 32 segments is within 1e-05"
+    assert only(site_of("rational_b")).reason == "kept: spline:32x3 is not within 1e-05"
 
 
 # --- per channel ---

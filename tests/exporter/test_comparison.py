@@ -11,7 +11,9 @@ from onnx import helper
 
 from actx.exporter import Form, check, export, inspect, profile, session
 from actx.exporter.errors import ActxError, UsageError
-from actx.exporter.opening import Graph, best_graph
+from actx.exporter.opening import best_graph
+from actx.exporter.runtimes.onnxruntime import RuntimeOptions
+from actx.exporter.targets import Graph
 from tests.networks import HIDDEN, SPELLINGS, WIDTH, Write, after, chain, many_sites, onnx_mlp, times_x, unary
 
 if TYPE_CHECKING:
@@ -249,7 +251,7 @@ def test_sessions_of_what_is_no_bundle(tmp_path: Path, model: Path) -> None:
         session(tmp_path / "missing")
     with pytest.raises(ActxError, match="is no bundle"):
         session(tmp_path)
-    assert best_graph(model) == Graph(model, None, "the file itself")
+    assert best_graph(model) == Graph(model, RuntimeOptions(), "the file itself")
 
 
 # --- inspect ---

@@ -39,7 +39,7 @@ def test_reading_gives_what_was_written(file: Path, tmp_path: Path) -> None:
     manifest = Manifest.read(file)
     manifest.write(tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == file.read_bytes()
-    assert manifest.version == 1
+    assert manifest.version == 2
     assert manifest.sites[0].form == "pwl:8"
 
 
@@ -47,7 +47,7 @@ def test_it_is_plain_json_without_nan(file: Path) -> None:
     def refuse(text: str) -> Any:
         raise AssertionError(text)
 
-    assert json.loads(file.read_text(), parse_constant=refuse)["version"] == 1
+    assert json.loads(file.read_text(), parse_constant=refuse)["version"] == 2
 
 
 def test_a_manifest_cannot_be_changed(file: Path) -> None:
@@ -76,12 +76,12 @@ def test_json_nested_too_deep(file: Path) -> None:
         Manifest.read(file)
 
 
-@pytest.mark.parametrize("content", ["[]", "1", '"x"', "null", "{}", '{"version": 2}', '{"version": "1"}'])
+@pytest.mark.parametrize("content", ["[]", "1", '"x"', "null", "{}", '{"version": 1}', '{"version": "1"}'])
 def test_another_version(file: Path, content: str) -> None:
     file.write_text(content)
     with pytest.raises(ActxError, match="manifest version") as caught:
         Manifest.read(file)
-    assert "reads 1" in caught.value.note
+    assert "reads 2" in caught.value.note
 
 
 def _drop(tree: Any) -> str:

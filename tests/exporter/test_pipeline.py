@@ -227,7 +227,7 @@ def test_a_pin_that_matches_nothing(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
 
 
-@pytest.mark.parametrize("target", ["openvino", "ort-cuda", "trt", "trt-rtx"])
+@pytest.mark.parametrize("target", ["ort-cuda"])
 def test_planned_targets(tmp_path: Path, target: str) -> None:
     with pytest.raises(TargetUnavailable, match=target):
         quick(tmp_path / "missing", tmp_path / "out", target=target)
@@ -280,7 +280,7 @@ def test_what_is_not_measured_is_null(tmp_path: Path) -> None:
     assert exported.drift is None
     assert exported.latency is None
     tree = json.loads((exported.path / "manifest.json").read_text())
-    assert tree["drift"] is None
+    assert tree["drift"] == []
     assert tree["latency"] is None
 
 

@@ -16,14 +16,15 @@ SIGNATURES = {
     "ActxError": ["what", "note", "remedy"],
     "Form": ["name", "parameters"],
     "check": [
-        *("model", "artifact", "data", "inputs", "batch_size", "metric", "max_drift", "logits", "trust", "factory"),
-        *("kernels", "options", "progress"),
+        *("model", "artifact", "data", "inputs", "batch_size", "metric", "max_drift", "logits"),
+        *("save_outputs", "trust", "factory", "kernels", "options", "progress"),
     ],
     "export": [
         *(
             "model",
             "out",
             "target",
+            "quant",
             "form",
             "sites",
             "data",
@@ -36,12 +37,14 @@ SIGNATURES = {
             "weighted",
         ),
         *("measure_drift", "measure_latency", "runs", "force", "trust", "factory", "opset", "kernels"),
-        *("with_kernels", "options", "progress"),
+        *("with_kernels", "shapes", "build", "options", "progress"),
     ],
+    "build": ["bundle", "target", "shapes", "options"],
     "fit": ["function", "form", "interval", "fold", "density"],
     "InputSpec": ["name", "dtype", "dims"],
     "RuntimeOptions": [
         *("threads", "optimization", "disabled_optimizers", "libraries", "spin_between_runs", "pin_threads"),
+        "engine",
     ],
     "inspect": ["model", "data", "inputs", "batch_size", "trust", "factory", "options"],
     "profile": [

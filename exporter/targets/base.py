@@ -1,0 +1,184 @@
+"""What a target is to the pipeline: which graph it takes, what it is built to, and what runs it here."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from actx.exporter.bundle import ENGINE_SUFFIX, PORTABLE
+from actx.exporter.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from actx.exporter.fitting import Form
+    from actx.exporter.kernels import Carried
+    from actx.exporter.lower import Native
+    from actx.exporter.manifest import EngineEntry
+    from actx.exporter.runtimes.base import Runtime
+    from actx.exporter.runtimes.onnxruntime import RuntimeOptions
+    from actx.exporter.tensorrt.options import BuildOptions
+    from actx.exporter.tensorrt.shapes import Profile
+
+
+@dataclass(frozen=True)
+class Files:
+    """What is in a bundle's folder.
+
+    Attributes:
+        folder: the bundle's.
+        graphs: file names by role, as in its manifest.
+        engines: what was built, by target, as in its manifest.
+        quant: the scheme that its target's graph was quantized with, None for none.
+        carried: the libraries that the bundle carries.
+        trust: whether code that came with the bundle may run: there is none where it is being made.
+    """
+
+    folder: Path
+    graphs: Mapping[str, str]
+    engines: Mapping[str, EngineEntry]
+    quant: str | None = None
+    carried: Carried | None = None
+    trust: bool = True
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What to run, and in what.
+
+    Attributes:
+        path: an ONNX file or an engine.
+        runtime: what opens it.
+        reason: why this one.
+        on_target: whether this is what the target's devices run, so that its latency is the target's.
+        kernels: whether it needs the actx kernels.
+        source: the graph that an engine was built from, None for a graph.
+    """
+
+    path: Path
+    runtime: Runtime
+    reason: str
+    on_target: bool = True
+    kernels: bool = False
+    source: Path | None = None
+
+    @property
+    def onnx(self) -> Path | None:
+        """The graph itself, or that of the engine; None of an engine by itself."""
+        return self.source or (None if self.path.suffix == ENGINE_SUFFIX else self.path)
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What can be done with a target on this machine; an empty text says yes, any other why not.
+
+    Attributes:
+        build: make the artifact.
+        run: run it, for `check` and `session`.
+        profile: measure its latency.
+        versions: of what it needs, by name.
+        install: what to do for what cannot be done; empty where nothing is missing.
+    """
+
+    build: str = ""
+    run: str = ""
+    profile: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    install: str = ""
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What an engine is built for.
+
+    Attributes:
+        profile: the shapes that it takes.
+        options: of the builder.
+    """
+
+    profile: Profile
+    options: BuildOptions
+
+
+class Target(ABC):
+    """A runtime on a device class.
+
+    Attributes:
+        name: as it is called on the command line.
+        summary: what it is, in a few words.
+        fast: kinds of sites that it runs as one op about as fast as what would replace them: not rewritten unasked.
+        forms: for the other kinds, the forms that are tried unasked, from the cheapest; none where it is best left alone.
+        native: what its own graph is written in, beside the portable one (see `lower`); None where that is what it takes.
+        schemes: values of ``--quant``; without a scheme the graph keeps the source's types.
+        has_kernels: whether there are actx kernels for it.
+        has_engine: whether an engine is built for it, from the portable graph in the types of a scheme.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    fast: ClassVar[frozenset[str]] = frozenset()
+    forms: ClassVar[tuple[Form, ...]] = ()
+    native: ClassVar[Native | None] = None
+    schemes: ClassVar[tuple[str, ...]] = ()
+    has_kernels: ClassVar[bool] = False
+    has_engine: ClassVar[bool] = False
+
+    @abstractmethod
+    def abilities(self) -> Abilities:
+        """Return what can be done with it on this machine."""
+
+    @abstractmethod
+    def graph(self, files: Files, options: RuntimeOptions, kernels: bool | None) -> Graph:
+        """Return what this machine runs of a bundle that was made for it.
+
+        Args:
+            files: the bundle.
+            options: how it is run.
+            kernels: whether the graph of actx nodes must be taken, or must not; None for where it can.
+
+        Raises:
+            TargetUnavailable: what was asked for explicitly cannot be had.
+            UsageError: kernels were asked for and there are none for this target.
+        """
+
+    def require(self) -> None:  # noqa: B027 - most targets are built with what actx itself needs
+        """Check that its artifact can be built here.
+
+        Raises:
+            TargetUnavailable: it cannot; the graph in the bundle is then all that is made.
+        """
+
+    def check_options(self, options: BuildOptions) -> None:
+        """Check that the target's builder has the options that are set.
+
+        Raises:
+            UsageError: it has not.
+        """
+        raise NotImplementedError
+
+    def build(self, graph: Path, engine: Path, request: BuildRequest) -> dict[str, Any]:
+        """Build an engine from the target's graph and return the facts of it, as JSON values.
+
+        Raises:
+            TargetUnavailable: it cannot be built on this machine.
+            UsageError: the options or shapes are not for this library.
+            ActxError: the library cannot take the graph, or the disk is full.
+        """
+        raise NotImplementedError
+
+
+def portable(files: Files, options: RuntimeOptions, reason: str, *, on_target: bool = True) -> Graph:
+    """Return the graph of standard ops, in ONNX Runtime."""
+    return Graph(files.folder / PORTABLE, options, reason, on_target=on_target)
+
+
+def refuse_kernels(files: Files, kernels: bool | None) -> None:
+    """Raise where kernels were asked for and the bundle has no graph for them."""
+    if kernels:
+        raise UsageError(
+            f"{files.folder} has no graph of actx nodes",
+            note=f"its graphs: {', '.join(files.graphs.values())}",
+            remedy="Leave --kernels out: no site was rewritten, or the target has no kernels.",
+        )

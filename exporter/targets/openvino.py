@@ -1,0 +1,49 @@
+"""OpenVINO on a CPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from actx.exporter.bundle import PORTABLE
+from actx.exporter.errors import TargetUnavailable
+from actx.exporter.runtimes import openvino
+from actx.exporter.targets.base import Abilities, Files, Graph, Target, refuse_kernels
+
+if TYPE_CHECKING:
+    from actx.exporter.runtimes.onnxruntime import RuntimeOptions
+
+
+class OpenVino(Target):
+    """OpenVINO on a CPU.
+
+    It computes most activations within the linear layer before them, and chains of pointwise ops in one loop where it knows the
+    shapes: a form is as fast at best, but for what it has no op for. So nothing is rewritten unasked.
+    """
+
+    name = "openvino"
+    summary = "OpenVINO on a CPU"
+    native = "standard"
+    schemes = ("bf16",)
+
+    def abilities(self) -> Abilities:
+        """Everything, where it is installed."""
+        try:
+            found = openvino.description()
+        except TargetUnavailable as error:
+            return Abilities("", error.what, error.what, {}, error.remedy)
+        return Abilities(versions={"openvino": found["openvino"]})
+
+    def require(self) -> None:
+        """Check that it is installed."""
+        openvino.description()
+
+    def graph(self, files: Files, options: RuntimeOptions, kernels: bool | None) -> Graph:
+        """Return its graph, in OpenVINO where that is installed, else in ONNX Runtime."""
+        refuse_kernels(files, kernels)
+        own = files.folder / files.graphs.get(self.name, PORTABLE)
+        try:
+            found = openvino.description()
+        except TargetUnavailable as error:
+            return Graph(own, options, f"in ONNX Runtime: {error.what}", on_target=False)
+        runtime = openvino.OpenVino(options.threads, "bf16" if files.quant == "bf16" else "f32")
+        return Graph(own, runtime, f"in OpenVINO {found['openvino']}")

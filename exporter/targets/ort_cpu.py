@@ -1,0 +1,52 @@
+"""ONNX Runtime on a CPU, with the native kernels of the actx ops."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnxruntime as ort
+
+from actx.exporter.fitting import Form
+from actx.exporter.kernels import choose_kernels
+from actx.exporter.targets.base import Abilities, Files, Graph, Target, portable, refuse_kernels
+
+if TYPE_CHECKING:
+    from actx.exporter.runtimes.onnxruntime import RuntimeOptions
+
+# What ONNX Runtime's own op for a kind costs on a CPU, as a multiple of the actx node that would replace it: float32, one
+# thread, on AVX-512 or AVX2, whichever is less (`python -m tests.benchmarks.kernels isas`), because the device may have
+# either. A kind that is not here has no op that comes near.
+_COST_OF_OWN_OP = {
+    "relu": 0.7, "relu6": 0.5, "hardtanh": 0.6, "leaky_relu": 0.8, "prelu": 0.8, "relu2": 1.7, "hard_sigmoid": 0.7,
+    "hardswish": 2.4, "sigmoid": 0.4, "tanh": 0.3, "silu": 0.3, "gelu": 0.7, "gelu_tanh": 0.6, "quick_gelu": 0.7,
+}  # fmt: skip
+# Outputs are not changed unasked for less than this.
+_WORTH_A_REWRITE = 1.5
+
+
+class OrtCpu(Target):
+    """ONNX Runtime on a CPU: a graph of actx nodes, and the kernels that run it."""
+
+    name = "ort-cpu"
+    summary = "ONNX Runtime on a CPU, with native kernels"
+    fast = frozenset(kind for kind, cost in _COST_OF_OWN_OP.items() if cost < _WORTH_A_REWRITE)
+    forms = tuple(Form("spline", (segments, 3)) for segments in (8, 16, 24, 32))
+    native = "actx"
+    has_kernels = True
+
+    def abilities(self) -> Abilities:
+        """Everything; without the kernels, the portable graph."""
+        kernels, missing = choose_kernels(None)
+        note = "" if kernels is not None else f"{missing}: model.onnx is run. Install actx where a C++17 compiler is."
+        return Abilities(versions={"onnxruntime": ort.__version__}, install=note)
+
+    def graph(self, files: Files, options: RuntimeOptions, kernels: bool | None) -> Graph:
+        """Return the graph of actx nodes where this machine has the kernels, else the portable one."""
+        own = files.graphs.get(self.name)
+        if own is None:
+            refuse_kernels(files, kernels)
+            return portable(files, options, "the bundle holds this graph only")
+        found, missing = choose_kernels(kernels, files.carried)
+        if found is None:
+            return portable(files, options, f"not {own}: {missing}")
+        return Graph(files.folder / own, found.register(options), f"with {found.origin}", kernels=True)

@@ -1,0 +1,100 @@
+"""TensorRT and TensorRT-RTX on NVIDIA GPUs: one module, because the libraries are the same but for their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actx.exporter.errors import TargetUnavailable
+from actx.exporter.quantize import SCHEMES
+from actx.exporter.targets.base import Abilities, BuildRequest, Files, Graph, Target, portable, refuse_kernels
+from actx.exporter.tensorrt.build import build
+from actx.exporter.tensorrt.command import command
+from actx.exporter.tensorrt.device import require_gpu
+from actx.exporter.tensorrt.engine import EngineRuntime
+from actx.exporter.tensorrt.library import TARGETS as LIBRARIES
+from actx.exporter.tensorrt.library import describe, find
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from actx.exporter.runtimes.onnxruntime import RuntimeOptions
+    from actx.exporter.tensorrt.options import BuildOptions
+
+
+class _TensorRt(Target):
+    """A typed graph, and the engine that is built from it. A GPU runs any pointwise function at the speed of its memory."""
+
+    schemes = tuple(SCHEMES)
+    has_engine = True
+    builds_without_gpu = False
+
+    def abilities(self) -> Abilities:
+        """Return what the library and the machine allow."""
+        try:
+            found = describe(self.name)
+        except TargetUnavailable as error:
+            return Abilities(error.what, error.what, error.what, {}, error.remedy)
+        no_gpu = f"no GPU: {found['no_gpu']}" if found["gpu"] is None else ""
+        return Abilities(
+            "" if self.builds_without_gpu else no_gpu, no_gpu, no_gpu, {found["library"]: found["version"]}
+        )
+
+    def check_options(self, options: BuildOptions) -> None:
+        """Check that the library has the options."""
+        options.check(self.name)
+
+    def require(self) -> None:
+        """Check that the library is installed; whether it also needs a GPU it says itself."""
+        find(self.name)
+
+    def build(self, graph: Path, engine: Path, request: BuildRequest) -> dict[str, Any]:
+        """Build the engine; one of its facts is the library's own command that builds the same in the bundle's folder."""
+        profile, options = request.profile, request.options
+        built = build(graph, engine, target=self.name, profile=profile, options=options)
+        names = Path(graph.name), Path(engine.name)
+        return {**built.facts, "command": command(*names, target=self.name, profile=profile, options=options)}
+
+    def graph(self, files: Files, options: RuntimeOptions, kernels: bool | None) -> Graph:
+        """Return the engine where this machine runs it, else the typed graph in ONNX Runtime."""
+        refuse_kernels(files, kernels)
+        own = next((files.graphs[name] for name in LIBRARIES if name in files.graphs), None)  # both take the same graph
+        built = files.engines.get(self.name)
+        if own is None:
+            return portable(files, options, "in ONNX Runtime: the bundle holds this graph only", on_target=False)
+        typed = files.folder / own
+        if built is None:
+            return Graph(typed, options, "in ONNX Runtime: no engine was built", on_target=False)
+        engine = files.folder / built.file
+        runtime = engine_runtime(self.name, options, built.facts, typed, trust=files.trust)
+        try:
+            find(self.name)
+            require_gpu("the engine cannot be run")
+        except TargetUnavailable as error:
+            return Graph(typed, options, f"in ONNX Runtime: {error.what}", on_target=False)
+        return Graph(engine, runtime, f"the engine in {runtime.name}", source=typed)
+
+
+def engine_runtime(
+    target: str, options: RuntimeOptions, facts: Mapping[str, Any], graph: Path | None, *, trust: bool
+) -> EngineRuntime:
+    """Return what runs an engine."""
+    asked = options.engine
+    return EngineRuntime(
+        target, facts, graph, cuda_graph=asked.cuda_graph, transfers=asked.transfers, spin=asked.spin, trust=trust
+    )
+
+
+class Trt(_TensorRt):
+    """TensorRT: data centre and Jetson."""
+
+    name = "trt"
+    summary = "TensorRT 10.12 or newer on NVIDIA GPUs and Jetson"
+
+
+class TrtRtx(_TensorRt):
+    """TensorRT-RTX: engines for desktop GPUs, built on any machine and finished on the GPU."""
+
+    name = "trt-rtx"
+    summary = "TensorRT for RTX GPUs; built without a GPU"
+    builds_without_gpu = True
