@@ -8,7 +8,10 @@ EXAMPLE = "Example: actx targets"
 
 
 def command(json: options.Json = False) -> None:
-    """List the targets: what can be built, run and profiled on this machine, and what to install for the rest."""
+    """List the targets and what this machine can do with each.
+
+    What can be built, run and profiled here, with versions, and what to install for the rest.
+    """
     from dataclasses import asdict  # noqa: PLC0415
 
     from actx.cli import printing  # noqa: PLC0415 - the help must answer without the library

@@ -6,6 +6,7 @@ Inputs are what `polygraphy run --save-inputs` writes: a list with one dict of a
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from actx.exporter.errors import ActxError, TargetUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from actx.exporter.data import Arrays
@@ -31,7 +32,8 @@ def read_inputs(path: Path) -> list[Mapping[str, Any]]:
     """
     json = _polygraphy(f"'{path}'")
     try:
-        runs = json.load_json(str(path))
+        with _silent():
+            runs = json.load_json(str(path))
     except Exception as error:
         raise ActxError(
             f"'{path}' cannot be read as inputs of Polygraphy", note=str(error), remedy="Save them again."
@@ -74,7 +76,8 @@ class OutputFile:
         Raises:
             ActxError: it cannot be written.
         """
-        from polygraphy.comparator import IterationResult, RunResults  # noqa: PLC0415 - found by _polygraphy
+        with _silent():
+            from polygraphy.comparator import IterationResult, RunResults  # noqa: PLC0415 - found by _polygraphy
 
         results = RunResults(
             [
@@ -83,11 +86,21 @@ class OutputFile:
             ]
         )
         try:
-            results.save(str(self._path))
+            with _silent():
+                results.save(str(self._path))
         except Exception as error:
             raise ActxError(
                 f"cannot write '{self._path}'", note=str(error), remedy="Check the free space and permissions."
             ) from error
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Polygraphy writes its remarks to stdout."""
+    from polygraphy.logger import G_LOGGER  # noqa: PLC0415 - found by _polygraphy
+
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+        yield
 
 
 def _polygraphy(what: str) -> Any:

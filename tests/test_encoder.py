@@ -188,4 +188,4 @@ def test_the_raw_hardswish_is_refused(
     assert "the drift is 0." in capfd.readouterr().err
     assert (out / "manifest.json").read_bytes() == before
     rejected = json.loads((tmp_path / "out.rejected" / "manifest.json").read_text())
-    assert rejected["drift"]["drift"] > 0.1
+    assert rejected["drift"][0]["drift"] > 0.1

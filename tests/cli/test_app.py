@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from tests.cli.conftest import Actx
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-HEAVY = ("torch", "onnxruntime", "onnx", "scipy", "numpy", "matplotlib", "rich")
+HEAVY = ("torch", "openvino", "tensorrt_rtx", "onnxruntime", "onnx", "scipy", "numpy", "matplotlib", "rich")
 
 
 # --- help ---
 
 
 def test_the_verbs() -> None:
-    assert list(COMMANDS) == ["inspect", "export", "check", "profile", "fit", "demo"]
+    assert list(COMMANDS) == ["inspect", "export", "build", "check", "profile", "fit", "targets", "demo"]
 
 
 @pytest.mark.parametrize("verb", COMMANDS)
@@ -103,7 +103,7 @@ def test_completion(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert complete("actx ins") == ["inspect"]
     assert complete("actx fit gelu --form pwl") == ["pwl:8", "pwl:16", "pwl:32"]
-    assert complete("actx export m --target o") == ["ort-cpu", "onnx"]
+    assert complete("actx export m --target o") == ["ort-cpu", "openvino", "onnx"]
 
 
 def test_a_completion_script() -> None:
@@ -127,7 +127,16 @@ ERRORS: dict[str, tuple[int, tuple[str, ...]]] = {
     "unknown form": (2, ("export", "MODEL", "--form", "magic:3")),
     "form out of range": (2, ("export", "MODEL", "--form", "pwl:99")),
     "unknown target": (2, ("export", "MODEL", "--target", "tpu")),
-    "planned target": (4, ("export", "MODEL", "--target", "trt")),
+    "planned target": (4, ("export", "MODEL", "--target", "ort-cuda")),
+    "unknown scheme": (2, ("export", "MODEL", "--target", "trt-rtx", "--quant", "fp8")),
+    "scheme of another target": (2, ("export", "MODEL", "--quant", "fp16")),
+    "scheme that needs data": (2, ("export", "MODEL", "--target", "trt-rtx", "--quant", "int8")),
+    "malformed shape": (2, ("export", "MODEL", "--target", "trt-rtx", "--shape", "batch")),
+    "shape without an engine": (2, ("export", "MODEL", "--shape", "batch=1:2:3")),
+    "malformed size": (2, ("export", "MODEL", "--target", "trt-rtx", "--workspace", "much")),
+    "option of another library": (2, ("export", "MODEL", "--target", "trt-rtx", "--dla", "0")),
+    "build of what is no bundle": (1, ("build", "missing")),
+    "engine by itself": (1, ("check", "MODEL", "ENGINE")),
     "unknown metric": (2, ("export", "MODEL", "--metric", "accuracy")),
     "metric that does not import": (1, ("check", "MODEL", "MODEL", "--metric", "no.such:thing")),
     "unknown activation": (2, ("fit", "magic")),
@@ -155,8 +164,10 @@ def test_errors(actx: Actx, model: Path, case: str, json_flag: bool, monkeypatch
     """One line that says what failed, then the facts, then the remedy, all on stderr."""
     monkeypatch.chdir(model.parent)
     code, arguments = ERRORS[case]
+    engine = model.with_name("model.engine")
+    engine.write_bytes(b"vtrt")
     flags = ("--json",) if json_flag and case not in {"no such verb", "option without a value"} else ()
-    result = actx(*(str(model) if a == "MODEL" else a for a in arguments), *flags)
+    result = actx(*({"MODEL": str(model), "ENGINE": str(engine)}.get(a, a) for a in arguments), *flags)
     assert result.code == code
     if case != "missed budget":
         assert result.out == ""
@@ -205,6 +216,7 @@ def test_json_of_every_verb(actx: Actx, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     cases: dict[str, tuple[object, ...]] = {
         "inspect": (model, "--explain"),
+        "targets": (),
         "export": (model, "-o", out, "--form", "pwl:8", "--runs", 2),
         "check": (model, out),
         "profile": (model, out, "--runs", 2),
@@ -217,7 +229,8 @@ def test_json_of_every_verb(actx: Actx, model: Path, tmp_path: Path) -> None:
         found[verb] = object_of(result.out)
     assert len(found["inspect"]["sites"]) == 3
     assert found["export"]["bundle"] == str(out)
-    assert found["export"]["drift"]["synthetic"] is True
+    assert found["export"]["drift"][0]["synthetic"] is True
+    assert found["targets"]["targets"]["trt-rtx"]["build"] == ""
     assert found["check"]["within_budget"] is True
     assert found["profile"]["runs"] == 2
     assert found["fit"]["form"] == "pwl:16"

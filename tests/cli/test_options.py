@@ -33,7 +33,14 @@ def test_metrics() -> None:
 
 def test_targets() -> None:
     assert tuple(TARGETS) == options.TARGETS
-    assert help_of("--target") == [f"{' or '.join(TARGETS)}."]
+    listed = f"{', '.join(list(TARGETS)[:-1])} or {list(TARGETS)[-1]}."
+    assert help_of("--target") == [listed, "What to build for; the bundle's own target without it."]
+
+
+def test_schemes() -> None:
+    assert set(options.SCHEMES) == {scheme for target in TARGETS.values() for scheme in target.schemes}
+    (text,) = help_of("--quant")
+    assert all(scheme in text for scheme in options.SCHEMES)
 
 
 def test_forms() -> None:

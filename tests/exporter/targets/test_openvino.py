@@ -111,11 +111,12 @@ def test_what_it_does_not_have(tmp_path: Path) -> None:
 def test_without_openvino_the_bundle_is_left(tmp_path: Path) -> None:
     """In a process of its own, in which the package cannot be imported."""
     model, _ = write_small(SMALL["mish"], tmp_path)
+    options = ["--target", "openvino", "--form", "pwl:8", "--no-profile", "-o", str(tmp_path / "out")]
     code = f"""
 import sys
 sys.modules["openvino"] = None
 from actx.cli.main import run
-sys.argv = ["actx", "export", {str(model)!r}, "--target", "openvino", "--form", "pwl:8", "--no-profile", "-o", {str(tmp_path / "out")!r}]
+sys.argv = ["actx", "export", {str(model)!r}, *{options!r}]
 sys.exit(run())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
