@@ -47,14 +47,16 @@ def command(
     from actx.cli import printing  # noqa: PLC0415 - the help must answer without the library
     from actx.exporter import build  # noqa: PLC0415
 
-    built = build(
-        bundle, target=target, shapes=engine.parse_shapes(shape) or None,
-        options=engine.parse_build(
-            compute_capabilities=compute_capability, timing_cache=timing_cache, workspace=workspace,
-            version_compatible=version_compatible, strip_weights=strip_weights, refit=refit, dla_core=dla,
-            hardware_compatibility=hardware_compatibility, tf32=tf32, optimization_level=builder_level,
-        ),
-    )  # fmt: skip
+    with printing.progress_bar() as progress:
+        built = build(
+            bundle, target=target, shapes=engine.parse_shapes(shape) or None,
+            options=engine.parse_build(
+                compute_capabilities=compute_capability, timing_cache=timing_cache, workspace=workspace,
+                version_compatible=version_compatible, strip_weights=strip_weights, refit=refit, dla_core=dla,
+                hardware_compatibility=hardware_compatibility, tf32=tf32, optimization_level=builder_level,
+            ),
+            progress=lambda done, total: progress("build", done, total),
+        )  # fmt: skip
     if json:
         printing.print_json({"bundle": str(built.path), "target": built.target, **built.engine.model_dump(mode="json")})
     else:

@@ -26,8 +26,9 @@ from actx.exporter.tensorrt.shapes import Profile, parse_ranges, resolve, sizes_
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from actx.exporter.data import Data, InputSpec
+    from actx.exporter.data import Arrays, Data, InputSpec
     from actx.exporter.runtimes.onnxruntime import RuntimeOptions
+    from actx.exporter.targets.base import Progress
     from actx.exporter.tensorrt.shapes import ShapeRange
 
 
@@ -52,6 +53,7 @@ def build(
     target: str | None = None,
     shapes: Mapping[str, ShapeRange] | None = None,
     options: BuildOptions | None = None,
+    progress: Progress | None = None,
 ) -> Built:
     """Build the engine of a bundle from the typed graph in it, and put it there. The rest of the bundle stays as it is.
 
@@ -60,6 +62,7 @@ def build(
         target: what to build for, where that is not the bundle's own: one that takes the same typed graph.
         shapes: ranges of named dimensions, by name; those of the export hold for the others.
         options: of the builder; None takes those of the export.
+        progress: called with the number of steps of the builder done and to do.
 
     Raises:
         UsageError: the target has no engines, or shapes or options are not for it.
@@ -78,7 +81,7 @@ def build(
     with staging(folder) as place:
         _link(folder, place, manifest)
         profile = resolve(input_specs(ir.load(place / name)), ranges)
-        entry = build_engine(goal, place, name, BuildRequest(profile, chosen))
+        entry = build_engine(goal, place, name, BuildRequest(profile, chosen), progress)
         made = manifest.model_copy(
             update={
                 "engines": {**manifest.engines, goal.name: entry},
@@ -91,14 +94,16 @@ def build(
     return Built(folder, goal.name, entry)
 
 
-def build_engine(target: Target, folder: Path, graph: str, request: BuildRequest) -> EngineEntry:
+def build_engine(
+    target: Target, folder: Path, graph: str, request: BuildRequest, progress: Progress | None = None
+) -> EngineEntry:
     """Build the engine of a graph in a bundle's folder.
 
     Raises:
         UsageError, TargetUnavailable, ActxError: as `build`.
     """
     file = engine_name(target.name)
-    return EngineEntry(file=file, facts=target.build(folder / graph, folder / file, request))
+    return EngineEntry(file=file, facts=target.build(folder / graph, folder / file, request, progress))
 
 
 def profile_for(inputs: tuple[InputSpec, ...], shapes: Mapping[str, ShapeRange], data: Sequence[Data]) -> Profile:
@@ -114,9 +119,20 @@ def profile_for(inputs: tuple[InputSpec, ...], shapes: Mapping[str, ShapeRange],
     return profile
 
 
-def typed(model: ir.Model, quant: str | None, data: Data) -> ir.Model:
+def typed(model: ir.Model, quant: str | None, data: Data, progress: Progress | None = None) -> ir.Model:
     """Return a graph of standard ops in the types of a scheme, calibrated on the data; the same without a scheme."""
-    return model if quant is None else quantize(model, quant, batches=None if data.synthetic else data)
+    if quant is None:
+        return model
+    return quantize(model, quant, batches=None if data.synthetic else _counted(data, progress))
+
+
+def _counted(data: Data, progress: Progress | None) -> Iterator[Arrays]:
+    done = 0
+    for batch in data.batches():
+        yield batch.feeds
+        done += batch.samples
+        if progress is not None:
+            progress(done, data.samples)
 
 
 @contextlib.contextmanager

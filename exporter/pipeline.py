@@ -184,9 +184,9 @@ def export(
             progress=steps("fit"),
         )  # fmt: skip
         lowered = lower(loaded.model, choices, fold=fold, native=goal.native)
-        graphs = _save(lowered, goal, quant, samples, folder)
+        graphs = _save(lowered, goal, quant, samples, folder, steps("quantize"))
         carry(folder, with_kernels)
-        engines, missing = _build(goal, folder, graphs, to_build)
+        engines, missing = _build(goal, folder, graphs, to_build, steps("build"))
         files = Files(folder, graphs, engines, quant)
         graph = goal.graph(files, options, kernels if goal.name in graphs else None)
         owned = owners_of(folder / graphs.get(goal.name, bundle.PORTABLE))
@@ -310,14 +310,18 @@ def _others(files: Files, target: Target, graph: Graph, options: RuntimeOptions)
 
 
 def _build(
-    target: Target, folder: Path, graphs: Mapping[str, str], request: BuildRequest | None
+    target: Target,
+    folder: Path,
+    graphs: Mapping[str, str],
+    request: BuildRequest | None,
+    progress: Callable[[int, int], None] | None,
 ) -> tuple[dict[str, EngineEntry], TargetUnavailable | None]:
     """Build the engine of a target that has one; what this machine lacks for that is returned."""
     try:
         target.require()
         if request is None:
             return {}, None
-        return {target.name: build_engine(target, folder, graphs[target.name], request)}, None
+        return {target.name: build_engine(target, folder, graphs[target.name], request, progress)}, None
     except TargetUnavailable as missing:
         return {}, missing
 
@@ -349,12 +353,19 @@ def _todo(exported: Exported) -> str:
     return f"Nothing was measured on the target: run actx check and actx profile MODEL {exported.path} where it is."
 
 
-def _save(lowered: Lowered, target: Target, quant: str | None, data: Data, folder: Path) -> dict[str, str]:
+def _save(
+    lowered: Lowered,
+    target: Target,
+    quant: str | None,
+    data: Data,
+    folder: Path,
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, str]:
     graphs = {"portable": bundle.PORTABLE}
     models = {bundle.PORTABLE: lowered.portable}
     own = lowered.native
     if target.has_engine:
-        own = typed(lowered.portable, quant, data)
+        own = typed(lowered.portable, quant, data, progress)
     if own is not None:
         graphs[target.name] = bundle.graph_name(target.name)
         models[graphs[target.name]] = own

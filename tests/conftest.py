@@ -58,6 +58,7 @@ FIRST = (
     "tests/custom_ops/cpu/test_sanitized.py",
     "tests/custom_ops/cpu/test_neon.py",
     "tests/test_encoder.py",
+    "tests/exporter/targets",
     "tests/exporter/test_bundle.py",
 )
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from actx.exporter.bundle import ENGINE_SUFFIX, PORTABLE
 from actx.exporter.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from actx.exporter.fitting import Form
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from actx.exporter.runtimes.onnxruntime import RuntimeOptions
     from actx.exporter.tensorrt.options import BuildOptions
     from actx.exporter.tensorrt.shapes import Profile
+
+
+# Called with how much of a step is done and how much there is to do.
+Progress: TypeAlias = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,9 @@ class Target(ABC):
         """
         raise NotImplementedError
 
-    def build(self, graph: Path, engine: Path, request: BuildRequest) -> dict[str, Any]:
+    def build(
+        self, graph: Path, engine: Path, request: BuildRequest, progress: Progress | None = None
+    ) -> dict[str, Any]:
         """Build an engine from the target's graph and return the facts of it, as JSON values.
 
         Raises:

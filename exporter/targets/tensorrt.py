@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from actx.exporter.errors import TargetUnavailable
 from actx.exporter.quantize import SCHEMES
-from actx.exporter.targets.base import Abilities, BuildRequest, Files, Graph, Target, portable, refuse_kernels
+from actx.exporter.targets.base import Abilities, BuildRequest, Files, Graph, Progress, Target, portable, refuse_kernels
 from actx.exporter.tensorrt.build import build
 from actx.exporter.tensorrt.command import command
 from actx.exporter.tensorrt.device import require_gpu
@@ -48,10 +48,12 @@ class _TensorRt(Target):
         """Check that the library is installed; whether it also needs a GPU it says itself."""
         find(self.name)
 
-    def build(self, graph: Path, engine: Path, request: BuildRequest) -> dict[str, Any]:
+    def build(
+        self, graph: Path, engine: Path, request: BuildRequest, progress: Progress | None = None
+    ) -> dict[str, Any]:
         """Build the engine; one of its facts is the library's own command that builds the same in the bundle's folder."""
         profile, options = request.profile, request.options
-        built = build(graph, engine, target=self.name, profile=profile, options=options)
+        built = build(graph, engine, target=self.name, profile=profile, options=options, progress=progress)
         names = Path(graph.name), Path(engine.name)
         return {**built.facts, "command": command(*names, target=self.name, profile=profile, options=options)}
 

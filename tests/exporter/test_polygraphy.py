@@ -72,6 +72,4 @@ def test_an_array_that_is_cut_short(saved: Path) -> None:
 def test_outputs_that_cannot_be_written(saved: Path, tmp_path: Path) -> None:
     onnx.save(SPELLINGS["gelu_op"].model(20), tmp_path / "model.onnx")
     with pytest.raises(ActxError, match="cannot write"):
-        check(
-            tmp_path / "model.onnx", tmp_path / "model.onnx", data=str(saved), save_outputs=tmp_path
-        )
+        check(tmp_path / "model.onnx", tmp_path / "model.onnx", data=str(saved), save_outputs=tmp_path)

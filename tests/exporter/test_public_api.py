@@ -39,7 +39,7 @@ SIGNATURES = {
         *("measure_drift", "measure_latency", "runs", "force", "trust", "factory", "opset", "kernels"),
         *("with_kernels", "shapes", "build", "options", "progress"),
     ],
-    "build": ["bundle", "target", "shapes", "options"],
+    "build": ["bundle", "target", "shapes", "options", "progress"],
     "fit": ["function", "form", "interval", "fold", "density"],
     "InputSpec": ["name", "dtype", "dims"],
     "RuntimeOptions": [

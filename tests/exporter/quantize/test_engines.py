@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from actx.exporter.quantize import SCHEMES, quantize
+from actx.exporter.quantize import quantize
 from tests.exporter.quantize.graphs import lowered, store
-from tests.networks import SPELLINGS, WIDTH, feeds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,30 +47,6 @@ def build(graph: Path, shapes: Mapping[str, tuple[Shape, Shape, Shape]]) -> int:
     engine = builder.build_serialized_network(network, config)
     assert engine is not None, messages.errors
     return int(engine.nbytes)
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize(
-    ("name", "form", "gated"),
-    [("mish_op", "keep", None), ("mish_threshold", "keep", None), ("gelu_op", "pwl:16", None), ("silu", "keep", "matmul"),
-     ("hardswish_op", "keep", None)],
-)  # fmt: skip
-def test_networks_build(name: str, form: str, gated: Any, scheme: str, tmp_path: Path) -> None:
-    proto = SPELLINGS[name].model(20, gated=gated)
-    typed = quantize(lowered(proto, tmp_path, form), scheme, batches=[feeds(proto)])
-    shapes = {"x": ((1, 1, WIDTH), (8, 16, WIDTH), (32, 128, WIDTH))}
-    assert build(store(typed, tmp_path), shapes) > 0
-
-
-@pytest.mark.real
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_the_encoder_builds(scheme: str, encoder_dynamo_onnx: Path, encoder_data: Any, tmp_path: Path) -> None:
-    typed = quantize(lowered(encoder_dynamo_onnx, tmp_path), scheme, batches=encoder_data("calibration")[:2])
-    shapes = dict.fromkeys(("input_ids", "attention_mask"), ((1, 4), (8, 32), (16, 128)))
-    weights = sum(v.const_value.nbytes for v in typed.graph.initializers.values() if v.const_value is not None)
-    size = build(store(typed, tmp_path), shapes)
-    # int8 weights are stored as such: 10.6 million in the layers, a byte each, and 11.9 million in tables in front.
-    assert size < weights * (1 if scheme != "fp16" else 1.2)
 
 
 @pytest.mark.real
