@@ -88,6 +88,17 @@ def test_the_encoder(quant: str | None, encoder_dynamo_onnx: Path, encoder_data:
     assert exported.drifts[0].drift <= {None: 1e-6, "fp16": 1e-4, "int8": 0.05}[quant]
 
 
+@pytest.mark.real
+def test_the_encoder_of_opset_13_with_norms_written_out(
+    encoder_legacy_onnx: Path, encoder_data: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    data = write_batches(encoder_data("calibration")[:1], tmp_path / "data")
+    exported = for_rtx(encoder_legacy_onnx, tmp_path / "out", data, quant="fp16", metric="cosine")
+    check_engine(exported, {"batch", "tokens"})
+    assert exported.drifts[0].drift <= 1e-4
+
+
 # --- without TensorRT, and without a GPU ---
 
 
