@@ -189,7 +189,7 @@ def export(
         engines, missing = _build(goal, folder, graphs, to_build, steps("build"))
         files = Files(folder, graphs, engines, quant)
         graph = goal.graph(files, options, kernels if goal.name in graphs else None)
-        owned = owners_of(folder / graphs.get(goal.name, bundle.PORTABLE))
+        owned = owners_of(graph.onnx or graph.path)
         drifts: tuple[DriftReport, ...] = ()
         if measure_drift or max_drift is not None:
             compared = [graph, *_others(files, goal, graph, options)]
