@@ -31,18 +31,18 @@ def command(
     compute_capability: engine.ComputeCapabilities = None,
     timing_cache: engine.TimingCache = None,
     workspace: engine.Workspace = None,
-    version_compatible: engine.VersionCompatible = False,
-    strip_weights: engine.StripWeights = False,
-    refit: engine.Refit = False,
+    version_compatible: engine.VersionCompatible = None,
+    strip_weights: engine.StripWeights = None,
+    refit: engine.Refit = None,
     dla: engine.Dla = None,
     hardware_compatibility: engine.HardwareCompatibility = None,
-    tf32: engine.Tf32 = True,
+    tf32: engine.Tf32 = None,
     builder_level: engine.BuilderLevel = None,
     json: options.Json = False,
 ) -> None:
     """Build the engine of a bundle from the typed graph in it.
 
-    For what the export's machine could not build: run it on the device. Without options it builds as the export was asked to.
+    For what the export's machine could not build: run it on the device. What no option says is as the export was asked to.
     """  # fmt: skip
     from actx.cli import printing  # noqa: PLC0415 - the help must answer without the library
     from actx.exporter import build  # noqa: PLC0415

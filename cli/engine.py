@@ -10,7 +10,6 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from actx.exporter.tensorrt.options import BuildOptions
     from actx.exporter.tensorrt.shapes import ShapeRange
 
 Shapes = Annotated[
@@ -28,12 +27,14 @@ Workspace = Annotated[
     str | None, typer.Option("--workspace", metavar="SIZE", help="Most memory that a layer may use: 512MiB, 2GiB.")
 ]
 VersionCompatible = Annotated[
-    bool, typer.Option("--version-compatible", help="An engine that later versions of the library run too. trt only.")
+    bool | None,
+    typer.Option("--version-compatible", help="An engine that later versions of the library run too. trt only."),
 ]
 StripWeights = Annotated[
-    bool, typer.Option("--strip-weights", help="An engine without the weights that can be refitted from the graph.")
+    bool | None,
+    typer.Option("--strip-weights", help="An engine without the weights that can be refitted from the graph."),
 ]
-Refit = Annotated[bool, typer.Option("--refit", help="An engine whose weights can be replaced.")]
+Refit = Annotated[bool | None, typer.Option("--refit", help="An engine whose weights can be replaced.")]
 Dla = Annotated[
     int | None,
     typer.Option("--dla", metavar="CORE", min=0, help="Run on a DLA core, on the GPU what that lacks. trt only."),
@@ -48,7 +49,10 @@ ComputeCapabilities = Annotated[
     str | None,
     typer.Option("--compute-capability", metavar="X.Y,...", help="GPUs to build for: 8.6,12.0. trt-rtx only."),
 ]
-Tf32 = Annotated[bool, typer.Option("--tf32/--no-tf32", help="Whether float32 MatMuls may round to TF32 first.")]
+Tf32 = Annotated[
+    bool | None,
+    typer.Option("--tf32/--no-tf32", help="Whether float32 MatMuls may round to TF32 first; they may by default."),
+]
 BuilderLevel = Annotated[
     int | None,
     typer.Option("--builder-level", metavar="N", min=0, max=5, help="How long to search for fast kernels. trt only."),
@@ -62,14 +66,13 @@ def parse_shapes(texts: Sequence[str] | None) -> dict[str, ShapeRange]:
     return parse_ranges(texts or ())
 
 
-def parse_build(**values: Any) -> BuildOptions | None:
-    """Read the builder's options; None where none was given."""
-    from actx.exporter.tensorrt.options import BuildOptions, parse_capabilities, parse_size  # noqa: PLC0415
+def parse_build(**values: Any) -> dict[str, Any]:
+    """Read the builder's options, and return those that were given."""
+    from actx.exporter.tensorrt.options import parse_capabilities, parse_size  # noqa: PLC0415
 
     given = {name: value for name, value in values.items() if value is not None}
     if "workspace" in given:
         given["workspace"] = parse_size(given["workspace"])
     if "compute_capabilities" in given:
         given["compute_capabilities"] = parse_capabilities(given["compute_capabilities"])
-    options = BuildOptions(**given)
-    return None if options == BuildOptions() else options
+    return given

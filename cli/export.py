@@ -76,12 +76,12 @@ def command(
     compute_capability: engine.ComputeCapabilities = None,
     timing_cache: engine.TimingCache = None,
     workspace: engine.Workspace = None,
-    version_compatible: engine.VersionCompatible = False,
-    strip_weights: engine.StripWeights = False,
-    refit: engine.Refit = False,
+    version_compatible: engine.VersionCompatible = None,
+    strip_weights: engine.StripWeights = None,
+    refit: engine.Refit = None,
     dla: engine.Dla = None,
     hardware_compatibility: engine.HardwareCompatibility = None,
-    tf32: engine.Tf32 = True,
+    tf32: engine.Tf32 = None,
     builder_level: engine.BuilderLevel = None,
     runs: options.Runs = None,
     kernels: options.Kernels = None,
@@ -97,6 +97,7 @@ def command(
     """
     from actx.cli import printing  # noqa: PLC0415 - the help must answer without the library
     from actx.exporter import export  # noqa: PLC0415
+    from actx.exporter.tensorrt.options import BuildOptions  # noqa: PLC0415
 
     with reported(json=json) as done, printing.progress_bar() as progress:
         done.exported = export(
@@ -105,11 +106,11 @@ def command(
             metric=metric, max_drift=max_drift, fold=fold,
             weighted=weighted, measure_drift=check, measure_latency=profile, kernels=kernels,
             with_kernels=_names(with_kernels), shapes=engine.parse_shapes(shape),
-            build=engine.parse_build(
+            build=BuildOptions(**engine.parse_build(
                 compute_capabilities=compute_capability, timing_cache=timing_cache, workspace=workspace,
                 version_compatible=version_compatible, strip_weights=strip_weights, refit=refit, dla_core=dla,
                 hardware_compatibility=hardware_compatibility, tf32=tf32, optimization_level=builder_level,
-            ),
+            )),
             runs=runs, force=force, trust=trust,
             factory=factory, opset=opset, options=options.runtime_options(threads), progress=progress,
         )  # fmt: skip

@@ -8,11 +8,11 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from actx.exporter.bundle import commit, engine_name, graph_name, read_bundle, staging, verify
+from actx.exporter.bundle import check_destination, commit, engine_name, graph_name, read_bundle, staging, verify
 from actx.exporter.bundle import digests as digests_of
 from actx.exporter.errors import UsageError
 from actx.exporter.load.inputs import input_specs
@@ -24,7 +24,7 @@ from actx.exporter.tensorrt.options import BuildOptions
 from actx.exporter.tensorrt.shapes import Profile, parse_ranges, resolve, sizes_seen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from actx.exporter.data import Arrays, Data, InputSpec
     from actx.exporter.runtimes.onnxruntime import RuntimeOptions
@@ -52,16 +52,18 @@ def build(
     *,
     target: str | None = None,
     shapes: Mapping[str, ShapeRange] | None = None,
-    options: BuildOptions | None = None,
+    options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Built:
-    """Build the engine of a bundle from the typed graph in it, and put it there. The rest of the bundle stays as it is.
+    """Build the engine of a bundle from the typed graph in it, and put it there.
+
+    The rest of the bundle stays as it is, but for what was measured on an engine that is replaced.
 
     Args:
         bundle: its folder.
         target: what to build for, where that is not the bundle's own: one that takes the same typed graph.
         shapes: ranges of named dimensions, by name; those of the export hold for the others.
-        options: of the builder; None takes those of the export.
+        options: of the builder, by name (see `BuildOptions`); those of the export hold for the others.
         progress: called with the number of steps of the builder done and to do.
 
     Raises:
@@ -69,29 +71,32 @@ def build(
         TargetUnavailable: its library, or what that needs, is not here.
         ActxError: it is no bundle, a file of it has changed, the library refuses the graph, or the disk is full.
     """
-    folder, manifest = read_bundle(Path(bundle))
+    given, manifest = read_bundle(Path(bundle))
+    folder = given.resolve()  # of a link to a bundle, the bundle is replaced
+    check_destination(folder, force=True)
     verify(folder, manifest)
     asked = manifest.request
     goal = find_target(target or asked.target)
     name = _typed_graph(folder, manifest, goal)
     goal.require()
     ranges = parse_ranges(f"{dim}={sizes}" for dim, sizes in asked.shapes.items()) | dict(shapes or {})
-    chosen = BuildOptions.from_dict(asked.build) if options is None else options
+    own = goal.name == asked.target
+    base = BuildOptions.from_dict(asked.build)
+    chosen = BuildOptions.from_dict({**(base if own else base.of(goal.name)).to_dict(), **(options or {})})
     goal.check_options(chosen)
     with staging(folder) as place:
         _link(folder, place, manifest)
         profile = resolve(input_specs(ir.load(place / name)), ranges)
         entry = build_engine(goal, place, name, BuildRequest(profile, chosen), progress)
-        made = manifest.model_copy(
+        made = _updated(manifest, goal.name, entry, shapes or {}).model_copy(
             update={
-                "engines": {**manifest.engines, goal.name: entry},
-                "request": asked.model_copy(update=_request(profile, chosen)),
+                "request": asked.model_copy(update=_request(profile, chosen)) if own else asked,
                 "files": digests_of(place),
             }
         )
         made.write(place / MANIFEST)
         commit(place, folder, force=True)
-    return Built(folder, goal.name, entry)
+    return Built(given, goal.name, entry)
 
 
 def build_engine(
@@ -185,6 +190,20 @@ def _typed_graph(folder: Path, manifest: Manifest, target: Target) -> str:
             remedy=f"Export the model with --target {target.name}.",
         )
     return manifest.graphs[own.name]
+
+
+def _updated(manifest: Manifest, target: str, entry: EngineEntry, stated: Iterable[str]) -> Manifest:
+    """Return a manifest with an engine, the last one, and without what was measured or assumed of the one it replaces."""
+    latency = manifest.latency
+    assumed = tuple(f"dimension '{dim}' is " for dim in stated)
+    return manifest.model_copy(
+        update={
+            "engines": {name: other for name, other in manifest.engines.items() if name != target} | {target: entry},
+            "drift": [report for report in manifest.drift if report["graph"] != entry.file],
+            "latency": None if latency is None or latency["graph"] == entry.file else latency,
+            "notes": [note for note in manifest.notes if not note.startswith(assumed)],
+        }
+    )
 
 
 def _request(profile: Profile, options: BuildOptions) -> dict[str, object]:

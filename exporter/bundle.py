@@ -56,7 +56,9 @@ def check_destination(out: Path, *, force: bool) -> None:
     """
     if _taken(out):
         if reason := _irreplaceable(out):
-            raise UsageError(f"{out} exists and {reason}", remedy="Choose another place: actx only replaces bundles.")
+            raise UsageError(
+                f"{out} exists and {reason}", remedy="Choose another place: actx only replaces bundles, as a whole."
+            )
         if not force:
             raise UsageError(f"{out} exists", remedy="Replace it with --force, or choose another place.")
     parent = out.absolute().parent
@@ -83,8 +85,8 @@ def rejected_place(out: Path) -> Path:
 
 
 def is_bundle(path: Path) -> bool:
-    """Tell whether a folder holds a manifest."""
-    return path.is_dir() and not path.is_symlink() and (path / MANIFEST).is_file()
+    """Tell whether a folder, or what a link leads to, holds a manifest."""
+    return (path / MANIFEST).is_file()
 
 
 def _irreplaceable(path: Path) -> str:
@@ -92,8 +94,10 @@ def _irreplaceable(path: Path) -> str:
 
     The manifest may be of another version, so only its list of files is read.
     """
-    if not is_bundle(path):
+    if path.is_symlink() or not is_bundle(path):
         return "is no bundle"
+    if path.samefile(Path.cwd()):
+        return "is the current folder"  # whoever stands in it would be left in a removed one
     try:
         files = set(json.loads((path / MANIFEST).read_bytes())["files"])
         folders = {str(folder) for name in files for folder in PurePosixPath(name).parents}

@@ -44,8 +44,8 @@ class Built:
 
     Attributes:
         engine: the file.
-        facts: JSON values for the manifest: `target`, `library`, `version`, `options`, `inputs` (as `InputSpec` writes them),
-            `ranges` and `shapes` (`Profile.to_dict`), `compute_capabilities` (empty: the library's default, see `runs_on`),
+        facts: JSON values for the manifest: `target`, `library`, `version`, `options`, `inputs`, `ranges` and
+            `shapes` (`Profile.to_dict`), `compute_capabilities` (empty: the library's default, see `runs_on`),
             `gpu` (the one it was built on, or None), `bytes`, `seconds`, `strongly_typed`, `tf32`.
         notes: what was assumed, for the user.
     """
@@ -303,7 +303,6 @@ def _facts(library: Library, profile: Profile, options: BuildOptions) -> dict[st
         "library": library.module.__name__,
         "version": library.version,
         "options": options.to_dict(),
-        "inputs": [str(spec) for spec in profile.inputs],
         **profile.to_dict(),
         "compute_capabilities": list(options.compute_capabilities),
         "gpu": built_on,

@@ -25,7 +25,7 @@ from actx.exporter.tensorrt.inspector import Layer, SiteLayers, parse_layers, si
 from actx.exporter.tensorrt.library import Library, find, logger
 from actx.exporter.tensorrt.network import origins
 from actx.exporter.tensorrt.plan import RTX_MAGIC, Plan, read_plan
-from actx.exporter.tensorrt.shapes import Profile
+from actx.exporter.tensorrt.shapes import Profile, specs_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -172,7 +172,7 @@ class EngineSession:
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
         """Name, type and dimensions of what it takes; names of dynamic dimensions come from the build's facts."""
-        known = {spec.name: spec for spec in map(InputSpec.parse, self._runtime.facts.get("inputs", ()))}
+        known = {spec.name: spec for spec in specs_of(self._runtime.facts)}
         return tuple(known.get(name) or self._spec(name) for name in self._names("INPUT"))
 
     @property

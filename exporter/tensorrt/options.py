@@ -112,6 +112,11 @@ class BuildOptions:
                 remedy="Build one engine for each.",
             )
 
+    def of(self, target: str) -> BuildOptions:
+        """Return those that the target's library has; the others are the defaults."""
+        kept = {name: value for name, value in self.to_dict().items() if target in _OPTIONS[name].targets}
+        return BuildOptions.from_dict(kept)
+
     def changed(self) -> dict[str, str]:
         """Return the options that differ from the defaults, by name, with their flags on the command line."""
         return {

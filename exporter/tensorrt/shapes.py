@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from actx.exporter.data import InputSpec
@@ -135,16 +135,26 @@ class Profile:
     def from_facts(cls, facts: Mapping[str, Any]) -> Profile:
         """Return the profile of an engine from what its build said (`build.Built.facts`)."""
         ranges = parse_ranges(f"{name}={sizes}" for name, sizes in facts["ranges"].items())
-        return cls(tuple(map(InputSpec.parse, facts["inputs"])), ranges)
+        return cls(specs_of(facts), ranges)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the ranges and the shapes of every input as JSON values."""
+        """Return the inputs, the ranges and the shapes of every input as JSON values.
+
+        An input is its fields, not its text: exporters call dimensions what that grammar does not take, such as
+        ``past_sequence_length + 1``.
+        """
         names = ("minimum", "optimum", "maximum")
         shapes = {name: dict(zip(names, map(list, three), strict=True)) for name, three in self.shapes().items()}
-        return {"ranges": {name: str(sizes) for name, sizes in self.ranges.items()}, "shapes": shapes}
+        inputs = [{**asdict(spec), "dims": list(spec.dims)} for spec in self.inputs]
+        return {"inputs": inputs, "ranges": {name: str(sizes) for name, sizes in self.ranges.items()}, "shapes": shapes}
 
     def _shape(self, spec: InputSpec, which: str) -> tuple[int, ...]:
         return tuple(dim if isinstance(dim, int) else int(getattr(self.ranges[dim], which)) for dim in spec.dims)
+
+
+def specs_of(facts: Mapping[str, Any]) -> tuple[InputSpec, ...]:
+    """Return an engine's inputs from what its build said; none where that is not known."""
+    return tuple(InputSpec(spec["name"], spec["dtype"], tuple(spec["dims"])) for spec in facts.get("inputs", ()))
 
 
 def sizes_seen(inputs: Sequence[InputSpec], data: Iterable[Mapping[str, NDArray[Any]]]) -> dict[str, Counter[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,9 @@ import onnx
 import pytest
 
 from actx.exporter import Form, InputSpec, build, check, export, profile, session
+from actx.exporter.bundle import digests
 from actx.exporter.errors import ActxError, TargetUnavailable, UsageError
+from actx.exporter.manifest import Manifest
 from actx.exporter.pipeline import NotBuilt
 from actx.exporter.tensorrt.library import describe
 from actx.exporter.tensorrt.options import BuildOptions
@@ -136,7 +139,7 @@ def test_build_without_tensorrt(left: Path) -> None:
 
 @no_gpu
 def test_the_typed_graph_builds_through_the_other_library(left: Path) -> None:
-    built = build(left, target="trt-rtx", options=BuildOptions(compute_capabilities=("8.9",)))
+    built = build(left, target="trt-rtx", options={"compute_capabilities": ("8.9",)})
     assert built.engine.facts["ranges"] == {"batch": "1:8:32", "tokens": "1:16:128"}
     opened = session(left)
     assert (opened.graph, opened.reason) == (
@@ -145,6 +148,63 @@ def test_the_typed_graph_builds_through_the_other_library(left: Path) -> None:
     )
     x = np.ones((2, 3, WIDTH), np.float32)
     assert np.isfinite(opened.run({"x": x})["y"]).all()
+
+
+OPTIONS = BuildOptions(compute_capabilities=("8.6",), workspace=2**30, tf32=False)
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> Path:
+    """A bundle with an engine that was asked for with options, and one dimension without a range."""
+    model, data = write_small(Small("relu", None), tmp_path)
+    return for_rtx(model, tmp_path / "out", data, shapes={"tokens": ShapeRange(1, 16, 128)}, build=OPTIONS).path
+
+
+def test_a_build_keeps_what_the_export_was_asked_for(asked: Path) -> None:
+    assert any(note.startswith("dimension 'batch' is ") for note in Manifest.read(asked / "manifest.json").notes)
+    ranges = parse_ranges(["batch=1:2:16"])
+    facts = build(asked, shapes=ranges, options={"compute_capabilities": ("8.9",), "tf32": True}).engine.facts
+    assert facts["options"] == BuildOptions(compute_capabilities=("8.9",), workspace=2**30).to_dict()
+    assert facts["ranges"] == {"batch": "1:2:16", "tokens": "1:16:128"}
+    manifest = Manifest.read(asked / "manifest.json")
+    assert not any(note.startswith("dimension ") for note in manifest.notes)  # nothing is assumed any more
+    assert build(asked).engine.facts["options"] == facts["options"]
+
+
+def test_what_was_measured_on_an_engine_goes_with_it(asked: Path) -> None:
+    """As where a GPU was: reports of the engine first, and of its latency; and an engine of the other library."""
+    manifest = Manifest.read(asked / "manifest.json")
+    entry = manifest.engines["trt-rtx"]
+    both = {"trt-rtx": entry, "trt": entry.model_copy(update={"file": "model.trt.engine"})}
+    report = manifest.drift[0] | {"graph": entry.file}
+    latency = {"graph": entry.file}
+    shutil.copy(asked / entry.file, asked / "model.trt.engine")
+    files = {name: sha256 for name, sha256 in digests(asked).items() if name != "manifest.json"}
+    manifest.model_copy(
+        update={"engines": both, "drift": [report, *manifest.drift], "latency": latency, "files": files}
+    ).write(asked / "manifest.json")
+    build(asked)
+    made = Manifest.read(asked / "manifest.json")
+    assert [report["graph"] for report in made.drift] == ["model.trt-rtx.onnx", "model.onnx"]
+    assert made.latency is None
+    assert list(made.engines) == ["trt", "trt-rtx"]  # the last that was built is the one to run
+
+
+def test_a_build_through_a_link_replaces_the_bundle(asked: Path, tmp_path: Path) -> None:
+    (tmp_path / "current").symlink_to(asked)
+    assert build(tmp_path / "current").path == tmp_path / "current"
+    assert (tmp_path / "current").is_symlink()
+    assert session(tmp_path / "current").graph == "model.trt-rtx.onnx"
+
+
+def test_what_cannot_be_replaced_is_told_before_the_build(asked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (asked / "trt.cache").write_text("mine")
+    with pytest.raises(UsageError, match=r"trt\.cache"):
+        build(asked, shapes=parse_ranges(["nonsense=1:2:3"]))
+    (asked / "trt.cache").unlink()
+    monkeypatch.chdir(asked)
+    with pytest.raises(UsageError, match="is the current folder"):
+        build(".")
 
 
 def test_build_with_a_library_of_that_name(left: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -90,9 +92,16 @@ def test_data_must_be_covered() -> None:
 
 def test_a_profile_is_json() -> None:
     profile = Profile((IDS,), {"batch": ShapeRange(1, 2, 3), "seq": ShapeRange(4, 4, 4)})
-    facts = {"inputs": [str(IDS)], **profile.to_dict()}
-    assert Profile.from_facts(facts) == profile
+    assert Profile.from_facts(profile.to_dict()) == profile
     assert profile.to_dict() == {
+        "inputs": [{"name": "ids", "dtype": "int64", "dims": ["batch", "seq"]}],
         "ranges": {"batch": "1:2:3", "seq": "4:4:4"},
         "shapes": {"ids": {"minimum": [1, 4], "optimum": [2, 4], "maximum": [3, 4]}},
     }
+
+
+def test_names_of_other_exporters_come_back_from_json() -> None:
+    """A decoder's mask of Optimum, an input of TensorFlow: names that `--input` has no grammar for."""
+    mask = InputSpec("serving default:0", "int64", ("batch size", "past_sequence_length + 1"))
+    profile = resolve([mask], parse_ranges(["past_sequence_length + 1=1:8:16"]))
+    assert Profile.from_facts(json.loads(json.dumps(profile.to_dict()))) == replace(profile, notes=())
