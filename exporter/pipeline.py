@@ -194,14 +194,7 @@ def export(
         if measure_drift or max_drift is not None:
             compared = [graph, *_others(files, goal, graph, options)]
             taps = _taps(choices, lowered, owned)
-            drifts = tuple(
-                check(
-                    original, one.path, measured, taps=taps if one.path.name != bundle.PORTABLE or one is graph else (),
-                    metric=metric, max_drift=max_drift, runtime=one.runtime, original_runtime=options,
-                    progress=steps("check" if one is graph else f"check {one.path.name}"),
-                )
-                for one in compared
-            )  # fmt: skip
+            drifts = tuple(_check(original, one, measured, taps, metric, max_drift, options, steps) for one in compared)
         latency = None
         if measure_latency and graph.on_target:
             with baseline(goal, loaded.model, original, graph, quant, samples, to_build, options) as before:
@@ -214,7 +207,7 @@ def export(
             created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             source=SourceEntry(file=model.name, format=loaded.format, sha256=loaded.sha256, opset=loaded.opset),
             request=request,
-            versions=_versions(),
+            versions=_versions() | dict(goal.abilities().versions),
             files=bundle.digests(folder),
             graphs=graphs,
             engines=engines,
@@ -302,11 +295,29 @@ def _taps(choices: Sequence[Choice], lowered: Lowered, owned: Mapping[str, str])
     ]
 
 
+def _check(
+    original: Path,
+    graph: Graph,
+    data: Data,
+    taps: Sequence[SiteTap],
+    metric: str,
+    max_drift: float | None,
+    options: RuntimeOptions,
+    steps: _Steps,
+) -> DriftReport:
+    """Measure the drift of a graph, or of an engine; at the sites of the target's own graph."""
+    at_sites = taps if graph.on_target or graph.path.name != bundle.PORTABLE else ()
+    return check(
+        original, graph.path, data, taps=at_sites, metric=metric, max_drift=max_drift, runtime=graph.runtime,
+        original_runtime=options, progress=steps(f"check {graph.path.name}"),
+    )  # fmt: skip
+
+
 def _others(files: Files, target: Target, graph: Graph, options: RuntimeOptions) -> list[Graph]:
     """Return the other graphs of standard ops, which run in ONNX Runtime: that of an engine, and the portable one."""
     names = [files.graphs[target.name]] if target.name in files.engines else []
     paths = [files.folder / name for name in (*names, bundle.PORTABLE)]
-    return [Graph(path, options, "in ONNX Runtime") for path in paths if path != graph.path]
+    return [Graph(path, options, "in ONNX Runtime", on_target=False) for path in paths if path != graph.path]
 
 
 def _build(
