@@ -63,11 +63,11 @@ class OutputFile:
     def __init__(self, path: Path, *runners: str) -> None:
         _polygraphy(f"'{path}'")
         self._path = path
-        self._runs: dict[str, list[Arrays]] = {runner: [] for runner in runners}
+        self._runs: list[tuple[str, list[Arrays]]] = [(runner, []) for runner in runners]
 
     def add(self, *outputs: Arrays) -> None:
         """Add one run's outputs of every model, in the order of the runners."""
-        for runs, arrays in zip(self._runs.values(), outputs, strict=True):
+        for (_, runs), arrays in zip(self._runs, outputs, strict=True):
             runs.append(arrays)
 
     def write(self) -> None:
@@ -80,10 +80,7 @@ class OutputFile:
             from polygraphy.comparator import IterationResult, RunResults  # noqa: PLC0415 - found by _polygraphy
 
         results = RunResults(
-            [
-                (runner, [IterationResult(arrays, runner_name=runner) for arrays in runs])
-                for runner, runs in self._runs.items()
-            ]
+            [(runner, [IterationResult(arrays, runner_name=runner) for arrays in runs]) for runner, runs in self._runs]
         )
         try:
             with _silent():

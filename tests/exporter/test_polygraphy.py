@@ -69,6 +69,13 @@ def test_an_array_that_is_cut_short(saved: Path) -> None:
         load_data(str(saved), SPECS)
 
 
+def test_a_model_that_is_called_as_the_original_is(saved: Path, tmp_path: Path) -> None:
+    onnx.save(SPELLINGS["silu"].model(20), tmp_path / "model.onnx")
+    onnx.save(SPELLINGS["silu"].model(20), tmp_path / "original")
+    check(tmp_path / "model.onnx", tmp_path / "original", data=str(saved), save_outputs=tmp_path / "outputs.json")
+    assert len(RunResults.load(str(tmp_path / "outputs.json"))) == 2
+
+
 def test_outputs_that_cannot_be_written(saved: Path, tmp_path: Path) -> None:
     onnx.save(SPELLINGS["gelu_op"].model(20), tmp_path / "model.onnx")
     with pytest.raises(ActxError, match="cannot write"):
