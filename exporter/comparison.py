@@ -27,7 +27,7 @@ from actx.exporter.runtimes.onnxruntime import DEFAULT, RuntimeOptions
 from actx.exporter.targets import TARGETS, BuildRequest, Graph, find_target
 from actx.exporter.tensorrt.engine import EngineRuntime
 from actx.exporter.tensorrt.options import BuildOptions
-from actx.exporter.tensorrt.shapes import parse_ranges, resolve
+from actx.exporter.tensorrt.shapes import Profile
 from actx.exporter.workspace import workspace
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from actx.exporter.load import LoadedModel
     from actx.exporter.manifest import Manifest
     from actx.exporter.tensorrt.inspector import SiteLayers
+    from actx.exporter.tensorrt.shapes import ShapeRange
 
 Progress: TypeAlias = Callable[[int, int], None]
 
@@ -150,6 +151,12 @@ def profile(
                 note=f"{both.graph.path.name} runs {both.graph.reason}",
                 remedy=f"Run actx profile on the target's device, or give a graph, such as {Path(artifact) / PORTABLE}.",
             )
+        if both.graph.onnx is None:
+            raise ActxError(
+                f"there is nothing to compare the latency of {artifact} with",
+                note="how an engine by itself was built is not known, so none can be built of the original",
+                remedy="Give the bundle's folder.",
+            )
         with _baseline(both, options) as before:
             return profile_graphs(
                 before.path, both.graph.path, both.data, runtime=both.graph.runtime, original_runtime=before.runtime,
@@ -161,10 +168,9 @@ def _baseline(both: _Compared, options: RuntimeOptions) -> contextlib.AbstractCo
     """Give the original in the runtime and types of the artifact: of an engine, another engine with the same options."""
     manifest, request, target, quant = both.manifest, None, TARGETS["onnx"], None
     if manifest is not None and both.graph.source is not None:
-        target, quant = find_target([*manifest.engines][-1]), manifest.request.quant
-        ranges = parse_ranges(f"{dim}={sizes}" for dim, sizes in manifest.request.shapes.items())
-        built = BuildOptions.from_dict(manifest.request.build)
-        request = BuildRequest(resolve(both.loaded.inputs, ranges), built)
+        name, entry = [*manifest.engines.items()][-1]
+        target, quant = find_target(name), manifest.request.quant
+        request = BuildRequest(Profile.from_facts(entry.facts), BuildOptions.from_dict(entry.facts["options"]))
     return baseline(target, both.loaded.model, both.original, both.graph, quant, both.data, request, options)
 
 
@@ -182,11 +188,11 @@ def _opened(
     options: RuntimeOptions,
 ) -> Iterator[_Compared]:
     graph = best_graph(artifact, options, kernels=kernels, trust=trust)
+    manifest = read_bundle(artifact)[1] if artifact.is_dir() else None
     loaded = load(model, inputs=inputs, trust=trust, factory=factory)
     sites = lift(loaded.model).sites
-    samples = open_data(loaded, data, batch_size)
+    samples = open_data(loaded, data, batch_size, _ranges(manifest))
     with workspace(loaded) as original:
-        manifest = read_bundle(artifact)[1] if artifact.is_dir() else None
         owned: dict[str, str] = {}
         if graph.onnx is not None:
             proto = _read(graph.onnx)
@@ -196,9 +202,16 @@ def _opened(
         if manifest is not None and manifest.source.sha256 != loaded.sha256:
             remark = f"{artifact.name} was made from another file than {model.name}: {manifest.source.file}"
             samples = replace(samples, notes=(*samples.notes, remark))
-        if manifest is not None and len(manifest.graphs) > 1 and not graph.kernels:
+        if manifest is not None and ((len(manifest.graphs) > 1 and not graph.kernels) or not graph.on_target):
             samples = replace(samples, notes=(*samples.notes, f"{graph.path.name} was run, {graph.reason}"))
         yield _Compared(loaded, original, graph, samples, taps, owners(sites), owned, manifest)
+
+
+def _ranges(manifest: Manifest | None) -> dict[str, ShapeRange]:
+    """Return the sizes that a bundle's engine takes, the one that was built last."""
+    if manifest is None or not manifest.engines:
+        return {}
+    return dict(Profile.from_facts([*manifest.engines.values()][-1].facts).ranges)
 
 
 def _taps(manifest: Manifest, sites: Mapping[str, Site], owned: Mapping[str, str]) -> Iterator[SiteTap]:

@@ -124,3 +124,17 @@ sys.exit(run())
     assert "OpenVINO cannot be loaded here" in done.stderr
     assert "in ONNX Runtime: OpenVINO cannot be loaded here" in done.stdout
     assert (tmp_path / "out" / OWN).is_file()
+
+
+def test_a_check_without_openvino_says_so(tmp_path: Path) -> None:
+    """Where nothing was rewritten too, so that the bundle has one graph."""
+    model, data = write_small(SMALL["mish"], tmp_path)
+    out = for_openvino(model, tmp_path / "out", data).path
+    code = f"""
+import sys
+sys.modules["openvino"] = None
+from actx.exporter import check
+print(*check({str(model)!r}, {str(out)!r}).notes)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "model.onnx was run, in ONNX Runtime: OpenVINO cannot be loaded here" in done.stdout, done.stderr

@@ -7,19 +7,22 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import pytest
 
-from actx.exporter import Form, InputSpec, build, check, export, profile, session
+from actx.exporter import Form, InputSpec, build, check, comparison, export, profile, session
 from actx.exporter.bundle import digests
 from actx.exporter.errors import ActxError, TargetUnavailable, UsageError
 from actx.exporter.manifest import Manifest
 from actx.exporter.pipeline import NotBuilt
+from actx.exporter.runtimes.onnxruntime import DEFAULT
 from actx.exporter.tensorrt.library import describe
 from actx.exporter.tensorrt.options import BuildOptions
+from actx.exporter.tensorrt.plan import read_plan
 from actx.exporter.tensorrt.shapes import ShapeRange, parse_ranges
 from tests.exporter.targets.networks import SMALL, Small, demo, write_batches, write_small
 from tests.networks import WIDTH, Graph
@@ -253,6 +256,47 @@ def unsupported(folder: Path) -> Path:
     next(node for node in proto.graph.node if node.op_type == "Det").name = "head/volume"
     onnx.save(proto, folder / "model.onnx")
     return folder / "model.onnx"
+
+
+def test_what_the_device_would_refuse_is_refused_without_tensorrt(tmp_path: Path) -> None:
+    """A bundle that no device can finish must not be left as if it could."""
+    graph = Graph(18)
+    graph.output(graph.op("Tanh", graph.linear(graph.input("x", ["batch", 4]), "up", np.eye(4))), "y", 4)
+    wide = graph.model()
+    wide.graph.node.append(onnx.helper.make_node("Cast", ["y"], ["z"], name="wide", to=onnx.TensorProto.DOUBLE))
+    wide.graph.output.append(onnx.helper.make_tensor_value_info("z", onnx.TensorProto.DOUBLE, ["batch", 4]))
+    onnx.save(wide, tmp_path / "model.onnx")
+    with pytest.raises(ActxError, match="float64, which TensorRT does not have") as caught:
+        export(tmp_path / "model.onnx", tmp_path / "out", target="trt", measure_latency=False)
+    assert caught.value.exit_code == 1
+    assert nothing_is_written(tmp_path)
+
+
+def test_random_input_is_of_sizes_that_the_engine_takes(tmp_path: Path) -> None:
+    model, _ = write_small(Small("relu", None), tmp_path)
+    exported = for_rtx(model, tmp_path / "out", shapes=parse_ranges(["batch=4:8:16", "tokens=32:64:64"]))
+    report = check(model, exported.path)
+    assert report.samples == 4
+
+
+def test_the_baseline_of_an_engine_is_built_as_the_engine_was(tmp_path: Path) -> None:
+    """Whatever the dimensions are called in the original, and not as the bundle's own target was asked for."""
+    model, data = write_small(Small("relu", None), tmp_path)
+    named = [InputSpec.parse(f"x:float32[rows,columns,{WIDTH}]")]
+    exported = for_rtx(model, tmp_path / "out", data, inputs=named, shapes=parse_ranges(["rows=1:4:16"]))
+    with comparison._opened(
+        model, exported.path, str(data), (), None, trust=False, factory=None, kernels=None, options=DEFAULT
+    ) as both:
+        engine = replace(both, graph=replace(both.graph, source=both.graph.path))
+        with comparison._baseline(engine, DEFAULT) as before:
+            assert read_plan(before.path.parent / "model.trt-rtx.engine").size
+
+
+def test_the_latency_of_an_engine_by_itself(tmp_path: Path) -> None:
+    model, data = write_small(Small("relu", None), tmp_path)
+    exported = for_rtx(model, tmp_path / "out", data)
+    with pytest.raises(ActxError, match="nothing to compare"):
+        profile(model, exported.path / "model.trt-rtx.engine", data=str(data), trust=True)
 
 
 def nothing_is_written(folder: Path) -> bool:
