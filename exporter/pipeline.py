@@ -329,8 +329,8 @@ def _build(
 ) -> tuple[dict[str, EngineEntry], TargetUnavailable | None]:
     """Build the engine of a target that has one; what this machine lacks for that is returned."""
     try:
-        target.require()
         if request is None:
+            target.require()
             return {}, None
         return {target.name: build_engine(target, folder, graphs[target.name], request, progress)}, None
     except TargetUnavailable as missing:

@@ -6,19 +6,21 @@ nodes (`ProfilingVerbosity.DETAILED`), by which times and types are mapped to si
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from actx.exporter.errors import ActxError, TargetUnavailable, UsageError
 from actx.exporter.tensorrt.device import find_gpu
-from actx.exporter.tensorrt.library import Library, find, logger
+from actx.exporter.tensorrt.library import Library, find, logger, title
 from actx.exporter.tensorrt.network import Network, check_graph, parse
 from actx.exporter.tensorrt.options import BuildOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from actx.exporter.tensorrt.shapes import Profile
@@ -80,20 +82,21 @@ def build(
         ActxError: the graph cannot be built, or the file not be written.
     """
     options.check(target)
+    check_graph(graph, title(target))  # a machine without the library can tell this too
     library = find(target)
     _check_capabilities(library, options)
-    check_graph(graph, library.title)
     log = logger(library)
-    network = parse(library, _builder(library, log), graph, log)
-    config = network.builder.create_builder_config()
-    _configure(library, network, config, options)
-    _add_profile(network, config, profile)
-    cache = _timing_cache(config, options)
-    monitor = _monitor(library, progress)
-    config.progress_monitor = monitor
-    start = time.perf_counter()
-    serialized = network.builder.build_serialized_network(network.definition, config)
-    seconds = time.perf_counter() - start
+    with interrupts_held() as held:
+        network = parse(library, _builder(library, log), graph, log)
+        config = network.builder.create_builder_config()
+        _configure(library, network, config, options)
+        _add_profile(network, config, profile)
+        cache = _timing_cache(config, options)
+        monitor = _monitor(library, progress, held)
+        config.progress_monitor = monitor
+        start = time.perf_counter()
+        serialized = network.builder.build_serialized_network(network.definition, config)
+        seconds = time.perf_counter() - start
     if monitor.raised is not None:
         raise monitor.raised
     if serialized is None:
@@ -131,7 +134,7 @@ def write_whole(path: Path, content: memoryview) -> None:
         part.write_bytes(content)
         part.replace(path)
     except OSError as error:
-        with suppress(OSError):
+        with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         note = f"{error.strerror}; it needs {content.nbytes} bytes"
         raise ActxError(f"cannot write '{path}'", note=note, remedy="Check the free space and permissions.") from error
@@ -247,11 +250,34 @@ def _timing_cache(config: Any, options: BuildOptions) -> Any:
     return cache
 
 
-def _monitor(library: Library, progress: Progress | None) -> Any:
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[Sequence[int]]:
+    """Give the signals to end that came within the block, which take effect at its end.
+
+    What they raise in a callback, such as the logger's, the library would print and go on.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield ()  # signals are handled in the main thread alone
+        return
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
+    for number in handlers:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield came
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if came:
+            handlers[signal.Signals(came[0])](came[0], None)
+
+
+def _monitor(library: Library, progress: Progress | None, held: Sequence[int]) -> Any:
     """Return what tells of the outermost phase of the build, the one with the steps.
 
-    Its attribute `raised` is what an interrupt, or `progress`, raised in a step: the library is then told to stop, and the
-    caller raises it. The library itself would print it and go on.
+    The library is told to stop where a signal is `held`, or where `progress` raises: that is the attribute `raised`, which
+    the caller raises. The library itself would print it and go on.
     """
 
     class Monitor(library.module.IProgressMonitor):  # type: ignore[misc, name-defined]  # the base is known at run time only
@@ -272,7 +298,7 @@ def _monitor(library: Library, progress: Progress | None) -> Any:
                     progress(step + 1, self.steps[phase_name])
             except BaseException as error:  # noqa: BLE001 - raised again once the library has stopped
                 self.raised = error
-            return self.raised is None
+            return self.raised is None and not held
 
         def phase_finish(self, phase_name: str) -> None:
             self.steps.pop(phase_name, None)

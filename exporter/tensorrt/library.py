@@ -94,6 +94,11 @@ def find(target: str) -> Library:
     return Library(target, module, kind.title, version)
 
 
+def title(target: str) -> str:
+    """Return the name of the library behind a target, whether it is installed or not."""
+    return _KINDS[target].title
+
+
 def describe(target: str) -> dict[str, Any]:
     """Return what `actx targets` says of a target, as JSON values.
 

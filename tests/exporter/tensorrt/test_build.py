@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -17,7 +18,7 @@ from onnx import helper
 
 from actx.exporter.data import InputSpec
 from actx.exporter.errors import ActxError, TargetUnavailable, UsageError
-from actx.exporter.tensorrt.build import build, runs_on, write_whole
+from actx.exporter.tensorrt.build import build, interrupts_held, runs_on, write_whole
 from actx.exporter.tensorrt.device import find_gpu
 from actx.exporter.tensorrt.options import BuildOptions
 from actx.exporter.tensorrt.plan import read_plan
@@ -90,6 +91,34 @@ def test_what_is_raised_in_a_step_stops_the_build(tmp_path: Path, capfd: pytest.
         make(mlp(tmp_path / "model.onnx"), progress=interrupt)
     assert not (tmp_path / "model.engine").exists()
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_end_is_not_lost_in_a_callback(number: signal.Signals, tmp_path: Path) -> None:
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def hold() -> None:
+        with interrupts_held() as held:
+            signal.raise_signal(number)
+            assert held == [number]  # reached: nothing is raised before the end
+
+    before = signal.signal(number, end)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            hold()
+        with pytest.raises(KeyboardInterrupt):
+            make(mlp(tmp_path / "model.onnx"), progress=lambda *_: signal.raise_signal(number))
+        assert signal.getsignal(number) is end
+    finally:
+        signal.signal(number, before)
+    assert not (tmp_path / "model.engine").exists()
+
+
+def test_a_graph_is_refused_before_the_library_is_looked_for(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.onnx", [helper.make_node("Gelu", ["x"], ["z"], "g", domain="com.acme")], [])
+    with pytest.raises(ActxError, match="TensorRT does not have 'g'"):
+        build(path, tmp_path / "model.engine", target="trt", profile=PROFILE)
 
 
 def test_shapes_that_are_too_large(tmp_path: Path) -> None:
