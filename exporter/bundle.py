@@ -96,7 +96,7 @@ def _irreplaceable(path: Path) -> str:
     """
     if path.is_symlink() or not is_bundle(path):
         return "is no bundle"
-    if path.samefile(Path.cwd()):
+    if path.samefile("."):
         return "is the current folder"  # whoever stands in it would be left in a removed one
     try:
         files = set(json.loads((path / MANIFEST).read_bytes())["files"])
