@@ -124,11 +124,13 @@ def profile_for(inputs: tuple[InputSpec, ...], shapes: Mapping[str, ShapeRange],
     return profile
 
 
-def typed(model: ir.Model, quant: str | None, data: Data, progress: Progress | None = None) -> ir.Model:
+def typed(
+    model: ir.Model, quant: str | None, data: Data, options: RuntimeOptions, progress: Progress | None = None
+) -> ir.Model:
     """Return a graph of standard ops in the types of a scheme, calibrated on the data; the same without a scheme."""
     if quant is None:
         return model
-    return quantize(model, quant, batches=None if data.synthetic else _counted(data, progress))
+    return quantize(model, quant, batches=None if data.synthetic else _counted(data, progress), options=options)
 
 
 def _counted(data: Data, progress: Progress | None) -> Iterator[Arrays]:
@@ -168,7 +170,7 @@ def baseline(
         return
     with tempfile.TemporaryDirectory(prefix="actx-") as place:
         folder, name = Path(place), graph_name(target.name)
-        save({name: typed(model, quant, data)}, folder)
+        save({name: typed(model, quant, data, options)}, folder)
         entry = build_engine(target, folder, name, request)
         yield target.graph(Files(folder, {target.name: name}, {target.name: entry}), options, None)
 

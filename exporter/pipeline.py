@@ -184,7 +184,7 @@ def export(
             progress=steps("fit"),
         )  # fmt: skip
         lowered = lower(loaded.model, choices, fold=fold, native=goal.native)
-        graphs = _save(lowered, goal, quant, samples, folder, steps("quantize"))
+        graphs = _save(lowered, goal, quant, samples, folder, options, steps("quantize"))
         carry(folder, with_kernels)
         engines, missing = _build(goal, folder, graphs, to_build, steps("build"))
         files = Files(folder, graphs, engines, quant)
@@ -370,13 +370,14 @@ def _save(
     quant: str | None,
     data: Data,
     folder: Path,
+    options: RuntimeOptions,
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, str]:
     graphs = {"portable": bundle.PORTABLE}
     models = {bundle.PORTABLE: lowered.portable}
     own = lowered.native
     if target.has_engine:
-        own = typed(lowered.portable, quant, data, progress)
+        own = typed(lowered.portable, quant, data, options, progress)
     if own is not None:
         graphs[target.name] = bundle.graph_name(target.name)
         models[graphs[target.name]] = own
@@ -434,7 +435,8 @@ def _notes(sites: Sequence[Site], target: Target, files: Files, graph: Graph, *,
     if measured and target.name in files.graphs and (target.has_kernels and not graph.kernels):
         notes.append(f"drift and latency are those of {graph.path.name}, {graph.reason}")
     if not graph.on_target:
-        notes.append(f"drift is that of {graph.path.name} {graph.reason}; latency on {target.name} is not measured")
+        drift = f"drift was measured on {graph.path.name} {graph.reason}; " if measured else ""
+        notes.append(f"{drift}latency on {target.name} was not measured")
     return notes
 
 

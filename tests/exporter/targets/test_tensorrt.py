@@ -235,7 +235,7 @@ def test_latency_is_not_measured_without_a_gpu(tmp_path: Path) -> None:
     model, data = write_small(SMALL["mish"], tmp_path)
     exported = export(model, tmp_path / "out", target="trt-rtx", data=str(data))
     assert exported.latency is None
-    assert any(note.endswith("latency on trt-rtx is not measured") for note in exported.manifest.notes)
+    assert any(note.endswith("latency on trt-rtx was not measured") for note in exported.manifest.notes)
     with pytest.raises(TargetUnavailable, match="cannot be measured here") as caught:
         profile(model, exported.path)
     assert "without a GPU" in caught.value.note
