@@ -183,7 +183,9 @@ def print_exported(exported: Exported) -> None:
         for site in manifest.sites
     ]  # fmt: skip
     columns = ("site", "kind", "form", "error at most", "on", "in model.onnx", "why")
-    printing.print_table(f"{len(rows)} sites of {manifest.source.file} for {manifest.request.target}", columns, rows)
+    printing.print_table(
+        f"{printing.count(len(rows), 'site')} of {manifest.source.file} for {manifest.request.target}", columns, rows
+    )
     if exported.drift is not None:
         printing.print_drift(exported.drift)
     for report in exported.drifts[1:]:

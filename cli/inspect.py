@@ -91,7 +91,9 @@ def _print(found: Inspection, *, explain: bool) -> None:
             ]
         )
     mark = " [synthetic input: no ranges]" if found.synthetic else ""
-    title = f"{len(rows)} sites in {found.model.source.name}: {found.model.format}, opset {found.model.opset}{mark}"
+    model = found.model
+    listed = printing.count(len(rows), "site")
+    title = f"{listed} in {model.source.name}: {model.format}, opset {model.opset}{mark}"
     columns = ("site", "kind", "gated", "elements/sample", "observed range", "exact zeros", "share of latency")
     printing.print_table(title, columns, rows)
     if found.activation_share is not None:
@@ -126,7 +128,7 @@ def _print_bundle(path: Path, manifest: Manifest, graph: Graph) -> None:
         )
     source = f"{manifest.source.file} for {manifest.request.target}"
     columns = ("site", "kind", "form", "error at most", "on", "tails", "rms error on data")
-    printing.print_table(f"{path.name}: {len(rows)} sites of {source}", columns, rows)
+    printing.print_table(f"{path.name}: {printing.count(len(rows), 'site')} of {source}", columns, rows)
     printing.print_line(f"graph to run here: {graph.path.name}, {graph.reason}")
     for engine in manifest.engines.values():
         printing.print_engine(engine)

@@ -59,7 +59,9 @@ Model = Annotated[
         help="ONNX, a torch.export archive, a torch.save file, safetensors, or a Hugging Face folder.",
     ),
 ]
-Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A bundle, or an ONNX file.")]
+Artifact = Annotated[
+    Path, typer.Argument(metavar="ARTIFACT", help="A bundle, an ONNX file, or with --trust an engine.")
+]
 DataSource = Annotated[
     str | None,
     typer.Option(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _NUMBER = re.compile(r"[+-]?(\d[\d.]*(e[+-]?\d+)?|inf|nan)( ?(%|dB|ms))?")
 _NO_NUMBER = ("", "-", "not measured", "no noise")
 _GAP = "  "
+_RUNTIMES = {"openvino": "OpenVINO", "tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 _TAILS = ("constant", "linear", "quadratic", "cubic")
 
 
@@ -87,6 +88,11 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
         yield report
 
 
+def count(number: int, what: str) -> str:
+    """Return a number of things in words."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def share(value: float | None) -> str:
     """Return a share as percent; `not measured` where there is none."""
     return "not measured" if value is None else f"{100 * value:.1f}%"
@@ -143,7 +149,7 @@ def print_drift(report: DriftReport) -> None:
     ]  # fmt: skip
     columns = ("output", "max abs", "mean abs", "rel. l2", "1 - cosine", "SQNR", "top-1 agreement", "KL")
     print_line("")
-    print_table(f"Drift of {report.graph} over {_samples(report)}", columns, rows)
+    print_table(f"Drift of {report.graph}{_in(report.runtime)} over {_samples(report)}", columns, rows)
     if report.sites:
         print_line("")
         rows = [[site.name, decibels(site.added_db), decibels(site.accumulated_db)] for site in report.sites]
@@ -154,7 +160,7 @@ def print_drift(report: DriftReport) -> None:
         before, after = report.accuracy.original, report.accuracy.artifact
         print_line(f"accuracy on the labels: {share(before)} before, {share(after)} after")
     if report.worst_site is not None:
-        print_line(f"the most noise arises at {report.worst_site}")
+        print_line(f"of the sites, {report.worst_site} adds the most noise")
     print_drift_line(report)
 
 
@@ -162,8 +168,7 @@ def print_drift_line(report: DriftReport) -> None:
     """Print the drift, and what a budget says of it."""
     mark = ", synthetic input" if report.synthetic else ""
     budget = "" if report.max_drift is None else f", budget {report.max_drift:g}: {'met' if report else 'MISSED'}"
-    where = "" if report.runtime["runtime"] == "onnxruntime" else f" in {report.runtime['runtime']}"
-    print_line(f"drift ({report.metric}{mark}) of {report.graph}{where}: {report.drift:.6g}{budget}")
+    print_line(f"drift ({report.metric}{mark}) of {report.graph}{_in(report.runtime)}: {report.drift:.6g}{budget}")
 
 
 def print_engine(entry: EngineEntry) -> None:
@@ -177,7 +182,14 @@ def print_engine(entry: EngineEntry) -> None:
         f"for compute capability {gpus}" if gpus else "",
     ]
     print_line(f"engine {entry.file}: {'; '.join(part for part in parts if part)}")
-    print_line(f"the same by its own tool: {facts['command']}")
+    print_line(f"the same by its own tool, in that folder: {facts['command']}")
+
+
+def _in(runtime: Mapping[str, Any]) -> str:
+    """Say what ran a model, and in which types it was asked to compute, where that was not ONNX Runtime."""
+    name = _RUNTIMES.get(runtime["runtime"])
+    precision = runtime.get("precision_used")
+    return "" if name is None else f" in {name}{f' ({precision})' if precision else ''}"
 
 
 def print_notes(notes: Sequence[str]) -> None:
@@ -188,7 +200,7 @@ def print_notes(notes: Sequence[str]) -> None:
 
 def _samples(report: DriftReport) -> str:
     where = "synthetic input" if report.synthetic else report.source
-    return f"{report.samples} sample{'' if report.samples == 1 else 's'} of {where}"
+    return f"{count(report.samples, 'sample')} of {where}"
 
 
 def print_latency(report: LatencyReport) -> None:
@@ -203,7 +215,7 @@ def print_latency(report: LatencyReport) -> None:
     where = "synthetic input" if report.synthetic else report.source
     turns = f"{report.original.runs} runs in {report.runs} interleaved rounds"
     print_line("")
-    print_table(f"Latency of {report.graph} over {turns} on {where}", columns, rows)
+    print_table(f"Latency of {report.graph}{_in(report.runtime)} over {turns} on {where}", columns, rows)
     rows = [
         [name, f"{row.load:.2f}", f"{row.first_run:.2f}", mebibytes(row.peak_memory)]
         for name, row in (("original", report.original_startup), ("artifact", report.artifact_startup))

@@ -133,6 +133,9 @@ def staging(out: Path, suffix: str = ".partial") -> Iterator[Path]:
         ) from error
     try:
         yield folder
+    except ActxError as error:
+        error.what = error.what.replace(str(folder), str(out))
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

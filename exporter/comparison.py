@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from actx.exporter.load import LoadedModel
     from actx.exporter.manifest import Manifest
     from actx.exporter.tensorrt.inspector import SiteLayers
-    from actx.exporter.tensorrt.shapes import ShapeRange
 
 Progress: TypeAlias = Callable[[int, int], None]
 
@@ -191,7 +190,11 @@ def _opened(
     manifest = read_bundle(artifact)[1] if artifact.is_dir() else None
     loaded = load(model, inputs=inputs, trust=trust, factory=factory)
     sites = lift(loaded.model).sites
-    samples = open_data(loaded, data, batch_size, _ranges(manifest))
+    engine = _last_engine(manifest)
+    samples = open_data(loaded, data, batch_size, {} if engine is None else engine.ranges)
+    if engine is not None:
+        for feeds in samples:
+            engine.check(feeds)
     with workspace(loaded) as original:
         owned: dict[str, str] = {}
         if graph.onnx is not None:
@@ -207,11 +210,11 @@ def _opened(
         yield _Compared(loaded, original, graph, samples, taps, owners(sites), owned, manifest)
 
 
-def _ranges(manifest: Manifest | None) -> dict[str, ShapeRange]:
-    """Return the sizes that a bundle's engine takes, the one that was built last."""
+def _last_engine(manifest: Manifest | None) -> Profile | None:
+    """Return what a bundle's engine takes, the one that was built last; None where there is none."""
     if manifest is None or not manifest.engines:
-        return {}
-    return dict(Profile.from_facts([*manifest.engines.values()][-1].facts).ranges)
+        return None
+    return Profile.from_facts([*manifest.engines.values()][-1].facts)
 
 
 def _taps(manifest: Manifest, sites: Mapping[str, Site], owned: Mapping[str, str]) -> Iterator[SiteTap]:

@@ -217,6 +217,8 @@ def export(
             notes=[
                 *dict.fromkeys((*samples.notes, *(drifts[0] if drifts else measured).notes)),
                 *(() if to_build is None else to_build.profile.notes),
+                *_without_actx(goal, folder, graphs, to_build, missing),
+                *goal.remarks(loaded.inputs, rewritten=any(choice.fit is not None for choice in choices)),
                 *_notes(lifted.sites, goal, files, graph, measured=bool(drifts) or latency is not None),
             ],
         )
@@ -348,12 +350,19 @@ def _finish(folder: Path, exported: Exported, missing: TargetUnavailable | None,
     rejected = bundle.rejected_place(exported.path)
     bundle.commit(folder, rejected, force=True)
     budget = "the artifact gives NaN or infinity" if drift.max_drift is None else f"the budget is {drift.max_drift:g}"
-    worst = f"; site {drift.worst_site} adds the most noise" if drift.worst_site else ""
+    portable = exported.drifts[-1]
+    quant = exported.manifest.request.quant
+    if quant is not None and portable:  # the forms alone are within the budget
+        worst = f"; the forms alone drift by {portable.drift:.3g}, the rest is the scheme {quant}"
+        remedy = "Choose a finer scheme, or a larger budget."
+    else:
+        worst = f"; site {drift.worst_site} adds the most noise" if drift.worst_site else ""
+        remedy = "Choose a finer form for that site, or a larger budget."
     raise DriftExceeded(
         replace(exported, path=rejected),
         f"the drift is {drift.drift:.6g} ({drift.metric}{', synthetic input' if drift.synthetic else ''})",
         note=f"{budget}{worst}; measured on {drift.graph}",
-        remedy=f"The bundle is at {rejected}. Choose a finer form for that site, or a larger budget.",
+        remedy=f"The bundle is at {rejected}. {remedy}",
     )
 
 
@@ -426,6 +435,20 @@ def _fit_entry(fit: Fit) -> FitEntry:
         rms_error=fit.rms,
         certificate=None if proved is None else CertificateEntry(error=proved.error, interval=proved.interval),
     )
+
+
+def _without_actx(
+    target: Target,
+    folder: Path,
+    graphs: Mapping[str, str],
+    request: BuildRequest | None,
+    missing: TargetUnavailable | None,
+) -> list[str]:
+    """Say how an engine that is not built can be built without actx."""
+    if request is None or missing is None:
+        return []
+    command = target.command(folder / graphs[target.name], request)
+    return [f"on a device without actx, the library's own tool builds the engine in the bundle's folder: {command}"]
 
 
 def _notes(sites: Sequence[Site], target: Target, files: Files, graph: Graph, *, measured: bool) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
@@ -13,6 +13,7 @@ from actx.exporter.errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from actx.exporter.data import InputSpec
     from actx.exporter.fitting import Form
     from actx.exporter.kernels import Carried
     from actx.exporter.lower import Native
@@ -147,6 +148,10 @@ class Target(ABC):
             UsageError: kernels were asked for and there are none for this target.
         """
 
+    def remarks(self, inputs: Sequence[InputSpec], *, rewritten: bool) -> list[str]:  # noqa: ARG002
+        """Return what its users should know of a model with such inputs, of which sites were rewritten or not."""
+        return []
+
     def require(self) -> None:  # noqa: B027 - most targets are built with what actx itself needs
         """Check that its artifact can be built here.
 
@@ -160,6 +165,10 @@ class Target(ABC):
         Raises:
             UsageError: it has not.
         """
+        raise NotImplementedError
+
+    def command(self, graph: Path, request: BuildRequest) -> str:
+        """Return the command of the library's own tool that builds the same, in the bundle's folder and to beside it."""
         raise NotImplementedError
 
     def build(

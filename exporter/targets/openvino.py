@@ -10,6 +10,9 @@ from actx.exporter.runtimes import openvino
 from actx.exporter.targets.base import Abilities, Files, Graph, Target, refuse_kernels
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from actx.exporter.data import InputSpec
     from actx.exporter.runtimes.onnxruntime import RuntimeOptions
 
 
@@ -32,6 +35,16 @@ class OpenVino(Target):
         except TargetUnavailable as error:
             return Abilities("", error.what, error.what, {}, error.remedy)
         return Abilities(versions={"openvino": found["openvino"]})
+
+    def remarks(self, inputs: Sequence[InputSpec], *, rewritten: bool) -> list[str]:
+        """Warn where a form cannot be fast."""
+        unknown = next((spec for spec in inputs if any(isinstance(dim, str) for dim in spec.dims)), None)
+        if not rewritten or unknown is None:
+            return []
+        text = (
+            f"OpenVINO computes a form in one pass only where it knows the shapes: give sizes, as --input '{unknown}'"
+        )
+        return [f"{text} with numbers for names"]
 
     def require(self) -> None:
         """Check that it is installed."""

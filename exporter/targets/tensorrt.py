@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actx.exporter.bundle import engine_name
 from actx.exporter.errors import TargetUnavailable
 from actx.exporter.quantize import SCHEMES
 from actx.exporter.targets.base import Abilities, BuildRequest, Files, Graph, Progress, Target, portable, refuse_kernels
@@ -54,8 +55,12 @@ class _TensorRt(Target):
         """Build the engine; one of its facts is the library's own command that builds the same in the bundle's folder."""
         profile, options = request.profile, request.options
         built = build(graph, engine, target=self.name, profile=profile, options=options, progress=progress)
-        names = Path(graph.name), Path(engine.name)
-        return {**built.facts, "command": command(*names, target=self.name, profile=profile, options=options)}
+        return {**built.facts, "command": self.command(graph, request)}
+
+    def command(self, graph: Path, request: BuildRequest) -> str:
+        """Return the command of the library's own tool that builds the same, in the bundle's folder and to beside it."""
+        names = Path(graph.name), Path("..") / engine_name(self.name)
+        return command(*names, target=self.name, profile=request.profile, options=request.options)
 
     def graph(self, files: Files, options: RuntimeOptions, kernels: bool | None) -> Graph:
         """Return the engine where this machine runs it, else the typed graph in ONNX Runtime."""

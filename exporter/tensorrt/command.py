@@ -1,7 +1,8 @@
 """The vendor's own command that builds the same engine: `trtexec`, or `tensorrt_rtx`.
 
-Every flag written here is in the vendor's documentation. Options whose flag was not found there follow as a comment.
-Sources: NVIDIA, TensorRT, "Command-Line Programs"; NVIDIA, TensorRT-RTX, "CPU-Only AOT and TensorRT-RTX Engines".
+The tools were not at hand: the flags are those of their documentation (NVIDIA, TensorRT, "Command-Line Programs"; NVIDIA,
+TensorRT-RTX, "CPU-Only AOT and TensorRT-RTX Engines") and of published uses. Options whose flag was not found follow as a
+comment.
 """
 
 from __future__ import annotations

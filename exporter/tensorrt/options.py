@@ -172,4 +172,4 @@ def parse_capabilities(text: str) -> tuple[str, ...]:
 
 def _refuse(name: str, got: object, allowed: str) -> None:
     flag = _OPTIONS[name].flag
-    raise UsageError(f"{flag} cannot be '{got}'", note=f"allowed: {allowed}", remedy="Choose one of these.")
+    raise UsageError(f"{flag} cannot be '{got}'", note=f"allowed: {allowed}", remedy="Write it so.")

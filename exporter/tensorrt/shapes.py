@@ -128,7 +128,7 @@ class Profile:
                     raise UsageError(
                         f"the engine does not take {size} for dimension '{dim}'",
                         note=f"input '{spec.name}', axis {axis}; it was built for {allowed}",
-                        remedy=f"Build it with --shape {dim}=MIN:OPT:MAX that holds {size}, or use other data.",
+                        remedy=f"Build it with --shape {dim}=MIN:OPT:MAX that holds {size}, or feed fewer at a time with --batch-size.",
                     )
 
     @classmethod
@@ -206,7 +206,7 @@ def resolve(
 
 
 def _note(dim: str, sizes: ShapeRange, seen: Counter[int] | None) -> str:
-    why = "as the data has it" if seen else "by default"
+    why = "as the batches of the data have it" if seen else "by default"
     return f"dimension '{dim}' is {sizes}, {why}; --shape {dim}=MIN:OPT:MAX states another range"
 
 
