@@ -64,6 +64,7 @@ OF_OTHERS = frozenset(
         "--arch",  # python -m actx.custom_ops.cpu.build
         *("--dynamic", "--forms", "--precision", "--rounds"),  # the benchmarks
         *("--save-inputs", "--load-outputs"),  # polygraphy run
+        "--system-site-packages",  # python -m venv
     }
 )
 

@@ -128,7 +128,7 @@ class Profile:
                     raise UsageError(
                         f"the engine does not take {size} for dimension '{dim}'",
                         note=f"input '{spec.name}', axis {axis}; it was built for {allowed}",
-                        remedy=f"Build it with --shape {dim}=MIN:OPT:MAX that holds {size}, or feed fewer at a time with --batch-size.",
+                        remedy=f"Build it with --shape {dim}=MIN:OPT:MAX that holds {size}, or feed others (--batch-size).",
                     )
 
     @classmethod
