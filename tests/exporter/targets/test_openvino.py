@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from actx.exporter import Form, check, export, profile, session
+from actx.exporter import Form, InputSpec, check, export, profile, session
 from actx.exporter.errors import UsageError
 from tests.exporter.targets.networks import SMALL, demo, write_batches, write_small
 from tests.networks import WIDTH
@@ -71,6 +71,15 @@ def test_the_demo_network_with_its_latency(tmp_path: Path) -> None:
     assert again.drift == pytest.approx(exported.drifts[0].drift, rel=1e-3, abs=1e-7)
     report = profile(model, exported.path, data=str(data), runs=2)
     assert report.runtime["options"]["precision"] == "f32"
+
+
+def test_a_form_for_unknown_shapes_is_remarked_on(tmp_path: Path) -> None:
+    model, data = write_small(SMALL["mish"], tmp_path, batches=1)
+    pwl = Form.parse("pwl:8")
+    named = for_openvino(model, tmp_path / "named", data, form=pwl)
+    assert any("only where it knows the shapes" in note for note in named.manifest.notes)
+    known = for_openvino(model, tmp_path / "known", data, form=pwl, inputs=[InputSpec("x", "float32", (2, 5, WIDTH))])
+    assert not any("only where it knows the shapes" in note for note in known.manifest.notes)
 
 
 def test_bfloat16_is_asked_for_and_recorded(tmp_path: Path) -> None:

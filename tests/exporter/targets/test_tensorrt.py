@@ -18,7 +18,7 @@ from actx.exporter import Form, InputSpec, build, check, comparison, export, pro
 from actx.exporter.bundle import digests
 from actx.exporter.errors import ActxError, TargetUnavailable, UsageError
 from actx.exporter.manifest import Manifest
-from actx.exporter.pipeline import NotBuilt
+from actx.exporter.pipeline import DriftExceeded, NotBuilt
 from actx.exporter.runtimes.onnxruntime import DEFAULT
 from actx.exporter.tensorrt.library import describe
 from actx.exporter.tensorrt.options import BuildOptions
@@ -119,6 +119,7 @@ def left(tmp_path: Path) -> Path:
     assert caught.value.exit_code == 4
     assert f"actx build {tmp_path / 'out'}" in caught.value.remedy
     assert caught.value.exported.drift is not None
+    assert any("trtexec --onnx=model.trt.onnx" in note for note in caught.value.exported.manifest.notes)
     return tmp_path / "out"
 
 
@@ -241,6 +242,25 @@ def test_latency_is_not_measured_without_a_gpu(tmp_path: Path) -> None:
     assert "without a GPU" in caught.value.note
     report = check(model, exported.path, data=str(data))
     assert report.graph == "model.trt-rtx.onnx"
+
+
+def test_a_missed_budget_names_the_scheme_where_the_forms_are_within_it(tmp_path: Path) -> None:
+    model, data = write_small(SMALL["16-segment pwl"], tmp_path)
+    with pytest.raises(DriftExceeded) as caught:
+        for_rtx(model, tmp_path / "out", data, form=Form.parse("pwl:16"), quant="int8", max_drift=0.005)
+    typed, portable = caught.value.exported.drifts
+    assert portable.drift < 0.005 < typed.drift
+    assert "the rest is the scheme int8" in caught.value.note
+    assert "finer scheme" in caught.value.remedy
+
+
+@no_gpu
+def test_data_that_the_engine_does_not_take_is_refused_where_the_typed_graph_runs_too(tmp_path: Path) -> None:
+    model, data = write_small(SMALL["mish"], tmp_path)
+    exported = for_rtx(model, tmp_path / "out", data)
+    np.savez(tmp_path / "large.npz", x=np.zeros((40, 5, WIDTH), np.float32))
+    with pytest.raises(UsageError, match="does not take 40 for dimension 'batch'"):
+        check(model, exported.path, data=str(tmp_path / "large.npz"), batch_size=40)
 
 
 # --- what is refused ---
