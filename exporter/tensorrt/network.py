@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from actx.custom_ops.ops import DOMAIN
-from actx.exporter.errors import ActxError
+from actx.exporter.errors import ActxError, UsageError
 from actx.exporter.lift.naming import module_path
 from actx.exporter.load.onnx_file import read_onnx
 from actx.exporter.lower.emitter import SITE_METADATA
@@ -97,7 +97,8 @@ def check_graph(graph: Path, title: str) -> None:
         title: name of the library, for the errors.
 
     Raises:
-        ActxError: it has, or the file is no complete ONNX model.
+        UsageError: a type or a quantization is outside what they take.
+        ActxError: an op is, or the file is no complete ONNX model.
     """
     model = read_onnx(graph)
     known = _DOMAINS | {name[0] for name in model.functions}
@@ -165,7 +166,7 @@ def _check_type(dtype: ir.DataType | None, beginning: str, title: str, place: st
     name = "strings" if dtype == ir.DataType.STRING else dtype.numpy().name
     remedy = "Export it in float32." if dtype == ir.DataType.DOUBLE else "Export it with int32 or int64 there."
     note = "; ".join(part for part in (place, "it has float32, float16, bfloat16, int8, int32, int64, bool") if part)
-    raise ActxError(f"{beginning} {name}, which {title} does not have", note=note, remedy=remedy)
+    raise UsageError(f"{beginning} {name}, which {title} does not have", note=note, remedy=remedy)
 
 
 def _check_quantization(node: ir.Node, title: str) -> None:
@@ -175,12 +176,12 @@ def _check_quantization(node: ir.Node, title: str) -> None:
     dtype = _quantized_type(node)
     if dtype is not None and dtype not in _QUANTIZED:
         what = f"{title} does not quantize to {dtype.numpy().name}, as {_named(node)} does"
-        raise ActxError(what, note=_place(node), remedy=_SYMMETRIC)
+        raise UsageError(what, note=_place(node), remedy=_SYMMETRIC)
     zero = node.inputs[2] if len(node.inputs) > 2 else None
     constant = None if zero is None else ir.convenience.get_const_tensor(zero)
     if constant is not None and np.any(constant.numpy().astype(np.float32)):
         what = f"{title} quantizes symmetrically, and {_named(node)} has a zero point that is not 0"
-        raise ActxError(what, note=_place(node), remedy=_SYMMETRIC)
+        raise UsageError(what, note=_place(node), remedy=_SYMMETRIC)
 
 
 def _quantized_type(node: ir.Node) -> ir.DataType | None:

@@ -25,7 +25,7 @@ from actx.exporter.tensorrt.options import BuildOptions
 from actx.exporter.tensorrt.plan import read_plan
 from actx.exporter.tensorrt.shapes import ShapeRange, parse_ranges
 from tests.exporter.targets.networks import SMALL, Small, demo, write_batches, write_small
-from tests.networks import WIDTH, Graph
+from tests.networks import SPELLINGS, WIDTH, Graph
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -357,6 +357,16 @@ def test_what_the_target_does_not_have(options: dict[str, Any], match: str, tmp_
     with pytest.raises(UsageError, match=match):
         for_rtx(model, tmp_path / "out", data, **options)
     assert nothing_is_written(tmp_path)
+
+
+def test_a_type_that_the_library_lacks(tmp_path: Path) -> None:
+    onnx.save(SPELLINGS["silu"].model(20, np.float64), tmp_path / "model.onnx")
+    for target in ("trt-rtx", "trt"):
+        with pytest.raises(UsageError, match="float64, which TensorRT") as caught:
+            for_rtx(tmp_path / "model.onnx", tmp_path / "out", target=target, build=BuildOptions())
+        assert "float32" in caught.value.remedy
+        assert caught.value.exit_code == 2
+        assert nothing_is_written(tmp_path)
 
 
 def test_int8_without_data(tmp_path: Path) -> None:
