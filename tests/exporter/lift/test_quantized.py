@@ -10,6 +10,7 @@ import pytest
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from actx.exporter import Form, export
+from actx.exporter.errors import UsageError
 from actx.exporter.lift import Lifted, lift
 from actx.exporter.load import load
 from actx.exporter.quantize import quantize
@@ -128,3 +129,19 @@ def test_the_quantized_encoder(encoder_dynamo_onnx: Path, encoder_data: Any, tmp
     options = {**SYMMETRIC, "op_types_to_quantize": ["MatMul"]}
     found = lifted(quantized(source, encoder_data("calibration")[:1], options))
     assert [site.kind for site in found.sites] == ["gelu"] * 6 + ["tanh"]
+
+
+@pytest.mark.parametrize("name", ["mish_op", "silu", "hardswish_op"])
+def test_a_source_of_the_quantizer_becomes_an_engine(name: str, tmp_path: Path) -> None:
+    source = network(SPELLINGS[name].model(20, gated="matmul" if name == "silu" else None), tmp_path, SYMMETRIC)
+    exported = export(source, tmp_path / "out", target="trt-rtx", form=Form.parse("pwl:16"), measure_latency=False)
+    assert (exported.path / exported.manifest.engines["trt-rtx"].file).stat().st_size > 0
+    typed = onnx.load(exported.path / "model.trt-rtx.onnx")
+    assert sum(node.op_type == "QuantizeLinear" for node in typed.graph.node) >= 4
+
+
+def test_an_asymmetric_source_is_refused_by_name(tmp_path: Path) -> None:
+    source = network(SPELLINGS["mish_op"].model(20), tmp_path, LINEAR)
+    with pytest.raises(UsageError, match="uint8") as caught:
+        export(source, tmp_path / "out", target="trt-rtx", measure_latency=False)
+    assert "QuantizeLinear" in caught.value.what
