@@ -194,7 +194,13 @@ def export(
         if measure_drift or max_drift is not None:
             compared = [graph, *_others(files, goal, graph, options)]
             taps = _taps(choices, lowered, owned)
-            drifts = tuple(_check(original, one, measured, taps, metric, max_drift, options, steps) for one in compared)
+            drifts = tuple(
+                _check(
+                    original, one, measured, taps, metric, max_drift, options, steps,
+                    "check" if one is graph else f"check {one.path.name}",
+                )
+                for one in compared
+            )  # fmt: skip
         latency = None
         if measure_latency and graph.on_target:
             with baseline(goal, loaded.model, original, graph, quant, samples, to_build, options) as before:
@@ -306,12 +312,13 @@ def _check(
     max_drift: float | None,
     options: RuntimeOptions,
     steps: _Steps,
+    label: str,
 ) -> DriftReport:
     """Measure the drift of a graph, or of an engine; at the sites of the target's own graph."""
     at_sites = taps if graph.on_target or graph.path.name != bundle.PORTABLE else ()
     return check(
         original, graph.path, data, taps=at_sites, metric=metric, max_drift=max_drift, runtime=graph.runtime,
-        original_runtime=options, progress=steps(f"check {graph.path.name}"),
+        original_runtime=options, progress=steps(label),
     )  # fmt: skip
 
 

@@ -15,6 +15,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 RUN_BY_THIS_TEST = "ACTX_README_TEST"
+A_FEW = (
+    "tests/custom_ops/test_ops.py",
+    "tests/custom_ops/cpu/test_onnxruntime.py",
+    "tests/exporter/runtimes/test_openvino.py",
+    "tests/exporter/tensorrt/test_library.py",
+)
 
 
 def command(marker: str) -> str:
@@ -53,8 +59,8 @@ def test_two_commands_set_up_a_fresh_machine(tmp_path: Path) -> None:
     for fact in ("accuracy on the labels", "drift (top1)", "latency:", "bundle: actx-demo"):
         assert fact in demo.stdout
     assert (clone / "actx-demo" / "model.onnx").is_file()
-    # The tests themselves are running: here one folder of them shows that the command installs what they need.
-    selected = clean | {RUN_BY_THIS_TEST: "1", "PYTEST_ADDOPTS": "tests/custom_ops"}
+    # The tests themselves are running: here a few of them show that the command installs what they need.
+    selected = clean | {RUN_BY_THIS_TEST: "1", "PYTEST_ADDOPTS": " ".join(A_FEW)}
     script = ["bash", "-ec", command("tests")]
     tests = subprocess.run(script, cwd=clone, env=selected, capture_output=True, text=True, check=False)
     assert tests.returncode == 0, tests.stdout[-2000:] + tests.stderr[-2000:]

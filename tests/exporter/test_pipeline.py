@@ -298,7 +298,7 @@ def test_progress_ends_where_it_said(tmp_path: Path) -> None:
         save(tmp_path, many_sites(4)), tmp_path / "out", form=PWL, data=str(tmp_path / "data.npz"), runs=2,
         kernels=False, progress=lambda step, done, total: last.update({step: (done, total)}),
     )  # fmt: skip
-    assert list(last) == ["calibrate", "fit", "check model.onnx", "profile"]
+    assert list(last) == ["calibrate", "fit", "check", "profile"]
     assert all(done == total for done, total in last.values())
 
 

@@ -224,7 +224,7 @@ def test_build_with_a_library_of_that_name(left: Path, tmp_path: Path) -> None:
     entry = json.loads(done.stdout)
     assert (entry["target"], entry["file"]) == ("trt", "model.trt.engine")
     assert entry["facts"]["command"].startswith(
-        "trtexec --onnx=model.trt.onnx --saveEngine=model.trt.engine --minShapes="
+        "trtexec --onnx=model.trt.onnx --saveEngine=../model.trt.engine --minShapes="
     )
     manifest = json.loads((left / "manifest.json").read_text())
     assert manifest["engines"]["trt"]["facts"] == entry["facts"]

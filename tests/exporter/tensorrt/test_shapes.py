@@ -63,7 +63,7 @@ def test_sizes_of_the_data_are_taken_where_none_is_stated() -> None:
     profile = resolve([IDS, MASK], {"batch": ShapeRange(2, 2, 2)}, seen)
     assert profile.shapes()["mask"] == ((2, 1), (2, 40), (2, 90))
     assert len(profile.notes) == 1
-    assert "as the data has it" in profile.notes[0]
+    assert "as the batches of the data have it" in profile.notes[0]
 
 
 def test_static_dimensions_stay_as_they_are() -> None:
