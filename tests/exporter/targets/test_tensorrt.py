@@ -288,7 +288,7 @@ def test_what_the_device_would_refuse_is_refused_without_tensorrt(tmp_path: Path
     onnx.save(wide, tmp_path / "model.onnx")
     with pytest.raises(ActxError, match="float64, which TensorRT does not have") as caught:
         export(tmp_path / "model.onnx", tmp_path / "out", target="trt", measure_latency=False)
-    assert caught.value.exit_code == 1
+    assert caught.value.exit_code == 2
     assert nothing_is_written(tmp_path)
 
 
