@@ -3,5 +3,6 @@
 from actx.exporter.fitting.density import Density
 from actx.exporter.fitting.fitting import Fit, fit
 from actx.exporter.fitting.form import Form
+from actx.exporter.fitting.joint import fit_together
 
-__all__ = ["Density", "Fit", "Form", "fit"]
+__all__ = ["Density", "Fit", "Form", "fit", "fit_together"]

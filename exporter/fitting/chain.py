@@ -11,6 +11,8 @@ from numpy.polynomial import polynomial
 from actx.custom_ops.spline import Spline
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 _ORIGINS = 65  # places tried for the origin of a piece
@@ -84,31 +86,43 @@ class Chain:
 
         Pieces that knots of equal float32 value enclose are empty and left out.
         """
-        knots = self.knots.astype(np.float32).astype(np.float64)
-        edges = np.concatenate([[-np.inf], knots, [np.inf]])
-        kept = [i for i in range(len(self.pieces)) if edges[i] < edges[i + 1]]
-        pieces = [_table_row(self.pieces[i], edges[i], edges[i + 1]) for i in kept]
-        table = np.zeros((len(kept), degree + 1))
-        for row, piece in zip(table, pieces, strict=True):
+        return rounded_together([self], degree)[0]
+
+
+def rounded_together(chains: Sequence[Chain], degree: int) -> tuple[Spline, ...]:
+    """Round chains of the same knots to tables of the same knots and origins (see `Chain.rounded`)."""
+    first = chains[0]
+    knots = first.knots.astype(np.float32).astype(np.float64)
+    edges = np.concatenate([[-np.inf], knots, [np.inf]])
+    kept = [i for i in range(len(first.pieces)) if edges[i] < edges[i + 1]]
+    rows = [_table_rows([chain.pieces[i] for chain in chains], edges[i], edges[i + 1]) for i in kept]
+    tables = np.zeros((len(chains), len(kept), degree + 1))
+    for i, row in enumerate(rows):
+        for table, piece in zip(tables, row, strict=True):
             used = np.trim_zeros(piece.coefficients, "b")
-            row[: len(used)] = used
-        return Spline.of([edges[i] for i in kept[1:]], table, [p.origin for p in pieces])
+            table[i, : len(used)] = used
+    origins = [row[0].origin for row in rows]
+    return tuple(Spline.of([edges[i] for i in kept[1:]], table, origins) for table in tables)
 
 
-def _table_row(piece: Piece, low: float, high: float) -> Piece:
-    if piece.tail or len(piece.coefficients) <= 2 or low <= 0 <= high:
-        return piece.at(0.0)
-    return _best_origin(piece, low, high)
+def _table_rows(pieces: Sequence[Piece], low: float, high: float) -> list[Piece]:
+    if low <= 0 <= high or all(piece.tail or len(piece.coefficients) <= 2 for piece in pieces):
+        return [piece.at(0.0) for piece in pieces]
+    return _best_origin(pieces, low, high)
 
 
-def _best_origin(piece: Piece, low: float, high: float) -> Piece:
+def _best_origin(pieces: Sequence[Piece], low: float, high: float) -> list[Piece]:
     """Among the points of the half nearer to zero, take the origin whose coefficients round with the least effect."""
     near, far = (low, high) if low > 0 else (high, low)
     if not np.isfinite(far):  # the outer piece on an interval
         far = 2 * near
     width = abs(far - near)
     places = np.unique((near + (far - near) * np.linspace(0, 0.5, _ORIGINS)).astype(np.float32).astype(np.float64))
-    candidates = [piece.at(float(place)) for place in places]
-    powers = width ** np.arange(len(piece.coefficients))
-    losses = [np.abs((c.coefficients - c.coefficients.astype(np.float32)) * powers).sum() for c in candidates]
+    candidates = [[piece.at(float(place)) for piece in pieces] for place in places]
+    losses = [max(_rounding_loss(piece.coefficients, width) for piece in candidate) for candidate in candidates]
     return candidates[int(np.argmin(losses))]
+
+
+def _rounding_loss(coefficients: NDArray[np.float64], width: float) -> float:
+    powers = width ** np.arange(len(coefficients))
+    return float(np.abs((coefficients - coefficients.astype(np.float32)) * powers).sum())

@@ -64,6 +64,8 @@ class Fit:
         rms: root mean square of f - s over the inputs of the density; None without one.
         certificate: the proof of the error on the interval, all finite fp16 where that is all of R; None where f is
             not written in operations that can be bounded.
+        entries: the tables of a mixture's entries, with the same knots; the rest is then of the worst of them. Empty for
+            a scalar function.
 
     """
 
@@ -79,6 +81,7 @@ class Fit:
     tails: tuple[Tail, Tail]
     rms: float | None
     certificate: Certificate | None
+    entries: tuple[Spline, ...] = ()
 
     @property
     def tail_degrees(self) -> tuple[int | None, int | None]:
@@ -111,7 +114,7 @@ def fit(
 
     Args:
         function: float64 array to float64 array, elementwise. It may have kinks and jumps.
-        form: anything but ``keep``.
+        form: anything but ``keep`` and ``polynorm``.
         interval: where the fit must hold. None: all of R, for which f needs polynomial asymptotes of a degree (at
             most 3) that the form can follow.
         fold: hardswish may use a slope; otherwise it is the standard op.
@@ -119,16 +122,18 @@ def fit(
             that of the fit without it.
 
     Raises:
-        UsageError: the form is ``keep`` or the interval is not one.
+        UsageError: the form has no freedom to fit, or the interval is not one.
         ActxError: f is not finite somewhere in the interval, or has no asymptotes and no interval is given, or the
             form has too few segments for them.
 
     """
     family = form.family
     if family.solve is None:
-        raise UsageError(f"{form} cannot be fitted", note="it leaves the site as it is", remedy="Choose another form.")
+        raise UsageError(
+            f"{form} cannot be fitted", note="it leaves the mathematics as it is", remedy="Choose another form."
+        )
     with np.errstate(all="ignore"):
-        problem = _problem(_quiet(function), form, interval, fold=fold)
+        problem = problem_of(function, form, interval, fold=fold)
         exact = None if family.fixed else _exactly(problem, form)
         solution, error = _solved(problem, form) if exact is None else (exact, measure(problem, exact.spline))
         rms = None if density is None else _rms(problem, solution, density)
@@ -137,15 +142,29 @@ def fit(
             weighted_rms = _rms(problem, weighted, density)
             if weighted_rms < rms and weighted_error.core <= CAP * error.core:
                 solution, error, rms = weighted, weighted_error, weighted_rms
+    return result_of(function, problem, form, solution, error, exact=exact is not None, rms=rms)
+
+
+def result_of(
+    function: Function,
+    problem: Problem,
+    form: Form,
+    solution: Solution,
+    error: Error,
+    *,
+    exact: bool,
+    rms: float | None = None,
+) -> Fit:
+    """Return the fit that a solution is, with its certificate."""
     return Fit(
         form=form,
         spline=solution.spline,
         max_error=error.largest,
         at=error.at,
         core_error=error.core,
-        exact=exact is not None,
+        exact=exact,
         interval=(problem.low, problem.high) if problem.bounded else (-math.inf, math.inf),
-        law=_law(problem, form, exact=exact is not None),
+        law=_law(problem, form, exact=exact),
         slope=solution.slope,
         tails=(problem.span.left, problem.span.right),
         rms=rms,
@@ -177,7 +196,9 @@ def _quiet(function: Function) -> Function:
     return evaluate
 
 
-def _problem(function: Function, form: Form, interval: tuple[float, float] | None, *, fold: bool) -> Problem:
+def problem_of(function: Function, form: Form, interval: tuple[float, float] | None, *, fold: bool) -> Problem:
+    """Sample the function and find its asymptotes; see `fit` for arguments and errors."""
+    function = _quiet(function)
     low, high = (-FP16_MAX, FP16_MAX) if interval is None else _checked(interval)
     rounding = Rounding.of(function, low, high)
     left, right = (None, None) if interval is not None else _asymptotes(function, form, rounding)

@@ -18,7 +18,7 @@ class Form:
     """A family that a site can be rewritten to, with its parameters.
 
     Attributes:
-        name: ``keep``, ``relu``, ``hardswish``, ``pwl``, ``poly`` or ``spline``.
+        name: ``keep``, ``relu``, ``hardswish``, ``pwl``, ``poly``, ``spline`` or ``polynorm``.
         parameters: the numbers after the colon: (K,), (N,) or (K, D).
 
     """
@@ -45,7 +45,7 @@ class Form:
         """Read a form as the user writes it.
 
         Raises:
-            UsageError: anything else than keep, relu, hardswish, pwl:K, poly:N or spline:KxD within their ranges.
+            UsageError: anything else than keep, relu, hardswish, pwl:K, poly:N, spline:KxD or polynorm within their ranges.
 
         """
         match = re.fullmatch(r"([a-z]+)(?::([1-9][0-9]{0,3}(?:x[1-9][0-9]{0,3})*))?", text)
@@ -68,12 +68,12 @@ class Form:
 
     @property
     def segments(self) -> int:
-        """Largest number of segments, tails included; 0 for ``keep``."""
+        """Largest number of segments, tails included; 0 where nothing is fitted."""
         return self.family.shape(self.parameters)[0]
 
     @property
     def degree(self) -> int:
-        """Degree of the segments; 0 for ``keep``."""
+        """Degree of the segments; 0 where nothing is fitted."""
         return self.family.shape(self.parameters)[1]
 
 

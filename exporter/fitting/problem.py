@@ -119,6 +119,17 @@ def sample(function: Function, cells: Cells, points: int, left: Tail, right: Tai
 
     """
     x, u = grid(cells, points)
+    return _span(function, cells, x, u, left, right)
+
+
+def resampled(problem: Problem, x: NDArray[np.float64], u: NDArray[np.float64]) -> Span:
+    """Return the span of a problem on other points, ascending, with their own u."""
+    return _span(problem.function, problem.cells, x, u, problem.span.left, problem.span.right)
+
+
+def _span(
+    function: Function, cells: Cells, x: NDArray[np.float64], u: NDArray[np.float64], left: Tail, right: Tail
+) -> Span:
     y = function(x)
     require_finite(x, y)
     zero = np.flatnonzero(x == 0)

@@ -5,13 +5,15 @@
 2. The smallest E at which the segments reach the right tail is found by regula falsi on log E.
 3. Where f has a symmetry and K is even, one half is fitted and mirrored if that costs next to nothing: a symmetric
    table halves the work of the portable graph.
+4. Functions that share their knots are laid together: a segment goes as far as the worst of them allows, and ends at every
+   stop.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -24,8 +26,12 @@ from actx.exporter.fitting.search import smallest_error
 from actx.exporter.fitting.tails import last_outside, tail_error
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from actx.exporter.fitting.form import Form
     from actx.exporter.fitting.problem import Problem, Span
+
+Spans: TypeAlias = "tuple[Span, ...]"
 
 _POINTS = 48  # of a segment while searching
 _NARROW = 1e-6  # relative width
@@ -35,48 +41,88 @@ _SYMMETRY_MAY_COST = 1.03
 def solve(problem: Problem, form: Form) -> Solution:
     """Fit the table; the symmetric one where it is as good."""
     guess = 1.3 * law(problem.cells, form.degree, form.segments)
-    whole = _Layout(problem.span, form.segments, form.degree, guess)
+    whole = Layout((problem.span,), form.segments, form.degree, guess)
     if problem.symmetry is None or form.segments % 2:
-        return Solution(whole.fit().rounded(form.degree))
-    half = _Layout(problem.span.right_half(), form.segments // 2, form.degree, guess)
-    mirrored = half.fit().mirrored(problem.symmetry).rounded(form.degree)
+        return Solution(whole.fit()[0].rounded(form.degree))
+    half = Layout((problem.span.right_half(),), form.segments // 2, form.degree, guess)
+    mirrored = half.fit()[0].mirrored(problem.symmetry).rounded(form.degree)
     if whole.reached(problem.error(mirrored) / _SYMMETRY_MAY_COST) < 0:
         return Solution(mirrored)
-    free = whole.fit().rounded(form.degree)
+    free = whole.fit()[0].rounded(form.degree)
     return Solution(free if problem.error(free) * _SYMMETRY_MAY_COST < problem.error(mirrored) else mirrored)
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """Segments of one degree to be laid over a span."""
+class Layout:
+    """Segments of one degree to be laid over spans of the same points.
 
-    span: Span
+    Attributes:
+        spans: of the functions that share the knots; all with a left tail, or none, and so on the right.
+        segments: how many, tails included.
+        degree: of every segment.
+        guess: about the error.
+        stops: ascending indices of points that must be knots.
+    """
+
+    spans: Spans
     segments: int
     degree: int
     guess: float
+    stops: tuple[int, ...] = ()
 
-    def fit(self) -> Chain:
-        """Lay the segments with the smallest error."""
-        if self._inner() < 0:
+    def fit(self) -> tuple[Chain, ...]:
+        """Lay the segments with the smallest error and return a chain per span.
+
+        Raises:
+            ActxError: there are too few segments for the tails and stops.
+        """
+        if self._inner() < max(len(self.stops) - 1, 0):
             raise ActxError(
                 f"{self.segments} segments are too few",
-                note="the two asymptotes take one each",
+                note="the two asymptotes take one each" + (", every kink ends one" if self.stops else ""),
                 remedy="Use more segments, or give an interval: calibration data or --range.",
             )
-        error = smallest_error(self.reached, self.span.scale, self.guess)
-        ends, _ = _lay(self.span, error, self._inner(), self.degree)
-        return _build(self.span, ends, _end(self.span, error), self.degree)
+        error = smallest_error(self.reached, max(span.scale for span in self.spans), self.guess)
+        ends, _ = self._lay(error)
+        stop = self._end(error)
+        return tuple(_build(span, ends, stop, self.degree) for span in self.spans)
 
     def reached(self, error: float) -> float:
         """How far beyond the start of the right tail the segments come, in steps of u."""
-        return _lay(self.span, error, self._inner(), self.degree)[1] - float(self.span.u[_end(self.span, error)])
+        return self._lay(error)[1] - float(self.spans[0].u[self._end(error)])
 
     def _inner(self) -> int:
-        return self.segments - (self.span.left is not None) - (self.span.right is not None)
+        first = self.spans[0]
+        return self.segments - (first.left is not None) - (first.right is not None)
+
+    def _start(self, error: float) -> int:
+        """Last grid point that the left tails can serve."""
+        return min(*(_start(span, error) for span in self.spans), *self.stops[:1], len(self.spans[0].x) - 1)
+
+    def _end(self, error: float) -> int:
+        """First grid point from which the right tails can serve."""
+        return max(*(_end(span, error) for span in self.spans), *self.stops[-1:], 0)
+
+    def _lay(self, error: float) -> tuple[list[int], float]:
+        """Lay the inner segments from the left; return the indices of their ends, start included, and how far they came.
+
+        The second result is the u of the last end, moved by the fraction of a grid step that the error has left.
+        """
+        u = self.spans[0].u
+        last_point = len(u) - 1
+        ends = [self._start(error)]
+        position = float(u[ends[0]])
+        for _ in range(self._inner()):
+            first = _after(self.spans, ends[-1])
+            if first >= last_point:
+                return ends, 2.0
+            limit = next((stop for stop in self.stops if stop > ends[-1]), last_point)
+            last, position = _longest(self.spans, first, limit, error, self.degree)
+            ends.append(last)
+        return ends, position if ends[-1] < last_point else 2.0
 
 
 def _start(span: Span, error: float) -> int:
-    """Last grid point that the left tail can serve."""
     if span.left is None:
         return 0
     outside = np.flatnonzero(tail_error(span, span.left) > error)
@@ -84,54 +130,41 @@ def _start(span: Span, error: float) -> int:
 
 
 def _end(span: Span, error: float) -> int:
-    """First grid point from which the right tail can serve."""
     if span.right is None:
         return len(span.x) - 1
     return min(last_outside(span, error) + 1, len(span.x) - 1)
 
 
-def _lay(span: Span, error: float, count: int, degree: int) -> tuple[list[int], float]:
-    """Lay `count` segments from the left; return the indices of their ends, start included, and how far they came.
-
-    The second result is the u of the last end, moved by the fraction of a grid step that the error has left.
-    """
-    ends = [_start(span, error)]
-    position = float(span.u[ends[0]])
-    for _ in range(count):
-        first = _after(span, ends[-1])
-        if first >= len(span.x) - 1:
-            return ends, 2.0
-        last, position = _longest(span, first, error, degree)
-        ends.append(last)
-    return ends, position if ends[-1] < len(span.x) - 1 else 2.0
-
-
-def _after(span: Span, end: int) -> int:
+def _after(spans: Spans, end: int) -> int:
     """Return where the next segment begins: at the end of the last, but behind a jump there."""
-    return end + 1 if end in span.breaks else end
+    return end + 1 if any(end in span.breaks for span in spans) else end
 
 
-def _longest(span: Span, first: int, error: float, degree: int) -> tuple[int, float]:
-    """Farthest end of a segment from `first` whose minimax error is within `error`."""
-    stop = len(span.x) - 1
+def _longest(spans: Spans, first: int, stop: int, error: float, degree: int) -> tuple[int, float]:
+    """Farthest end of a segment from `first`, at most `stop`, whose minimax error is within `error`."""
+    u = spans[0].u
     good, bad = min(first + 1, stop), stop + 1
     good_error, guess = 0.0, first + max(2, (stop - first) // 12)
     while bad - good > 1:
         guess = min(max(guess, good + 1), bad - 1)
-        found = _minimax(span, first, guess, degree, _POINTS).error
+        found = _worst(spans, first, guess, degree)
         if found <= error:
             good, good_error = guess, found
         else:
             bad = guess
         stretch = (error / max(found, 1e-3 * error)) ** (1 / (degree + 1))
-        step = span.u[guess] - span.u[first]
-        guess = int(np.searchsorted(span.u, span.u[first] + step * min(stretch, 2.0), side="right")) - 1
+        step = u[guess] - u[first]
+        guess = int(np.searchsorted(u, u[first] + step * min(stretch, 2.0), side="right")) - 1
         if abs(guess - good) > 0.9 * (bad - good) and bad <= stop:
             guess = (good + bad) // 2
     fraction = min((error / good_error) ** (1 / (degree + 1)) if good_error > 0 else 1.0, 1.05)
-    reach = float(span.u[first] + (span.u[good] - span.u[first]) * fraction)
-    limit = float(span.u[min(good + 1, stop)])
+    reach = float(u[first] + (u[good] - u[first]) * fraction)
+    limit = float(u[min(good + 1, stop)])
     return good, min(reach, limit)
+
+
+def _worst(spans: Sequence[Span], first: int, last: int, degree: int) -> float:
+    return max(_minimax(span, first, last, degree, _POINTS).error for span in spans)
 
 
 def _minimax(span: Span, first: int, last: int, degree: int, points: int = 0) -> Approximation:
@@ -159,7 +192,7 @@ def _build(span: Span, ends: list[int], stop: int, degree: int) -> Chain:
     ends = [*ends[:-1], stop] if len(ends) > 1 else ends
     pieces = [] if span.left is None else [Piece(span.left, 0.0, tail=True)]
     for end, last in pairwise(ends):
-        found = _minimax(span, _after(span, end), last, degree)
+        found = _minimax(span, _after((span,), end), last, degree)
         origin = min((found.low, found.high), key=abs) if found.low * found.high > 0 else 0.0
         pieces.append(Piece(found.powers(origin), origin))
     knots = [span.x[i] if i not in span.breaks else span.x[i + 1] for i in ends]
