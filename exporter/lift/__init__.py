@@ -11,12 +11,14 @@ import onnx_ir as ir
 
 from actx.custom_ops import Spline
 from actx.exporter.lift.elementwise import SPLINE
-from actx.exporter.lift.function import ScalarFunction, is_affine
+from actx.exporter.lift.function import Mixture, PolyNorm, ScalarFunction, SiteFunction, is_affine
 from actx.exporter.lift.gating import find_gate
+from actx.exporter.lift.mixture import find_mixtures
 from actx.exporter.lift.naming import site_names
 from actx.exporter.lift.ops import NORMALISATIONS, ROWWISE, op_of
+from actx.exporter.lift.polynorm import find_polynorms
 from actx.exporter.lift.recognise import recognise
-from actx.exporter.lift.regions import Region, grow
+from actx.exporter.lift.regions import Region, Unmatched, grow
 from actx.exporter.lift.rule import objection
 
 if TYPE_CHECKING:
@@ -24,7 +26,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Gate", "Lifted", "Rejection", "ScalarFunction", "Site", "lift"]
+__all__ = ["Column", "Gate", "Lifted", "Mixture", "PolyNorm", "Rejection", "ScalarFunction", "Site", "lift"]
+
+POLYNORM, MIXTURE = "polynorm", "moa"
+# Of a mixture's entry that is affine.
+IDENTITY = "identity"
 
 
 @dataclass(frozen=True)
@@ -41,12 +47,25 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class Column:
+    """The gate of one entry of a mixture.
+
+    Attributes:
+        value: name of a value [..., E], whose leading dimensions are those of the site's input, or broadcast to them.
+        index: which column of it is the gate.
+    """
+
+    value: str
+    index: int
+
+
+@dataclass(frozen=True)
 class Site:
     """A place in the graph where a nonlinearity acts. Values are named as in the graph.
 
     Attributes:
         name: the scope name of the region, unique in the model and stable across runs.
-        kind: the catalogue's name of the function, or ``scalar``.
+        kind: the catalogue's name of the function, or ``scalar``; ``polynorm``; ``moa`` for any mixture.
         parameters: the function's parameters by name; float64, shape ``()`` or, where they differ per channel, ``(C,)``.
         function: f, evaluated by the region's own graph.
         input: the value f is applied to.
@@ -56,12 +75,14 @@ class Site:
         shape: of input and output as far as it is known: sizes, names, or None per dimension; None without a rank.
         axis: the channel axis, counted from the end, where f differs per channel.
         gate: the product that the output enters, if it is gated.
+        columns: the gates of a mixture, one per entry.
+        entries: the catalogue's names of a mixture's entries.
     """
 
     name: str
     kind: str
     parameters: dict[str, NDArray[np.float64]]
-    function: ScalarFunction
+    function: SiteFunction
     input: str
     output: str
     values: tuple[str, ...]
@@ -69,17 +90,29 @@ class Site:
     shape: tuple[int | str | None, ...] | None
     axis: int | None
     gate: Gate | None
+    columns: tuple[Column, ...] = ()
+    entries: tuple[str, ...] = ()
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """Names of the values that a mixture's gates are in."""
+        return tuple(dict.fromkeys(column.value for column in self.columns))
 
     @property
     def spline(self) -> Spline | None:
         """The table, where the source has the site as one node of `actx::Spline`; along `axis` where it differs per channel."""
+        if not isinstance(self.function, ScalarFunction):
+            return None
         steps = self.function.steps
         if len(steps) != 1 or steps[0].op != SPLINE:
             return None
         return replace(Spline.from_attributes(steps[0].attributes), axis=self.axis)
 
-    def evaluate(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Evaluate f in float64 on a tensor of the site's shape."""
+    def evaluate(self, x: NDArray[np.float64], *operands: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Evaluate f in float64 on a tensor of the site's shape, and on the values of `operands`."""
+        if isinstance(self.function, Mixture):
+            given = dict(zip(self.operands, operands, strict=True))
+            return self.function(x, *(given[c.value][..., c.index, None] for c in self.columns))
         if self.axis is None:
             return self.function(x)
         rows = np.moveaxis(x, self.axis, 0)
@@ -110,6 +143,7 @@ class _Identity:
     affine: bool
     kind: str = ""
     parameters: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    entries: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,21 +158,43 @@ class _Verdict:
 def lift(model: ir.Model) -> Lifted:
     """Find the sites of a model whose types and shapes have been inferred. The model is not changed."""
     memo: dict[tuple[str, float], _Identity] = {}
-    verdicts = [_judge(region, memo) for region in grow(model.graph)]
+    regions, unmatched = _regions(model.graph)
+    verdicts = [_judge(region, memo) for region in regions]
     accepted = [verdict for verdict in verdicts if verdict.reason is None]
     names = site_names([verdict.region.nodes for verdict in accepted])
     taken: set[ir.Value] = set()
     sites = tuple(_site(v.region, v.identity, name, taken) for v, name in zip(accepted, names, strict=True))
-    return Lifted(sites, _rejections(model.graph, verdicts))
+    return Lifted(sites, _rejections(model.graph, verdicts, unmatched))
+
+
+def _regions(graph: ir.Graph) -> tuple[list[Region], list[Unmatched]]:
+    """Return what may be sites, in graph order: PolyNorm before mixtures, which it looks like, and both before their parts."""
+    found: list[Region | Unmatched] = list(find_polynorms(graph))
+    whole = {node for region in found if isinstance(region, Region) for node in region.nodes}
+    found += find_mixtures(graph, whole)
+    whole |= {node for region in found if isinstance(region, Region) for node in region.nodes}
+    found += [region for region in grow(graph) if whole.isdisjoint(region.nodes)]
+    place = {node: i for i, node in enumerate(graph)}
+    found.sort(key=lambda region: place[region.nodes[-1]])
+    return [f for f in found if isinstance(f, Region)], [f for f in found if isinstance(f, Unmatched)]
 
 
 def _judge(region: Region, memo: dict[tuple[str, float], _Identity]) -> _Verdict:
     """Identify the region's function, once per distinct program and precision."""
     key = region.function.key, _rounding_unit(region)
     if key not in memo:
-        affine = is_affine(region.function)
-        memo[key] = _Identity(affine) if affine else _Identity(affine, *recognise(region.function, key[1]))
+        memo[key] = _identify(region.function, key[1])
     return _Verdict(region, memo[key], objection(region, memo[key].affine))
+
+
+def _identify(function: SiteFunction, unit: float) -> _Identity:
+    if isinstance(function, PolyNorm):
+        return _Identity(affine=False, kind=POLYNORM, parameters=function.parameters)
+    if isinstance(function, Mixture):
+        entries = (_identify(entry, unit) for entry in function.entries)
+        return _Identity(affine=False, kind=MIXTURE, entries=tuple(e.kind or IDENTITY for e in entries))
+    affine = is_affine(function)
+    return _Identity(affine) if affine else _Identity(affine, *recognise(function, unit))
 
 
 def _rounding_unit(region: Region) -> float:
@@ -169,6 +225,8 @@ def _site(region: Region, identity: _Identity, name: str, taken: set[ir.Value]) 
         shape=_dims(region.output if region.output.shape is not None else region.root),
         axis=region.axis,
         gate=None if gate is None else Gate(_name(gate[0]), _name(gate[1])),
+        columns=tuple(Column(_name(value), index) for value, index in region.columns),
+        entries=identity.entries,
     )
 
 
@@ -181,13 +239,16 @@ def _dims(value: ir.Value) -> tuple[int | str | None, ...] | None:
     return None if value.shape is None else tuple(d if isinstance(d, int) else d.value for d in value.shape)
 
 
-def _rejections(graph: ir.Graph, verdicts: Sequence[_Verdict]) -> tuple[Rejection, ...]:
+def _rejections(graph: ir.Graph, verdicts: Sequence[_Verdict], unmatched: Sequence[Unmatched]) -> tuple[Rejection, ...]:
     """Describe what is nonlinear and no site. Affine regions are not nonlinear, and not worth a line."""
-    refused = [(v.region, v.reason) for v in verdicts if v.reason and not v.identity.affine and _is_float(v.region)]
-    names = site_names([region.nodes for region, _ in refused])
+    refused = [
+        (v.region.nodes, v.reason) for v in verdicts if v.reason and not v.identity.affine and _is_float(v.region)
+    ]
+    refused += [(part.nodes, part.reason) for part in unmatched]
+    names = site_names([nodes for nodes, _ in refused])
     rows = [
-        Rejection(name, "+".join(dict.fromkeys(node.op_type for node in region.nodes)), reason)
-        for name, (region, reason) in zip(names, refused, strict=True)
+        Rejection(name, "+".join(dict.fromkeys(node.op_type for node in nodes)), reason)
+        for name, (nodes, reason) in zip(names, refused, strict=True)
     ]
     rowwise = NORMALISATIONS | ROWWISE
     whole = Counter(node.op_type for node in graph if op_of(node) in rowwise)

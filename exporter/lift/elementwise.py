@@ -205,6 +205,28 @@ def _expand(_: Attributes, x: Array, shape: Array) -> Array:
     return np.asarray(x * np.ones(_small(shape), x.dtype))
 
 
+def _gather(a: Attributes, x: Array, places: Array) -> Array:
+    return np.take(x, places.astype(np.int64), axis=a.get("axis", 0))
+
+
+def _slice(
+    _: Attributes, x: Array, starts: Array, ends: Array, axes: Array | None = None, steps: Array | None = None
+) -> Array:
+    given = (
+        np.arange(starts.size) if axes is None else axes,
+        starts,
+        ends,
+        np.ones_like(starts) if steps is None else steps,
+    )
+    for axis, start, end, step in zip(*(array.reshape(-1).tolist() for array in given), strict=True):
+        x = np.moveaxis(np.moveaxis(x, axis, 0)[start : None if end < -x.shape[axis] else end : step], 0, axis)
+    return x
+
+
+def _concat(a: Attributes, *xs: Array) -> Array:
+    return np.concatenate(xs, axis=a["axis"])
+
+
 def _small(shape: Array) -> list[int]:
     """Refuse to make a constant larger than a parameter of an activation can be."""
     sizes = [int(size) for size in shape.reshape(-1)]
@@ -221,4 +243,7 @@ CONSTANT_LAYOUT: Mapping[tuple[str, str], Evaluate] = {
     ("", "Squeeze"): _squeeze,
     ("", "Expand"): _expand,
     ("", "ConstantOfShape"): _constant_of_shape,
+    ("", "Gather"): _gather,
+    ("", "Slice"): _slice,
+    ("", "Concat"): _concat,
 }

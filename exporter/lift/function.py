@@ -1,16 +1,17 @@
-"""A scalar function as the straight-line program of the graph region it came from."""
+"""What a site computes: a scalar function, as the straight-line program of its region of the graph; PolyNorm; a mixture."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, reduce
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from actx.custom_ops import Spline
+from actx.custom_ops.ops.polynorm import PolyNormOp
 from actx.exporter.lift.elementwise import ELEMENTWISE, SPLINE
 
 if TYPE_CHECKING:
@@ -112,6 +113,62 @@ def _of_channel(step: Step, index: int) -> Mapping[str, Any]:
         return step.attributes
     return Spline.from_attributes(step.attributes).channel(index).attributes()
 
+
+@dataclass(frozen=True, eq=False)
+class PolyNorm:
+    """x -> sum_i weights[i] N(x^(K - i)) + bias, N(z) = z / sqrt(mean(z^2) + epsilon) along the last axis.
+
+    Attributes:
+        weights: float64 (K,), from the highest power.
+        bias: a number.
+        epsilon: what is added to the mean of squares.
+    """
+
+    weights: NDArray[np.float64]
+    bias: float
+    epsilon: float
+
+    def __call__(self, x: ArrayLike) -> NDArray[np.float64]:
+        """Evaluate in float64 on rows, [..., D]."""
+        with np.errstate(all="ignore"):
+            rows = np.asarray(x, dtype=np.float64)
+            return PolyNormOp(self.epsilon).evaluate([rows, self.weights, np.array([self.bias]), None])
+
+    @cached_property
+    def key(self) -> str:
+        """A digest: equal for equal functions."""
+        return hashlib.sha256(np.array([*self.weights, self.bias, self.epsilon]).tobytes()).hexdigest()
+
+    @property
+    def parameters(self) -> dict[str, NDArray[np.float64]]:
+        """The parameters by name, the weight of the highest power first."""
+        named = {f"w{i}": np.array(weight) for i, weight in enumerate(self.weights)}
+        return {**named, "b": np.array(self.bias), "eps": np.array(self.epsilon)}
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """x, g_0 .. g_(E-1) -> sum_e g_e f_e(x).
+
+    Attributes:
+        entries: f_e.
+    """
+
+    entries: tuple[ScalarFunction, ...]
+
+    def __call__(self, x: ArrayLike, *gates: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Evaluate in float64: x is [..., H], every gate [..., 1]."""
+        with np.errstate(all="ignore"):
+            terms = [gate * entry(x) for gate, entry in zip(gates, self.entries, strict=True)]
+            return np.asarray(reduce(np.add, terms), dtype=np.float64)
+
+    @cached_property
+    def key(self) -> str:
+        """A digest: equal for equal functions."""
+        return hashlib.sha256("".join(entry.key for entry in self.entries).encode()).hexdigest()
+
+
+SiteFunction: TypeAlias = ScalarFunction | PolyNorm | Mixture
 
 AFFINE_TOLERANCE = 1e-6
 _PROBE = np.concatenate([-np.geomspace(6e4, 1e-3, 90), [0.0], np.geomspace(1e-3, 6e4, 90)])

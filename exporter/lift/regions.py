@@ -16,38 +16,53 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from actx.exporter.lift.elementwise import CONSTANT_LAYOUT, ELEMENTWISE, MAX_CONSTANT
-from actx.exporter.lift.function import Constant, ScalarFunction, Step
+from actx.exporter.lift.elementwise import CONSTANT_LAYOUT, ELEMENTWISE, MAX_CONSTANT, SPLINE
+from actx.exporter.lift.function import Constant, ScalarFunction, SiteFunction, Step
 from actx.exporter.lift.ops import AFFINE, op_of, tensor_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
 class Region:
-    """A region of elementwise nodes: `output` is a scalar function of `root`.
+    """Connected nodes that compute `output` from `root`: a region of elementwise nodes if `function` is a scalar one.
 
     Attributes:
-        root: the one non-constant input.
+        root: the one non-constant input, but for the gates of a mixture.
         output: the one value that leaves the region.
         nodes: in topological order.
         function: f, the region's own mathematics.
         axis: the channel axis, counted from the end, where f differs per channel.
         constants: the shape that the constant operands broadcast to.
+        columns: of a mixture, per entry the value that its gate is in, [..., E], and which column it is.
     """
 
     root: ir.Value
     output: ir.Value
     nodes: tuple[ir.Node, ...]
-    function: ScalarFunction
-    axis: int | None
-    constants: tuple[int, ...]
+    function: SiteFunction
+    axis: int | None = None
+    constants: tuple[int, ...] = ()
+    columns: tuple[tuple[ir.Value, int], ...] = ()
 
 
-class _Dominator:
+@dataclass(frozen=True)
+class Unmatched:
+    """Nodes that look like a site of more than one op, and are none.
+
+    Attributes:
+        nodes: in topological order.
+        reason: why not, in words.
+    """
+
+    nodes: tuple[ir.Node, ...]
+    reason: str
+
+
+class Dominator:
     """A value in the tree of dominators, whose depth may be that of the graph.
 
     `jump` leads to some ancestor, so chosen that any one is reached in logarithmically many steps (Myers, An applicative
@@ -56,22 +71,23 @@ class _Dominator:
 
     __slots__ = ("depth", "jump", "parent", "root", "value")
 
-    def __init__(self, value: ir.Value, parent: _Dominator | None) -> None:
+    def __init__(self, value: ir.Value, parent: Dominator | None) -> None:
         self.value = value
-        self.parent: _Dominator = self if parent is None else parent
-        self.root: _Dominator = self if parent is None else parent.root
+        self.parent: Dominator = self if parent is None else parent
+        self.root: Dominator = self if parent is None else parent.root
         self.depth: int = 0 if parent is None else parent.depth + 1
         near = self.parent
         even = near.depth - near.jump.depth == near.jump.depth - near.jump.jump.depth if parent else False
-        self.jump: _Dominator = near.jump.jump if even else near
+        self.jump: Dominator = near.jump.jump if even else near
 
-    def ancestor(self, depth: int) -> _Dominator:
+    def ancestor(self, depth: int) -> Dominator:
+        """Return the dominator of that depth, the value itself where it is not as deep."""
         node = self
         while node.depth > depth:
             node = node.jump if node.jump.depth >= depth else node.parent
         return node
 
-    def common(self, other: _Dominator) -> _Dominator | None:
+    def common(self, other: Dominator) -> Dominator | None:
         """Return the nearest value that dominates both, either of them included; None where nothing does."""
         if self.root is not other.root:
             return None
@@ -91,12 +107,22 @@ class _Dominator:
 
 
 @dataclass
-class _Growth:
-    """Working state of one graph. `dominators` has the results of elementwise nodes only."""
+class Growth:
+    """Working state of one graph.
 
+    Attributes:
+        also: the nodes that a region may hold beside the elementwise ones.
+        constants: the values that are known to be constant, or not.
+        dominators: of the results of these nodes, and of no other value.
+        starts: the roots of regions.
+        barriers: see 2.
+        cuts: see 3.
+    """
+
+    also: Callable[[ir.Node], bool] = lambda _: False
     constants: dict[ir.Value, NDArray[Any] | None] = field(default_factory=dict)
-    dominators: dict[ir.Value, _Dominator] = field(default_factory=dict)
-    starts: dict[ir.Value, _Dominator] = field(default_factory=dict)
+    dominators: dict[ir.Value, Dominator] = field(default_factory=dict)
+    starts: dict[ir.Value, Dominator] = field(default_factory=dict)
     barriers: set[ir.Value] = field(default_factory=set)
     cuts: set[ir.Value] = field(default_factory=set)
 
@@ -104,9 +130,9 @@ class _Growth:
 def grow(graph: ir.Graph) -> list[Region]:
     """Return every maximal region, in graph order. Affine ones are among them."""
     nodes = list(graph)
-    growth = _Growth()
+    growth = Growth()
     while True:
-        _dominate(nodes, growth)
+        dominate(nodes, growth)
         cuts = _find_cuts(nodes, growth)
         if cuts <= growth.cuts:
             break
@@ -157,24 +183,25 @@ def attributes_of(node: ir.Node) -> dict[str, Any]:
     }
 
 
-def _evaluator(node: ir.Node) -> Any:
-    return ELEMENTWISE.get(op_of(node)) if node.inputs and node.outputs else None
+def _belongs(node: ir.Node, growth: Growth) -> bool:
+    return bool(node.inputs and node.outputs) and (op_of(node) in ELEMENTWISE or growth.also(node))
 
 
-def _operands(node: ir.Node, growth: _Growth) -> list[ir.Value]:
+def _operands(node: ir.Node, growth: Growth) -> list[ir.Value]:
     """Return the distinct non-constant inputs."""
     return list(dict.fromkeys(v for v in node.inputs if v is not None and constant_of(v, growth.constants) is None))
 
 
-def _dominate(nodes: Sequence[ir.Node], growth: _Growth) -> None:
+def dominate(nodes: Sequence[ir.Node], growth: Growth) -> None:
+    """Find the dominators of every value, see 1 and 2."""
     growth.dominators.clear()
     for node in nodes:
         operands = _operands(node, growth)
         wide = channels_of(node, growth.constants)
-        if _evaluator(node) is None or not operands or wide is None or _is_integer(node.outputs[0]):
+        if not _belongs(node, growth) or not operands or wide is None or _is_integer(node.outputs[0]):
             continue
         output = node.outputs[0]
-        growth.dominators[output] = _Dominator(output, _common([_before(v, growth) for v in operands]))
+        growth.dominators[output] = Dominator(output, _common([_before(v, growth) for v in operands]))
         if len(operands) == 1 and op_of(node) in AFFINE and wide:
             growth.barriers.add(output)
 
@@ -185,15 +212,15 @@ def _is_integer(value: ir.Value) -> bool:
     return dtype is not None and dtype is not ir.DataType.BOOL and not dtype.is_floating_point()
 
 
-def _before(value: ir.Value, growth: _Growth) -> _Dominator:
+def _before(value: ir.Value, growth: Growth) -> Dominator:
     """Return the operand's place; a value that is not in a region, or a cut, is the root of what follows."""
     if value in growth.dominators and value not in growth.cuts:
         return growth.dominators[value]
-    return growth.starts.setdefault(value, _Dominator(value, None))
+    return growth.starts.setdefault(value, Dominator(value, None))
 
 
-def _common(places: Sequence[_Dominator]) -> _Dominator | None:
-    found: _Dominator | None = places[0]
+def _common(places: Sequence[Dominator]) -> Dominator | None:
+    found: Dominator | None = places[0]
     for place in places[1:]:
         found = None if found is None else found.common(place)
     return found
@@ -202,7 +229,7 @@ def _common(places: Sequence[_Dominator]) -> _Dominator | None:
 def channels_of(node: ir.Node, known: dict[ir.Value, NDArray[Any] | None]) -> tuple[int, ...] | None:
     """Return () where all constants are scalar, (axis, C) where they run along one axis, None where neither."""
     found: set[tuple[int, ...]] = set()
-    if "axis" in node.attributes:  # the only elementwise op with one is a spline per channel
+    if op_of(node) == SPLINE and "axis" in node.attributes:
         axis, x = node.attributes.get_int("axis"), node.inputs[0]
         rank = None if x is None or x.shape is None else len(x.shape)
         if axis >= 0 and rank is None:
@@ -221,13 +248,13 @@ def channels_of(node: ir.Node, known: dict[ir.Value, NDArray[Any] | None]) -> tu
     return found.pop() if found else ()
 
 
-def _root(value: ir.Value, growth: _Growth) -> ir.Value:
+def _root(value: ir.Value, growth: Growth) -> ir.Value:
     """Return the furthest dominator; the value itself where it starts anew."""
     place = growth.dominators.get(value)
     return value if place is None else place.root.value
 
 
-def _continues(value: ir.Value, consumer: ir.Node, growth: _Growth) -> bool:
+def _continues(value: ir.Value, consumer: ir.Node, growth: Growth) -> bool:
     """Tell whether the consumer goes on with the value's region."""
     output = consumer.outputs[0] if consumer.outputs else None
     if output is None or output not in growth.dominators or value in growth.cuts:
@@ -235,7 +262,7 @@ def _continues(value: ir.Value, consumer: ir.Node, growth: _Growth) -> bool:
     return _root(output, growth) is _root(value, growth)
 
 
-def _find_cuts(nodes: Sequence[ir.Node], growth: _Growth) -> set[ir.Value]:
+def _find_cuts(nodes: Sequence[ir.Node], growth: Growth) -> set[ir.Value]:
     """Return the values inside a region that leave it, or that two regions would share."""
     sink: dict[ir.Value, ir.Value] = {}
     cuts: set[ir.Value] = set()
@@ -252,7 +279,7 @@ def _find_cuts(nodes: Sequence[ir.Node], growth: _Growth) -> set[ir.Value]:
     return cuts
 
 
-def _outputs(nodes: Sequence[ir.Node], growth: _Growth) -> Iterator[ir.Value]:
+def _outputs(nodes: Sequence[ir.Node], growth: Growth) -> Iterator[ir.Value]:
     for node in nodes:
         for value in node.outputs[:1]:
             consumers = value.consumers()
@@ -261,7 +288,7 @@ def _outputs(nodes: Sequence[ir.Node], growth: _Growth) -> Iterator[ir.Value]:
                 yield value
 
 
-def _split(output: ir.Value, growth: _Growth) -> Iterator[Region]:
+def _split(output: ir.Value, growth: Growth) -> Iterator[Region]:
     """Yield the regions on the way from `output` back to its root, which barriers divide."""
     run: list[ir.Value] = []
     for value in growth.dominators[output].path():
@@ -272,16 +299,19 @@ def _split(output: ir.Value, growth: _Growth) -> Iterator[Region]:
     yield from _largest(run, growth)
 
 
-def _largest(run: Sequence[ir.Value], growth: _Growth) -> Iterator[Region]:
+def _largest(run: Sequence[ir.Value], growth: Growth) -> Iterator[Region]:
     """Yield the largest region of the run, nearest value first, that begins with the type it ends with."""
     for end, last in enumerate(run[:-1]):
         for first in reversed(run[end + 1 :]):
             if first.dtype == last.dtype or first.dtype is None or last.dtype is None:
-                yield from _between(first, last, growth)
+                region = between(first, last, growth)
+                if region is not None:
+                    yield region
                 return
 
 
-def _between(root: ir.Value, output: ir.Value, growth: _Growth) -> Iterator[Region]:
+def nodes_between(roots: Collection[ir.Value], output: ir.Value, growth: Growth) -> tuple[ir.Node, ...]:
+    """Return the nodes that compute a value from others, in topological order; constants are not computed."""
     order: dict[ir.Node, None] = {}
 
     def visit(start: ir.Value) -> None:
@@ -289,7 +319,7 @@ def _between(root: ir.Value, output: ir.Value, growth: _Growth) -> Iterator[Regi
         while stack:
             value, done = stack.pop()
             node = value.producer()
-            if value is root or node is None or node in order or constant_of(value, growth.constants) is not None:
+            if value in roots or node is None or node in order or constant_of(value, growth.constants) is not None:
                 continue
             if done:
                 order[node] = None
@@ -298,21 +328,26 @@ def _between(root: ir.Value, output: ir.Value, growth: _Growth) -> Iterator[Regi
             stack.extend((v, False) for v in reversed(node.inputs) if v is not None)
 
     visit(output)
-    nodes = tuple(order)
+    return tuple(order)
+
+
+def between(root: ir.Value, output: ir.Value, growth: Growth) -> Region | None:
+    """Return the region of elementwise nodes from one value to another, None where it is no function of one channel."""
+    nodes = nodes_between({root}, output, growth)
     wide = {c for node in nodes if (c := channels_of(node, growth.constants))}
-    if len(wide) > 1:  # parameters along two axes: no function of one channel
-        return
+    if len(wide) > 1:  # parameters along two axes
+        return None
     axis, channels = wide.pop() if wide else (None, None)
-    yield Region(root, output, nodes, _program(root, nodes, channels, growth), axis, _breadth(nodes, growth))
+    return Region(root, output, nodes, _program(root, nodes, channels, growth), axis, _breadth(nodes, growth))
 
 
-def _breadth(nodes: Sequence[ir.Node], growth: _Growth) -> tuple[int, ...]:
+def _breadth(nodes: Sequence[ir.Node], growth: Growth) -> tuple[int, ...]:
     """Return the shape that all constant operands broadcast to; they are scalars, or run along one axis."""
     arrays = (constant_of(v, growth.constants) for node in nodes for v in node.inputs if v is not None)
     return np.broadcast_shapes(*{array.shape for array in arrays if array is not None})
 
 
-def _program(root: ir.Value, nodes: Sequence[ir.Node], channels: int | None, growth: _Growth) -> ScalarFunction:
+def _program(root: ir.Value, nodes: Sequence[ir.Node], channels: int | None, growth: Growth) -> ScalarFunction:
     index = {root: 0}
     steps: list[Step] = []
 

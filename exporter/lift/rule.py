@@ -1,7 +1,8 @@
 """The rule that makes a region a site.
 
 1. Its function is not affine, its type is one that the op `Spline` takes and its output surely has the shape of its input.
-2. Its input comes from a linear op or a normalisation, through bias, residual sums and changes of layout.
+2. Its input comes from a linear op or a normalisation, through bias, residual sums, factors that many of its elements share,
+   and changes of layout.
 3. Its output reaches a linear op or a graph output, and not only through a reduction of itself: what a pooling gives may
    only be laid out and scaled on its way; a softmax, or a division by its own sum, ends the way.
 
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 ENDS = ROWWISE | standard("Shape", "Size")
 # Both walks go on through these along their data.
 MOVES = LAYOUT | SELECTION | POOLINGS
+# But for those that only norms are made of, going back.
+_NORMS = standard("ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp")
 # What may stand between a mean of squares and its root, and between the sum of a softmax and its division.
 _OF_ROOT = standard("Sqrt", "Pow", "Reciprocal", "Div", "Add", "Cast", "Max", "Clip", "Unsqueeze", "Expand")
 _OF_SUM = standard("Add", "Max", "Clip", "Reciprocal", "Expand", "Cast", "Unsqueeze", "Reshape", "Where")
@@ -105,15 +108,25 @@ def comes_from_layer(value: ir.Value) -> bool:
 
 
 def _sources(node: ir.Node) -> Iterator[ir.Value]:
-    """Yield the inputs to walk back to: the data of a layout op, the operands of a sum, the one operand of a scaling."""
+    """Yield the inputs to walk back to: the data of a layout op, the operands of a sum, what a product scales."""
     present = [v for v in node.inputs if v is not None]
     op = op_of(node)
-    if op in MOVES:
+    if op in MOVES - _NORMS:
         yield from present if op == CONCAT else present[:1]
     elif op in AFFINE:
         data = [v for v in present if tensor_of(v) is None]
         if op in SUMS or len(data) == 1:
             yield from data
+        elif op == MUL:
+            yield from (value for value, factor in (data, data[::-1]) if _only_scales(factor, value))
+
+
+def _only_scales(factor: ir.Value, value: ir.Value) -> bool:
+    """Tell whether many elements of the value surely share each factor, as those of a channel do in meta-ACON."""
+    if factor.shape is None or value.shape is None or len(factor.shape) > len(value.shape):
+        return False
+    pairs = list(zip(reversed(factor.shape.dims), reversed(value.shape.dims), strict=False))
+    return any(p == 1 != q for p, q in pairs) and not any(q == 1 != p for p, q in pairs)
 
 
 def _is_decomposed_norm(node: ir.Node) -> bool:

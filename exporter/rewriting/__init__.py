@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from actx.exporter.choose import KEEP, choose
 from actx.exporter.errors import ActxError
 from actx.exporter.fitting import Form
-from actx.exporter.lift import lift
+from actx.exporter.lift import ScalarFunction, lift
 from actx.exporter.rewriting.activation import Kept, PiecewisePolynomial
 from actx.exporter.rewriting.calls import call_instead
 from actx.exporter.rewriting.modes import restore_modes
@@ -66,7 +66,8 @@ def rewrite(
     """
     program = Program(module, args, kwargs, dynamic_shapes)
     form, pins = (forms, None) if isinstance(forms, Form) else (KEEP, forms)
-    sites = lift(program.model).sites
+    # PolyNorm and mixtures are torch's own ops already: what a table would replace in training is scalar.
+    sites = [site for site in lift(program.model).sites if isinstance(site.function, ScalarFunction)]
     choices = choose(sites, find_target("onnx"), form=form, pins=pins, statistics=statistics, fold=fold)
     places = [(choice, program.find(choice.site)) for choice in choices]
     rewritten = program.module

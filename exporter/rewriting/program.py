@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from actx.exporter.errors import ActxError
+from actx.exporter.lift import ScalarFunction
 from actx.exporter.load.inputs import name_batch
 from actx.exporter.load.prepare import prepare
 from actx.exporter.load.program import OPSET
@@ -113,6 +114,7 @@ class Program:
         example = place.input.meta["val"]
         shape = [1] * example.dim()
         if site.axis is not None:
+            assert isinstance(site.function, ScalarFunction)
             shape[site.axis] = site.function.channels or 1
         body = place.body()
         parameters = [_attribute(self.module, str(node.target)) for node in place.parameters]
