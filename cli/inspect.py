@@ -82,7 +82,7 @@ def _print(found: Inspection, *, explain: bool) -> None:
         rows.append(
             [
                 site["name"],
-                site["kind"] + _parameters(site["parameters"]),
+                site["kind"] + _parameters(site["entries"], site["parameters"]),
                 "gated" if site["gated"] else "",
                 _count(site["elements_per_sample"]),
                 "not measured" if observed is None else f"{observed[0]:.3g} .. {observed[1]:.3g}",
@@ -155,8 +155,7 @@ def _count(value: float | None) -> str:
     return "-" if value is None else f"{value:.10g}"
 
 
-def _parameters(parameters: dict[str, float | list[float]]) -> str:
-    if not parameters:
-        return ""
+def _parameters(entries: list[str], parameters: dict[str, float | list[float]]) -> str:
     texts = [f"{name}=per channel" if isinstance(v, list) else f"{name}={v:.4g}" for name, v in parameters.items()]
-    return f"({', '.join(texts)})"
+    texts = [*entries, *texts]
+    return f"({', '.join(texts)})" if texts else ""

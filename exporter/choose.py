@@ -3,10 +3,12 @@
 1. A form pinned to a site is taken, or the error says why it cannot be.
 2. A form for the whole model is taken wherever it can follow the site's function; a site that it would diverge from, or that
    has no asymptotes and no observed range, is kept, with the reason.
-3. Without a form, what the target runs as one fast op, or what is an `actx::Spline` already, is kept; every other site takes
+3. A row-wise site has one form, exact: `polynorm`. A mixture takes forms whose knots its entries can share.
+4. Without a form, what the target runs as one fast op, or what is an `actx::Spline` already, is kept; every other site takes
    the first of the target's own forms that is within `DEFAULT_ERROR`.
 
-A form that was asked for is fitted closer where the data is; rule 3 bounds the largest error, wherever it is.
+A form that was asked for is fitted closer where the data is, but for those of mixtures and of single channels; rule 4 bounds
+the largest error, wherever it is.
 """
 
 from __future__ import annotations
@@ -21,18 +23,20 @@ import numpy as np
 
 from actx.custom_ops import Spline
 from actx.exporter.errors import ActxError, UsageError
-from actx.exporter.fitting import Fit, Form, fit
+from actx.exporter.fitting import Fit, Form, fit, fit_together
+from actx.exporter.lift import Mixture, PolyNorm, ScalarFunction
 
 if TYPE_CHECKING:
     from actx.exporter.calibrate import SiteStatistics
     from actx.exporter.certificate import Certificate
     from actx.exporter.fitting import Density
-    from actx.exporter.lift import ScalarFunction, Site
+    from actx.exporter.lift import Site
     from actx.exporter.targets import Target
 
 Progress: TypeAlias = Callable[[int, int], None]
 
 KEEP = Form("keep")
+POLYNORM = Form("polynorm")
 DEFAULT_ERROR = 1e-5
 # A per-channel site has one table per distinct channel function, and each is a fit of its own.
 MAX_CHANNEL_FITS = 64
@@ -45,7 +49,7 @@ class Choice:
     Attributes:
         site: the site.
         form: the chosen form; ``keep`` where the site stays as it is.
-        fit: the fitted form, None where the site is kept.
+        fit: the fitted form, None where nothing is fitted: the site is kept, or row-wise.
         reason: why it is kept, or how the form came about.
     """
 
@@ -53,6 +57,16 @@ class Choice:
     form: Form
     fit: Fit | None
     reason: str
+
+    @property
+    def rewritten(self) -> bool:
+        """Whether the site does not stay as it is."""
+        return self.form != KEEP
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Where the form was fitted; None where it holds everywhere, or nothing was fitted."""
+        return None if self.fit is None else self.fit.bounds
 
 
 def choose(
@@ -71,7 +85,7 @@ def choose(
     Args:
         sites: what lift found.
         target: what it is for.
-        form: for the whole model; None leaves it to rule 3.
+        form: for the whole model; None leaves it to rule 4.
         pins: forms by site name or pattern (``layers.*.ffn``); of several that match, the last one counts.
         statistics: what was observed by site name, where there is data.
         fold: whether hardswish may have a slope.
@@ -118,6 +132,8 @@ def _pinned(fitter: _Fitter, site: Site, form: Form, observed: SiteStatistics | 
     """1."""
     if form == KEEP:
         return Choice(site, KEEP, None, "pinned")
+    if form == POLYNORM and isinstance(site.function, PolyNorm):
+        return Choice(site, POLYNORM, None, "pinned")
     try:
         return Choice(site, form, fitter.fit(site, form, observed), "pinned")
     except ActxError as error:
@@ -130,20 +146,27 @@ def _uniform(fitter: _Fitter, site: Site, form: Form, observed: SiteStatistics |
     """2."""
     if form == KEEP:
         return Choice(site, KEEP, None, "as asked")
+    if isinstance(site.function, PolyNorm):
+        return Choice(site, POLYNORM, None, "as asked" if form == POLYNORM else _ROWWISE)
     try:
         return Choice(site, form, fitter.fit(site, form, observed), "as asked")
     except ActxError as error:
         return Choice(site, KEEP, None, f"kept: {error.what}")
 
 
+_ROWWISE = "row-wise: one op, without any error"
+
+
 def _default(fitter: _Fitter, site: Site, target: Target, observed: SiteStatistics | None) -> Choice:
-    """3."""
+    """4."""
     if site.spline is not None:
         return Choice(site, KEEP, None, "the source has it as one actx::Spline")
     if site.kind in target.fast:
         return Choice(site, KEEP, None, f"{target.name} runs {site.kind} as one fast op")
     if not target.forms:
         return Choice(site, KEEP, None, f"kept: no form is known to be faster on {target.name}; --form chooses one")
+    if isinstance(site.function, PolyNorm):
+        return Choice(site, POLYNORM, None, _ROWWISE)
     reason = ""
     for form in target.forms:
         try:
@@ -182,13 +205,38 @@ class _Fitter:
         return found
 
     def _fit_site(self, site: Site, form: Form, interval: tuple[float, float] | None, density: Density | None) -> Fit:
+        function = site.function
+        if isinstance(function, PolyNorm):
+            raise ActxError(
+                f"{form} is no form of a row-wise site",
+                note="what it gives depends on the whole row",
+                remedy="Choose polynorm or keep.",
+            )
+        if form == POLYNORM:
+            raise ActxError(
+                f"{site.kind} is not row-wise", note="polynorm is for sites of that kind", remedy="Choose another form."
+            )
+        if isinstance(function, Mixture):
+            return self._together(function, form, interval)
         if site.axis is None:
-            return self._once(site.function, form, interval, density)
-        return self._per_channel(site, form, interval)
+            return self._once(function, form, interval, density)
+        return self._per_channel(function, site.axis, form, interval)
 
-    def _per_channel(self, site: Site, form: Form, interval: tuple[float, float] | None) -> Fit:
+    def _together(self, mixture: Mixture, form: Form, interval: tuple[float, float] | None) -> Fit:
+        """Fit the entries with the same knots."""
+        key = (mixture.key, form, interval, b"")
+        if key not in self._known:
+            try:
+                self._known[key] = _of_entries(fit_together(mixture.entries, form, interval=interval))
+            except ActxError as error:
+                self._known[key] = error
+        return self._found(key)
+
+    def _per_channel(
+        self, function: ScalarFunction, axis: int, form: Form, interval: tuple[float, float] | None
+    ) -> Fit:
         """Fit every distinct channel, evenly: the density is of all channels together. Slopes per channel are not folded."""
-        channels = [site.function.channel(i) for i in range(site.function.channels or 0)]
+        channels = [function.channel(i) for i in range(function.channels or 0)]
         distinct = {channel.key: channel for channel in channels}
         if len(distinct) > MAX_CHANNEL_FITS:
             raise ActxError(
@@ -200,7 +248,7 @@ class _Fitter:
         worst = max(fits.values(), key=lambda found: found.max_error)
         return replace(
             worst,
-            spline=_stack([fits[channel.key].spline for channel in channels], site.axis),
+            spline=_stack([fits[channel.key].spline for channel in channels], axis),
             core_error=max(found.core_error for found in fits.values()),
             exact=all(found.exact for found in fits.values()),
             certificate=_worst([found.certificate for found in fits.values()]),
@@ -216,10 +264,25 @@ class _Fitter:
                 self._known[key] = fit(function, form, interval=interval, fold=self._fold, density=density)
             except ActxError as error:
                 self._known[key] = error
+        return self._found(key)
+
+    def _found(self, key: tuple[str, Form, tuple[float, float] | None, bytes]) -> Fit:
         found = self._known[key]
         if isinstance(found, ActxError):
             raise found
         return found
+
+
+def _of_entries(fits: Sequence[Fit]) -> Fit:
+    """Return the fit of a mixture, which is as good as its worst entry's."""
+    worst = max(fits, key=lambda found: found.max_error)
+    return replace(
+        worst,
+        core_error=max(found.core_error for found in fits),
+        exact=all(found.exact for found in fits),
+        certificate=_worst([found.certificate for found in fits]),
+        entries=tuple(found.spline for found in fits),
+    )
 
 
 def _worst(certificates: Sequence[Certificate | None]) -> Certificate | None:

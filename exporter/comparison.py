@@ -12,6 +12,7 @@ import onnx
 
 from actx.exporter.building import baseline
 from actx.exporter.bundle import PORTABLE, read_bundle
+from actx.exporter.choose import KEEP
 from actx.exporter.drift import DriftReport, SiteTap, check_applies
 from actx.exporter.drift import check as check_graphs
 from actx.exporter.errors import ActxError, TargetUnavailable
@@ -220,8 +221,9 @@ def _last_engine(manifest: Manifest | None) -> Profile | None:
 def _taps(manifest: Manifest, sites: Mapping[str, Site], owned: Mapping[str, str]) -> Iterator[SiteTap]:
     for entry in manifest.sites:
         site = sites.get(entry.name)
-        if site is not None and entry.fit is not None and site.function.key == entry.function:
-            yield tap(site, entry.input, entry.output, entry.scale, entry.fit.interval, owned)
+        if site is not None and entry.form != str(KEEP) and site.function.key == entry.function:
+            interval = None if entry.fit is None else entry.fit.interval
+            yield tap(site, entry.input, entry.output, entry.scale, interval, owned)
 
 
 def tap(
@@ -243,19 +245,14 @@ def tap(
         owned: the site of every value that the artifact computes for one (see `owners_of`).
     """
     gate = site.gate
-    if gate is not None and owned.get(gate.product) == site.name:
-        return SiteTap(
-            site.name,
-            site.evaluate,
-            gate.product,
-            artifact_input,
-            gate.product,
-            scale,
-            scale,
-            interval,
-            gate.multiplier,
-        )
-    return SiteTap(site.name, site.evaluate, site.output, artifact_input, artifact_output, scale, scale, interval)
+    if gate is None or owned.get(gate.product) != site.name:
+        outputs, multiplier = (site.output, artifact_output), None
+    else:
+        outputs, multiplier = (gate.product, gate.product), gate.multiplier
+    before, after = outputs
+    return SiteTap(
+        site.name, site.evaluate, before, artifact_input, after, scale, scale, interval, multiplier, site.operands
+    )  # fmt: skip
 
 
 def owners_of(graph: Path) -> dict[str, str]:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 Progress: TypeAlias = Callable[[int, int], None]
 Observer: TypeAlias = Callable[[Arrays, Arrays], None]
-Function: TypeAlias = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+Function: TypeAlias = Callable[..., NDArray[np.float64]]
 
 _SAME = "Compare a model with the bundle that was made of it."
 
@@ -54,7 +54,7 @@ class SiteTap:
 
     Attributes:
         name: the site's name.
-        function: the site's function in float64, or None where it is no function of the one input.
+        function: the site's function in float64, of its input and the values of `operands`; None where it is not known.
         original_output: name of the value that the site gives in the original.
         artifact_input: name of the value that the site takes in the artifact.
         artifact_output: name of the value that it gives there.
@@ -63,6 +63,7 @@ class SiteTap:
         interval: where the form was fitted; None where it holds everywhere.
         multiplier: name of the value that the artifact multiplies the function with before it gives the output; None
             where it gives the function itself.
+        operands: names of the artifact's values that the function takes beside its input: the gates of a mixture.
     """
 
     name: str
@@ -74,11 +75,12 @@ class SiteTap:
     output_scale: float = 1.0
     interval: tuple[float, float] | None = None
     multiplier: str | None = None
+    operands: tuple[str, ...] = ()
 
     @property
     def artifact_values(self) -> tuple[str, ...]:
         """Names of the artifact's values that are looked at."""
-        names = (self.artifact_input, self.artifact_output)
+        names = (self.artifact_input, self.artifact_output, *self.operands)
         return names if self.multiplier is None else (*names, self.multiplier)
 
 
@@ -395,7 +397,8 @@ class _SiteMeter:
         if tap.function is not None:
             factor = 1.0 if tap.multiplier is None else after[tap.multiplier].astype(np.float64)
             with np.errstate(all="ignore"):
-                self._added.add(tap.function(x) * factor * tap.output_scale, got)
+                operands = (after[name].astype(np.float64) for name in tap.operands)
+                self._added.add(tap.function(x, *operands) * factor * tap.output_scale, got)
 
     def result(self) -> SiteDrift:
         added = self._added.db() if self._tap.function else None

@@ -66,6 +66,7 @@ class Inspection:
         return {
             "name": site.name,
             "kind": site.kind,
+            "entries": list(site.entries),
             "parameters": {name: value.tolist() for name, value in site.parameters.items()},
             "gated": site.gate is not None,
             "shape": None if site.shape is None else list(site.shape),

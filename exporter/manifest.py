@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from actx.exporter.errors import ActxError
 
@@ -92,11 +92,13 @@ class SiteEntry(_Strict):
     """One site and what became of it.
 
     In the graphs the value `input` is `scale` times the original's, and so is `output`: a slope that was folded into
-    the layers around the site. `lowering` is what stands there in the portable graph.
+    the layers around the site. `lowering` is what stands there in the portable graph. `entries` are the kinds of a mixture's
+    entries; its `fit` is that of the worst of them.
     """
 
     name: str
     kind: str
+    entries: list[str] = Field(default_factory=list)
     parameters: dict[str, float | list[float]]
     function: str
     gated: bool

@@ -224,7 +224,7 @@ def export(
                 *dict.fromkeys((*samples.notes, *(drifts[0] if drifts else measured).notes)),
                 *(() if to_build is None else to_build.profile.notes),
                 *_without_actx(goal, folder, graphs, to_build, missing),
-                *goal.remarks(loaded.inputs, rewritten=any(choice.fit is not None for choice in choices)),
+                *goal.remarks(loaded.inputs, rewritten=any(choice.rewritten for choice in choices)),
                 *_notes(lifted.sites, goal, files, graph, measured=bool(drifts) or latency is not None),
             ],
         )
@@ -297,9 +297,9 @@ class _Steps:
 
 def _taps(choices: Sequence[Choice], lowered: Lowered, owned: Mapping[str, str]) -> list[SiteTap]:
     return [
-        tap(choice.site, place.input, place.output, place.scale, choice.fit.bounds, owned)
+        tap(choice.site, place.input, place.output, place.scale, choice.interval, owned)
         for choice, place in zip(choices, lowered.placements, strict=True)
-        if choice.fit is not None
+        if choice.rewritten
     ]
 
 
@@ -406,6 +406,7 @@ def _entry(choice: Choice, place: Placement, observed: SiteStatistics | None) ->
     return SiteEntry(
         name=site.name,
         kind=site.kind,
+        entries=list(site.entries),
         parameters={name: value.tolist() for name, value in site.parameters.items()},
         function=site.function.key,
         gated=site.gate is not None,

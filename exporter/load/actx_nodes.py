@@ -55,30 +55,27 @@ def check_node(node: ir.Node) -> Op:
         ) from error
 
 
+# Ops whose last input is an optional multiplier.
+_WITH_MULTIPLIER = {"Spline": 1, "PolyNorm": 3}
+
+
 def split_products(model: ir.Model) -> None:
-    """Write ``Spline(X, U)`` as ``Mul(Spline(X), U)``, in place: a gated site like any other, which lowering joins again."""
-    for node in [node for node in model.graph if (node.domain, node.op_type) == (DOMAIN, "Spline")]:
-        x, *others = node.inputs
-        if not others or others[0] is None:
+    """Write ``Op(.., U)`` as ``Mul(Op(..), U)``, in place: a gated site like any other, which lowering joins again."""
+    for node in [node for node in model.graph if node.domain == DOMAIN and node.op_type in _WITH_MULTIPLIER]:
+        place = _WITH_MULTIPLIER[node.op_type]
+        multiplier = node.inputs[place] if len(node.inputs) > place else None
+        if multiplier is None:
             continue
         output = node.outputs[0]
         single = ir.Node(
-            DOMAIN,
-            "Spline",
-            [x],
-            list(node.attributes.values()),
-            name=node.name,
+            DOMAIN, node.op_type, node.inputs[:place], list(node.attributes.values()), name=node.name,
             metadata_props=dict(node.metadata_props),
-        )
+        )  # fmt: skip
         product = ir.Node(
-            "",
-            "Mul",
-            [single.outputs[0], others[0]],
-            name=f"{node.name}/product",
-            metadata_props=dict(node.metadata_props),
-        )
+            "", "Mul", [single.outputs[0], multiplier], name=f"{node.name}/product", metadata_props=dict(node.metadata_props)
+        )  # fmt: skip
         name = output.name
-        single.outputs[0].name = f"{name}/actx/spline"
+        single.outputs[0].name = f"{name}/actx/single"
         for new in (single.outputs[0], product.outputs[0]):
             new.type, new.shape = output.type, output.shape
         ir.convenience.replace_nodes_and_values(

@@ -3,12 +3,15 @@
 1. A slope that a form leaves to the layers around its site is folded into their weights, once for both graphs.
 2. A kept site stays as it is. Of a source that holds actx nodes the native graph keeps them, and graphs of standard ops
    have those instead.
-3. A form within `OWN_MATHEMATICS` of its source is, in the portable graph, the source's own mathematics: as one op where the
+3. PolyNorm becomes, in a graph of standard ops, the fewest of them: sums of its rows and one polynomial of x. A mixture becomes
+   the sum of its entries.
+4. A form within `OWN_MATHEMATICS` of its source is, in the portable graph, the source's own mathematics: as one op where the
    opset has it, otherwise the nodes that were there.
-4. Other forms become the standard ops of `portable`.
-5. In a native graph a form is always written as the form: of ``actx`` nodes, each site is one `actx::Spline`, the product of
-   a gated site included; of ``standard`` ops, for a runtime that compiles chains of elementwise ops into one loop, they are
-   those of `portable` that suit it. There a form can be faster than the op that it follows closely.
+5. Other forms become the standard ops of `portable`.
+6. In a native graph a form is always written as the form: of ``actx`` nodes, each site is one `actx::Spline`, `actx::PolyNorm`
+   or `actx::SplineMix`, the product of a gated site included; of ``standard`` ops, for a runtime that compiles chains of
+   elementwise ops into one loop, they are those of `portable` that suit it. There a form can be faster than the op that it
+   follows closely.
 """
 
 from __future__ import annotations
@@ -16,14 +19,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+import numpy as np
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from actx.custom_ops.ops import DOMAIN, OPSET
+from actx.custom_ops.ops.polynorm import PolyNormOp
+from actx.custom_ops.ops.spline import SplineOp
+from actx.custom_ops.ops.spline_mix import SplineMixOp
 from actx.exporter.collection import no_garbage_collection
+from actx.exporter.lift import PolyNorm, ScalarFunction
 from actx.exporter.lower.decompose import decompose
 from actx.exporter.lower.emitter import SITE_METADATA, Constants, Emitter, substitute
 from actx.exporter.lower.fold import fold_slope
+from actx.exporter.lower.mixture import emit_gates, emit_mixture
 from actx.exporter.lower.own import standard_op
+from actx.exporter.lower.polynorm import emit_polynorm
 from actx.exporter.lower.portable import emit_spline
 
 if TYPE_CHECKING:
@@ -32,6 +42,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from actx.custom_ops import Spline
+    from actx.custom_ops.ops import Op
     from actx.exporter.choose import Choice
     from actx.exporter.fitting import Fit
 
@@ -91,7 +102,7 @@ def lower(model: ir.Model, choices: Sequence[Choice], *, fold: bool = True, nati
         model: the model that the sites were lifted from.
         choices: at most one per site; sites without one are kept.
         fold: whether slopes are folded into the layers around a site.
-        native: what the target's own graph is written in (see 5), None for no such graph.
+        native: what the target's own graph is written in (see 6), None for no such graph.
     """
     with no_garbage_collection():
         return _lower(model, choices, fold=fold, native=native)
@@ -102,7 +113,7 @@ def _lower(model: ir.Model, choices: Sequence[Choice], *, fold: bool, native: Na
     scales = _fold_slopes(base, choices) if fold else {}
     _mark(base, choices)
     own = None
-    if native is not None and (_has_nodes(base) or any(choice.fit is not None for choice in choices)):
+    if native is not None and (_has_nodes(base) or any(choice.rewritten for choice in choices)):
         own = base.clone()
         if native == "actx":
             _write_nodes(own, choices, scales)
@@ -118,7 +129,7 @@ def _has_nodes(model: ir.Model) -> bool:
 def _write_standard(
     model: ir.Model, choices: Sequence[Choice], scales: Mapping[str, float], *, fused: bool
 ) -> tuple[Placement, ...]:
-    """2 to 4, in place; where ops are fused, every form as itself."""
+    """2 to 5, in place; where ops are fused, every form as itself."""
     constants = Constants(model.graph)
     decomposed = decompose(model, constants, fused=fused)
     values = _values(model.graph)
@@ -190,18 +201,22 @@ def _place(
     types = (op for name in site.values for op in decomposed.get(name, _op_types([values[name]])))
     ops = "+".join(dict.fromkeys(types))
     kept = Placement(site.name, ops, site.input, site.output, 1.0)
-    if fit is None:
+    if not choice.rewritten:
         return kept  # 2.
     last = old.producer()
     assert last is not None
     emit = Emitter(graph, constants, last, site.name, site.dtype, site.axis, fused=fused)
-    own = _is_own(fit) and not fused
-    if own:  # 3.
+    own = fit is None or (_is_own(fit) and not fused)
+    if isinstance(site.function, PolyNorm):  # 3.
+        new = emit_polynorm(emit, values[site.input], site.function)
+    elif fit is not None and fit.entries and not own:
+        new = emit_mixture(emit, values, site, fit.entries)
+    elif own:  # 4.
         op = standard_op(site, emit)
         if op is None or len(site.values) == 1:
             return replace(kept, own=True)
         new = emit.op(op[0], values[site.input], **op[1])
-    else:  # 4, 5.
+    else:  # 5, 6.
         new = emit_spline(emit, values[site.input], _spline(choice, scale))
     substitute(old, new)
     values[site.output] = new
@@ -214,26 +229,41 @@ def _op_types(values: Iterable[ir.Value]) -> list[str]:
 
 
 def _write_nodes(model: ir.Model, choices: Sequence[Choice], scales: Mapping[str, float]) -> None:
-    """5, in place: one actx node per site that is rewritten, or was one in the source."""
+    """6, in place: one actx node per site that is rewritten, or was one in the source."""
     graph = model.graph
     values = _values(graph)
     constants = Constants(graph)
     for choice in choices:
         site = choice.site
-        if choice.fit is None and site.spline is None:
+        if not choice.rewritten and site.spline is None:
             continue
         replaced = values[site.output if site.gate is None else site.gate.product]
         last = replaced.producer()
         assert last is not None
         emit = Emitter(graph, constants, last, site.name, site.dtype)
-        inputs = [values[site.input]] if site.gate is None else [values[site.input], values[site.gate.multiplier]]
-        spline = _spline(choice, scales.get(site.name, 1.0))
-        if site.axis is not None and spline.axis is None:
-            channels = site.function.channels
-            assert channels is not None
-            spline = spline.per_channel(channels, site.axis)
-        new = emit.op("Spline", *inputs, domain=DOMAIN, **spline.attributes())
+        multiplier = [] if site.gate is None else [values[site.gate.multiplier]]
+        op, inputs = _node(emit, values, choice, scales.get(site.name, 1.0))
+        new = emit.op(op.NAME, *inputs, *multiplier, domain=DOMAIN, **op.attributes())
         substitute(replaced, new)
         values[str(new.name)] = new
     graph.opset_imports[DOMAIN] = OPSET
     RemoveUnusedNodesPass()(model)
+
+
+def _node(emit: Emitter, values: Mapping[str, ir.Value], choice: Choice, scale: float) -> tuple[Op, list[ir.Value]]:
+    """Return the op that a site becomes, and its inputs but for the multiplier."""
+    site, function = choice.site, choice.site.function
+    x = values[site.input]
+    if isinstance(function, PolyNorm):
+        parameters = (function.weights, np.array([function.bias]))
+        constants = [emit.constants.get(p.astype(site.dtype.numpy()), site.dtype) for p in parameters]
+        return PolyNormOp(function.epsilon), [x, *constants]
+    if choice.fit is not None and choice.fit.entries:
+        order, weights = emit_gates(emit, values, site)
+        return SplineMixOp(tuple(choice.fit.entries[i] for i in order)), [x, weights]
+    spline = _spline(choice, scale)
+    if site.axis is not None and spline.axis is None:
+        assert isinstance(function, ScalarFunction)
+        assert function.channels is not None
+        spline = spline.per_channel(function.channels, site.axis)
+    return SplineOp(spline), [x]

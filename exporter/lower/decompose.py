@@ -21,6 +21,7 @@ from actx.custom_ops.ops.spline_mix import SplineMixOp
 from actx.exporter.errors import ActxError
 from actx.exporter.lift.regions import attributes_of
 from actx.exporter.lower.emitter import Constants, Emitter, substitute
+from actx.exporter.lower.polynorm import emit_row_polynomial
 from actx.exporter.lower.portable import emit_spline
 
 if TYPE_CHECKING:
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from actx.custom_ops import Spline
 
 Inputs: TypeAlias = "list[ir.Value | None]"
-
-_END = np.iinfo(np.int64).max
-_AXES_ARE_AN_INPUT = 18  # of ReduceMean, from this opset on
 
 
 def decompose(
@@ -121,27 +119,9 @@ def _size(value: ir.Value, axis: int) -> int:
     return size
 
 
-def _integers(emit: Emitter, *numbers: int) -> ir.Value:
-    return emit.constants.get(np.array(numbers, np.int64), ir.DataType.INT64)
-
-
-def _slice(emit: Emitter, x: ir.Value, axis: int, start: int, end: int = _END, step: int = 1) -> ir.Value:
-    places = (_integers(emit, number) for number in (start, end, axis, step))
-    part = emit.op("Slice", x, *places)
-    if x.shape is not None:
-        dims = list(x.shape.dims)
-        size = dims[axis]
-        dims[axis] = len(range(size)[start:end:step]) if isinstance(size, int) else ir.SymbolicDim(None)
-        part.shape = ir.Shape(dims)
-    return part
-
-
 def _spline(emit: Emitter, x: ir.Value, spline: Spline) -> ir.Value:
-    axis = None if spline.axis is None else _from_end(x, spline.axis)
-    name = f"{emit.site}/{len(emit.values)}"
-    # An emitter of its own: it evaluates what it has emitted.
-    part = Emitter(emit.graph, emit.constants, emit.before, name, emit.dtype, axis, fused=emit.fused)
-    result = emit_spline(part, x, spline)
+    part = emit.part(None if spline.axis is None else _from_end(x, spline.axis))
+    result = emit_spline(part, x, spline)  # which evaluates what it has emitted
     emit.values += part.values
     return result
 
@@ -185,9 +165,9 @@ def _write_gated_spline(emit: Emitter, op: GatedSplineOp, inputs: Inputs) -> ir.
     axis = _from_end(x, op.axis)
     if op.layout == "split":
         width = _size(x, axis) // 2
-        halves = [_slice(emit, x, axis, 0, width), _slice(emit, x, axis, width)]
+        halves = [emit.slice(x, axis, 0, width), emit.slice(x, axis, width)]
     else:
-        halves = [_slice(emit, x, axis, start, step=2) for start in (0, 1)]
+        halves = [emit.slice(x, axis, start, step=2) for start in (0, 1)]
     gate, other = halves[op.gate], halves[1 - op.gate]
     return emit.op("Mul", _spline(emit, gate, op.spline), other if op.other is None else _spline(emit, other, op.other))
 
@@ -196,9 +176,7 @@ def _write_spline_mix(emit: Emitter, op: SplineMixOp, inputs: Inputs) -> ir.Valu
     x, g, u = inputs
     assert x is not None
     assert g is not None
-    terms = [
-        emit.op("Mul", _spline(emit, x, entry), _slice(emit, g, -1, i, i + 1)) for i, entry in enumerate(op.entries)
-    ]
+    terms = [emit.op("Mul", _spline(emit, x, entry), emit.slice(g, -1, i, i + 1)) for i, entry in enumerate(op.entries)]
     return _times(emit, _sum(emit, terms), u)
 
 
@@ -207,25 +185,8 @@ def _write_polynorm(emit: Emitter, op: PolyNormOp, inputs: Inputs) -> ir.Value:
     assert x is not None
     assert w is not None
     assert b is not None
-    order = _size(w, 0)
-    powers = [x]
-    while len(powers) < order:
-        powers.append(emit.op("Mul", powers[-1], x))
-    terms = [
-        emit.op("Mul", _normalised(emit, power, op.epsilon), _slice(emit, w, 0, i, i + 1))
-        for i, power in enumerate(reversed(powers))
-    ]
-    return _times(emit, emit.op("Add", _sum(emit, terms), b), u)
-
-
-def _normalised(emit: Emitter, z: ir.Value, epsilon: float) -> ir.Value:
-    square = emit.op("Mul", z, z)
-    if emit.opset >= _AXES_ARE_AN_INPUT:
-        mean = emit.op("ReduceMean", square, _integers(emit, -1), keepdims=1)
-    else:
-        mean = emit.op("ReduceMean", square, axes=[-1], keepdims=1)
-    mean.shape = None if z.shape is None else ir.Shape([*z.shape.dims[:-1], 1])
-    return emit.op("Div", z, emit.op("Sqrt", emit.op("Add", mean, epsilon)))
+    weights = [emit.slice(w, 0, i, i + 1) for i in range(_size(w, 0))]
+    return _times(emit, emit_row_polynomial(emit, x, weights, b, op.epsilon), u)
 
 
 def _write_lut(emit: Emitter, op: LutOp, inputs: Inputs) -> ir.Value:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 SITE_METADATA = "actx.site"
+AXES_ARE_AN_INPUT = 18  # of ReduceMean, from this opset on
+END = np.iinfo(np.int64).max  # of a slice
 
 
 class Constants:
@@ -101,6 +103,38 @@ class Emitter:
         self.graph.insert_before(self.before, node)
         self.values.append(output)
         return output
+
+    def part(self, axis: int | None = None) -> Emitter:
+        """Return an emitter for the same place that remembers its own values alone.
+
+        Args:
+            axis: the channel axis of what it inserts, counted from the end.
+        """
+        name = f"{self.site}/{len(self.values)}"
+        return Emitter(self.graph, self.constants, self.before, name, self.dtype, axis, fused=self.fused)
+
+    def integers(self, *numbers: int) -> ir.Value:
+        """Return an initializer of int64, as shapes and axes are."""
+        return self.constants.get(np.array(numbers, np.int64), ir.DataType.INT64)
+
+    def slice(self, x: ir.Value, axis: int, start: int, end: int = END, step: int = 1) -> ir.Value:
+        """Insert ``x[start:end:step]`` along an axis."""
+        part = self.op("Slice", x, *(self.integers(number) for number in (start, end, axis, step)))
+        if x.shape is not None:
+            dims = list(x.shape.dims)
+            size = dims[axis]
+            dims[axis] = len(range(size)[start:end:step]) if isinstance(size, int) else ir.SymbolicDim(None)
+            part.shape = ir.Shape(dims)
+        return part
+
+    def row_mean(self, x: ir.Value) -> ir.Value:
+        """Insert the mean over the last axis, which stays."""
+        if self.opset >= AXES_ARE_AN_INPUT:
+            mean = self.op("ReduceMean", x, self.integers(-1), keepdims=1)
+        else:
+            mean = self.op("ReduceMean", x, axes=[-1], keepdims=1)
+        mean.shape = None if x.shape is None else ir.Shape([*x.shape.dims[:-1], 1])
+        return mean
 
     def evaluate(self, x: ir.Value, at: NDArray[np.float64]) -> NDArray[np.float64]:
         """Compute what the last inserted node gives where x is `at`, float64 (C,), every op rounded to `dtype` as it is."""
