@@ -14,7 +14,7 @@ from actx.exporter.errors import UsageError
 if TYPE_CHECKING:
     from torch import nn
 
-    from actx.models.vision_transformer import ActivationFactory
+    from actx.models.ffn import ActivationLike
 
 ARCHIVE = "digits_vit.pt2"
 STATE = "digits_vit.state.pt"
@@ -45,17 +45,17 @@ def demo_path(name: str) -> Path:
     return DATA_FOLDER / name
 
 
-def load_digits_vit(activation: ActivationFactory | None = None) -> nn.Module:
+def load_digits_vit(activation: ActivationLike | None = None) -> nn.Module:
     """Return the trained network in evaluation mode.
 
     Args:
-        activation: makes another activation without parameters in place of the trained ``nn.GELU``.
+        activation: another without parameters in place of the trained ``gelu``: a name in `actx.models.activations`, or a
+            factory.
     """
     import torch  # noqa: PLC0415 - importing the module must stay cheap
-    from torch import nn  # noqa: PLC0415
 
-    from actx.models.vision_transformer import VisionTransformer  # noqa: PLC0415
+    from actx.models.networks import VisionTransformer  # noqa: PLC0415
 
-    model = VisionTransformer(activation or nn.GELU)
+    model = VisionTransformer(activation)
     model.load_state_dict(torch.load(demo_path(STATE), weights_only=True))
     return model.eval()
