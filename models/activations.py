@@ -299,7 +299,8 @@ class LearnableActivation(nn.Module):
     """sum_k a_k f_k(x), a_k = 1 at first, [entries], of the layer (arXiv 2605.26647).
 
     Args:
-        entries: names in `ACTIVATIONS` of activations without parameters per channel, or ``identity``.
+        entries: names in `ACTIVATIONS` of activations, or ``identity``.
+            One with parameters per channel has one set of them for all channels.
     """
 
     def __init__(self, entries: Sequence[str] = DICTIONARY) -> None:
@@ -362,7 +363,7 @@ _GATES: Mapping[Gate, Callable[[Tensor], Tensor]] = {"sigmoid": _sigmoid, "softm
 
 
 def _entries(names: Sequence[str]) -> nn.ModuleList:
-    # An entry with a parameter per channel fails here: a mixture does not know the number of channels.
+    # One channel, as a mixture does not know how many there are.
     return nn.ModuleList(nn.Identity() if name == "identity" else make_activation(name, 1) for name in names)
 
 
@@ -382,7 +383,8 @@ class MixtureOfActivations(nn.Module):
 
     Args:
         source_features: width of the tensor that decides the gates.
-        entries: names in `ACTIVATIONS` of activations without parameters per channel, or ``identity``.
+        entries: names in `ACTIVATIONS` of activations, or ``identity``.
+            One with parameters per channel has one set of them for all channels.
         gate: what makes gates of the logits; softmax is over the entries.
     """
 
@@ -402,7 +404,8 @@ class ContextAwareMixture(nn.Module):
 
     Args:
         kinds: number of types or positions.
-        entries: names in `ACTIVATIONS` of activations without parameters per channel, or ``identity``.
+        entries: names in `ACTIVATIONS` of activations, or ``identity``.
+            One with parameters per channel has one set of them for all channels.
         gate: what makes gates of the embedding; softmax is over the entries.
     """
 

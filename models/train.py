@@ -137,7 +137,7 @@ def _windows(corpus: Tensor, inputs: Callable[[Tensor], tuple[Tensor, Tensor]]) 
 
 TASKS: Mapping[str, Callable[[], Task]] = {
     "digits_vit": lambda: digits_task(load_digits(), epochs=200, peak_learning_rate=2e-3),
-    "digits": lambda: digits_task(load_digits(), epochs=200, peak_learning_rate=5e-3),
+    "digits": lambda: digits_task(load_digits(), epochs=120, peak_learning_rate=5e-3),
     "conv": lambda: digits_task(load_digits(), epochs=60, peak_learning_rate=5e-3),
     "decoder": lambda: characters_task(shifted),
     "encoder": lambda: characters_task(masked),

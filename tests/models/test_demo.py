@@ -13,11 +13,11 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from torch import nn
 
 from actx.exporter.errors import UsageError
-from actx.models import train_digits
 from actx.models.demo import ARCHIVE, CALIBRATION, EVALUATION, FILES, STATE, demo_path, load_digits_vit
+from actx.models.digits import distorted, load_digits
+from actx.models.train import main
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,7 +131,7 @@ def test_data_is_what_the_documentation_says() -> None:
 
 
 def test_calibration_evaluation_and_training_images_are_disjoint() -> None:
-    digits = train_digits.load_digits()
+    digits = load_digits()
     parts = [
         {image.tobytes() for image in part.image} for part in (digits.train, digits.calibration, digits.evaluation)
     ]
@@ -142,12 +142,12 @@ def test_calibration_evaluation_and_training_images_are_disjoint() -> None:
 
 def test_the_network_depends_on_its_activation() -> None:
     image, _ = _evaluation()
-    assert not torch.allclose(_logits(load_digits_vit(), image), _logits(load_digits_vit(nn.ReLU), image), atol=0.1)
+    assert not torch.allclose(_logits(load_digits_vit(), image), _logits(load_digits_vit("relu"), image), atol=0.1)
 
 
 def test_unknown_file_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match=r"available: digits_vit\.pt2"):
-        demo_path("../train_digits.py")
+        demo_path("../train.py")
 
 
 def test_import_does_not_import_torch() -> None:
@@ -156,7 +156,7 @@ def test_import_does_not_import_torch() -> None:
 
 
 def test_training_writes_the_same_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train_digits.main(["--epochs", "1", "--out", str(tmp_path)])
+    main(["digits_vit", "--epochs", "1", "--out", str(tmp_path)])
     assert "accuracy on 450 held-out images: 0." in capsys.readouterr().out
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(FILES)
     for name in (CALIBRATION, EVALUATION):
@@ -173,7 +173,7 @@ def test_training_writes_the_same_files(tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize("epochs", ["0", "-1", "many"])
 def test_training_refuses_a_senseless_number_of_epochs(epochs: str, tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
-        train_digits.main(["--epochs", epochs, "--out", str(tmp_path)])
+        main(["digits_vit", "--epochs", epochs, "--out", str(tmp_path)])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -181,7 +181,7 @@ def test_distortion_keeps_the_image_near_its_place() -> None:
     torch.manual_seed(0)
     image = torch.zeros(64, 1, 8, 8)
     image[:, :, 3:5, 3:5] = 1
-    moved = train_digits.distorted(image)
+    moved = distorted(image)
     assert moved.shape == image.shape
     assert not torch.equal(moved, image)
     # A quarter turn or a shift by 2 pixels would move ink outside the middle.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # Its weights are random until those of the source are put in.
-FACTORY = "actx.models.vision_transformer:VisionTransformer"
+FACTORY = "actx.models.networks:VisionTransformer"
 INPUT = InputSpec.parse("image:float32[batch,1,8,8]")
 MAX_ABS = 1e-5
 
