@@ -22,8 +22,10 @@ def test_file_is_small(name: str) -> None:
 
 
 def test_every_file_is_listed_under_its_name() -> None:
-    assert {recipe.file for recipe, _ in TRAINED.values()} == {file.name for file in DATA_FOLDER.glob("*.safetensors")}
-    assert all(recipe.name == name for name, (recipe, _) in TRAINED.items())
+    assert {trained.recipe.file for trained in TRAINED.values()} == {
+        file.name for file in DATA_FOLDER.glob("*.safetensors")
+    }
+    assert all(trained.recipe.name == name for name, trained in TRAINED.items())
 
 
 @pytest.mark.parametrize("name", OF_IMAGES)
@@ -31,7 +33,7 @@ def test_accuracy_on_the_evaluation_images(name: str) -> None:
     data = np.load(demo_path(EVALUATION))
     with torch.no_grad():
         best = load_trained(name)(torch.from_numpy(data["image"])).argmax(dim=1)
-    found, stated = (best.numpy() == data["label"]).mean(), TRAINED[name][1]
+    found, stated = (best.numpy() == data["label"]).mean(), TRAINED[name].accuracy
     assert stated > MIN_ACCURACY
     assert found == pytest.approx(stated, abs=ONE_IMAGE + 1e-4)  # the machine's rounding may tip an image
 
@@ -40,7 +42,7 @@ def test_accuracy_on_characters() -> None:
     tokens = torch.from_numpy(load_characters().evaluation[: 200 * 65]).reshape(200, 65)
     with torch.no_grad():
         best = load_trained("decoder")(tokens[:, :-1]).argmax(dim=-1)
-    assert (best == tokens[:, 1:]).double().mean() > TRAINED["decoder"][1] - OTHER_SOURCES
+    assert (best == tokens[:, 1:]).double().mean() > TRAINED["decoder"].accuracy - OTHER_SOURCES
 
 
 def test_trained_parameters_are_not_those_of_the_start() -> None:
