@@ -1,1 +1,1 @@
-"""Demonstration models and the script that trains them."""
+"""Activations, layers and reference networks for demonstrations, tests and benchmarks, and the script that trains them."""
