@@ -1,4 +1,4 @@
-"""Activations with parameters between two layers, against what ONNX Runtime makes of them: `python -m tests.benchmarks.learned`.
+"""Activations with parameters against what ONNX Runtime makes of their graphs: `python -m tests.benchmarks.learned`.
 
 A feed-forward layer of width 512 and 2048, 128 tokens, one thread. For each activation three networks take turns in one
 process: the graph as it is written (*decomposed*), the graph of actx nodes that an export at spline:16x3 makes of it, and
@@ -105,9 +105,7 @@ def compare(name: str, batch: int, rounds: int) -> None:
     }
     feeds = {"x": np.random.default_rng(2).standard_normal((batch, TOKENS, WIDTH)).astype(np.float32)}
     with tempfile.TemporaryDirectory() as folder:
-        sessions = {
-            kind: opened(Path(folder), kind, proto, native=native) for kind, (proto, native) in graphs.items()
-        }
+        sessions = {kind: opened(Path(folder), kind, proto, native=native) for kind, (proto, native) in graphs.items()}
         first, second = (sessions[kind].run(feeds, ["y"])["y"] for kind in ("decomposed", "actx"))
         times = medians({kind: session.timer(feeds) for kind, session in sessions.items()}, rounds=rounds)
     recovered = (times["decomposed"] - times["actx"]) / (times["decomposed"] - times["relu"])
