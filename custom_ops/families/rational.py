@@ -238,13 +238,18 @@ def _infer(version: Version, f: Probe, _: float) -> Mapping[str, float] | None:
 
 
 def _formula(version: Version, x: Array, **parameters: Any) -> Array:
-    above, below = ([parameters.get(f"{letter}{i}", 0.0) for i in range(_MAX_DEGREE + 1)] for letter in ("a", "b"))
-    above, below = (c[: 1 + max(i for i, v in enumerate(c) if i == 0 or np.any(v))] for c in (above, below))
+    above, below = (_coefficients(letter, parameters) for letter in ("a", "b"))
     if version == "a":
         y: Array = _horner(above, x) / (1 + _horner([0.0, *map(np.abs, below[1:])], np.abs(x)))
     else:
         y = _horner(above, x) / ((0.1 if version == "c" else 1) + np.abs(_horner(below, x)))
     return y
+
+
+def _coefficients(letter: str, parameters: Mapping[str, Any]) -> list[Any]:
+    """Return the ascending coefficients whose names begin with the letter."""
+    degree = max(int(name[1:]) for name in parameters if name[0] == letter)
+    return [parameters.get(f"{letter}{i}", 0.0) for i in range(degree + 1)]
 
 
 def _horner(coefficients: list[Any], x: Any) -> Any:
