@@ -83,33 +83,57 @@ def _logit(p: float) -> float:
         return float(np.log(p) - np.log1p(-p)) if 0 < p < 1 else float("nan")
 
 
+_TORCH, _ONNX = "torch.nn.functional", "ONNX"
 _CATALOGUE = (
-    Activation("relu", lambda x: np.maximum(x, 0)),
-    Activation("relu6", lambda x: np.clip(x, 0, 6)),
-    Activation("relu2", lambda x: np.maximum(x, 0) ** 2),
-    Activation("gelu", gelu),
-    Activation("gelu_tanh", gelu_tanh),
-    Activation("quick_gelu", lambda x: x * expit(1.702 * x)),
-    Activation("silu", silu),
-    Activation("mish", mish),
-    Activation("hardswish", lambda x: x * np.clip(x / 6 + 0.5, 0, 1)),
-    Activation("tanh", np.tanh),
-    Activation("sigmoid", expit),
-    Activation("hard_sigmoid", lambda x: np.clip(x / 6 + 0.5, 0, 1)),
-    Activation("softplus", softplus),
-    Activation("softsign", lambda x: x / (1 + np.abs(x))),
+    Activation("relu", lambda x: np.maximum(x, 0), text="max(0, x)", source=_ONNX),
+    Activation("relu6", lambda x: np.clip(x, 0, 6), text="min(max(0, x), 6)", source=_TORCH),
+    Activation("relu2", lambda x: np.maximum(x, 0) ** 2, text="max(0, x)^2", source="arXiv 2109.08668"),
+    Activation("gelu", gelu, text="x Phi(x), Phi(x) = (1 + erf(x / sqrt(2))) / 2", source="arXiv 1606.08415"),
     Activation(
-        "selu", lambda x: 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * np.expm1(np.minimum(x, 0)))
+        "gelu_tanh", gelu_tanh, text="x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2", source="arXiv 1606.08415"
     ),
-    Activation("logsigmoid", log_expit),
-    Activation("tanhshrink", lambda x: x - np.tanh(x)),
-    Activation("gelu_10", lambda x: np.clip(gelu(x), -10, 10)),
-    Activation("laplace", lambda x: 0.5 * (1 + erf((x - 0.707107) / (0.282095 * np.sqrt(2))))),
-    Activation("sqrt_softplus", lambda x: np.sqrt(softplus(x))),
-    Activation("erf", erf),
-    Activation("exp", np.exp),
+    Activation("quick_gelu", lambda x: x * expit(1.702 * x), text="x sigmoid(1.702 x)", source="arXiv 1606.08415"),
+    Activation("silu", silu, text="x sigmoid(x)", source="arXiv 1702.03118"),
+    Activation("mish", mish, text="x tanh(softplus(x))", source="arXiv 1908.08681"),
     Activation(
-        "leaky_relu", lambda x, slope: np.where(x > 0, x, slope * x), ("slope",), (0.01,), lambda f: (-f(-1.0),)
+        "hardswish",
+        lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
+        text="x min(max(0, x / 6 + 1/2), 1)",
+        source="arXiv 1905.02244",
+    ),
+    Activation("tanh", np.tanh, text="tanh(x)", source=_ONNX),
+    Activation("sigmoid", expit, text="1 / (1 + e^-x)", source=_ONNX),
+    Activation("hard_sigmoid", lambda x: np.clip(x / 6 + 0.5, 0, 1), text="min(max(0, x / 6 + 1/2), 1)", source=_TORCH),
+    Activation("softplus", softplus, text="log(1 + e^x)", source=_ONNX),
+    Activation("softsign", lambda x: x / (1 + np.abs(x)), text="x / (1 + abs(x))", source=_ONNX),
+    Activation(
+        "selu",
+        lambda x: 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * np.expm1(np.minimum(x, 0))),
+        text="1.0507 x for x > 0, else 1.0507 * 1.67326 (e^x - 1)",
+        source="arXiv 1706.02515",
+    ),
+    Activation("logsigmoid", log_expit, text="-log(1 + e^-x)", source=_TORCH),
+    Activation("tanhshrink", lambda x: x - np.tanh(x), text="x - tanh(x)", source=_TORCH),
+    Activation(
+        "gelu_10", lambda x: np.clip(gelu(x), -10, 10), text="min(max(-10, gelu(x)), 10)", source="transformers"
+    ),
+    Activation(
+        "laplace",
+        lambda x: 0.5 * (1 + erf((x - 0.707107) / (0.282095 * np.sqrt(2)))),
+        text="(1 + erf((x - 0.707107) / (0.282095 sqrt(2)))) / 2",
+        source="arXiv 2209.10655",
+    ),
+    Activation("sqrt_softplus", lambda x: np.sqrt(softplus(x)), text="sqrt(softplus(x))", source="transformers"),
+    Activation("erf", erf, text="erf(x)", source=_ONNX),
+    Activation("exp", np.exp, text="e^x", source=_ONNX),
+    Activation(
+        "leaky_relu",
+        lambda x, slope: np.where(x > 0, x, slope * x),
+        ("slope",),
+        (0.01,),
+        lambda f: (-f(-1.0),),
+        text="x for x > 0, else slope x",
+        source=_ONNX,
     ),
     Activation(
         "elu",
@@ -117,6 +141,8 @@ _CATALOGUE = (
         ("alpha",),
         (1.0,),
         lambda f: (-f(-40.0),),
+        text="x for x > 0, else alpha (e^x - 1)",
+        source="arXiv 1511.07289",
     ),
     Activation(
         "celu",
@@ -124,25 +150,72 @@ _CATALOGUE = (
         ("alpha",),
         (0.5,),
         lambda f: (-f(-400.0),),
+        text="x for x > 0, else alpha (e^(x / alpha) - 1)",
+        source="arXiv 1704.07483",
     ),
-    Activation("swish", lambda x, beta: x * expit(beta * x), ("beta",), (1.5,), lambda f: (_logit(f(1.0)),)),
-    # arXiv 2009.04759
-    Activation("acon_c", _acon_c, ("p1", "p2", "beta"), (1.0, 0.25, 1.5), _infer_acon_c),
     Activation(
-        "dyt", lambda x, a: np.tanh(a * x), ("a",), (0.5,), lambda f: (_slope(f, np.arctanh),)
-    ),  # arXiv 2503.10622
-    Activation("derf", lambda x, a, s: erf(a * x + s), ("a", "s"), (0.5, 0.0), _infer_derf),
+        "swish",
+        lambda x, beta: x * expit(beta * x),
+        ("beta",),
+        (1.5,),
+        lambda f: (_logit(f(1.0)),),
+        text="x sigmoid(beta x)",
+        source="arXiv 1710.05941",
+    ),
+    Activation(
+        "acon_c",
+        _acon_c,
+        ("p1", "p2", "beta"),
+        (1.0, 0.25, 1.5),
+        _infer_acon_c,
+        text="(p1 - p2) x sigmoid(beta (p1 - p2) x) + p2 x",
+        source="arXiv 2009.04759",
+    ),
+    Activation(
+        "dyt",
+        lambda x, a: np.tanh(a * x),
+        ("a",),
+        (0.5,),
+        lambda f: (_slope(f, np.arctanh),),
+        text="tanh(a x); the weight and bias per channel around it are the layer's behind",
+        source="arXiv 2503.10622",
+    ),
+    Activation(
+        "derf",
+        lambda x, a, s: erf(a * x + s),
+        ("a", "s"),
+        (0.5, 0.0),
+        _infer_derf,
+        text="erf(a x + s); weight and bias as of dyt",
+        source="arXiv 2512.10938",
+    ),
     Activation(
         "hardtanh",
         np.clip,
         ("low", "high"),
         (-1.0, 1.0),
         lambda f: (f(-1e4), f(1e4)),
+        text="min(max(low, x), high)",
+        source=_TORCH,
     ),
     Activation(
-        "polyrelu", _polyrelu, ("w0", "w1", "w2", "b"), (1 / 3, 1 / 3, 1 / 3, 0.0), _infer_polyrelu
-    ),  # arXiv 2411.03884
-    Activation("xielu", _xielu, ("ap", "an", "b"), (0.8, 0.8, 0.5), _infer_xielu),  # arXiv 2411.13010
+        "polyrelu",
+        _polyrelu,
+        ("w0", "w1", "w2", "b"),
+        (1 / 3, 1 / 3, 1 / 3, 0.0),
+        _infer_polyrelu,
+        text="w0 u^3 + w1 u^2 + w2 u + b, u = max(0, x)",
+        source="arXiv 2411.03884",
+    ),
+    Activation(
+        "xielu",
+        _xielu,
+        ("ap", "an", "b"),
+        (0.8, 0.8, 0.5),
+        _infer_xielu,
+        text="ap x^2 + b x for x > 0, else an (e^min(x, -1e-6) - 1 - x) + b x",
+        source="arXiv 2411.13010",
+    ),
 )
 
 ACTIVATIONS: dict[str, Activation] = {

@@ -24,6 +24,8 @@ class Activation:
         parameters: names of the formula's parameters after x.
         defaults: the values that the parameters have in the literature, one per parameter.
         infer: recovers the parameters from the function, or None where there are none.
+        text: the formula for people.
+        source: the paper, or the standard or library that defines it.
     """
 
     name: str
@@ -31,6 +33,8 @@ class Activation:
     parameters: tuple[str, ...] = ()
     defaults: tuple[float, ...] = ()
     infer: Callable[[Probe], tuple[float, ...]] | None = None
+    text: str = ""
+    source: str = ""
 
     def __call__(self, x: Array) -> Array:
         """Evaluate with the default parameters."""
@@ -47,6 +51,8 @@ class Family:
         infer: ``infer(f, tolerance)`` returns the parameters by name where f is of the family, else None. The tolerance is
             how far values of f may be off, relative to ``1 + |x| + |f(x)|``; what can be found exactly ignores it.
         defaults: the parameters of a member from the literature.
+        text: the formula for people.
+        source: the paper that defines it.
         per_channel: whether the parameters may differ per channel.
     """
 
@@ -54,6 +60,8 @@ class Family:
     formula: Callable[..., Array]
     infer: Callable[[Probe, float], Mapping[str, float] | None]
     defaults: Mapping[str, float]
+    text: str
+    source: str
     per_channel: bool = True
 
     def member(self, parameters: Sequence[str], defaults: Sequence[float] = ()) -> Activation:
@@ -63,7 +71,7 @@ class Family:
         def formula(x: Array, *values: Any) -> Array:
             return self.formula(x, **dict(zip(names, values, strict=True)))
 
-        return Activation(self.name, formula, names, tuple(defaults))
+        return Activation(self.name, formula, names, tuple(defaults), text=self.text, source=self.source)
 
     @property
     def default(self) -> Activation:

@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from actx.custom_ops.activations import ACTIVATIONS
 from actx.custom_ops.definition import Activation
@@ -92,9 +93,14 @@ def _with_torch(name: str, formula: Callable[..., Any]) -> Callable[[Array], Any
 
 
 def _quiet(evaluate: Callable[[Array], Any]) -> Callable[[Array], Array]:
-    """Return the formula for arrays of any layout, without numpy's warnings."""
+    """Return the formula for arrays of any layout, without numpy's warnings.
 
-    def formula(x: Array) -> Array:
+    What implements numpy's ufuncs itself, as the balls of a proof, is handed to it as it is.
+    """
+
+    def formula(x: Any) -> Any:
+        if isinstance(x, NDArrayOperatorsMixin):
+            return evaluate(x)  # type: ignore[arg-type]
         with np.errstate(all="ignore"):
             return np.asarray(evaluate(np.array(x, dtype=np.float64)), dtype=np.float64)
 

@@ -124,4 +124,11 @@ def _merged(lines: list[_Line]) -> list[_Line]:
     return kept
 
 
-APL = Family("apl", _apl, _infer, {"a1": 0.2, "a2": -0.1, "b1": -0.5, "b2": 1.0})
+APL = Family(
+    "apl",
+    _apl,
+    _infer,
+    {"a1": 0.2, "a2": -0.1, "b1": -0.5, "b2": 1.0},
+    text="max(0, x) + sum_s a_s max(0, b_s - x), b ascending",
+    source="arXiv 1412.6830",
+)

@@ -69,7 +69,12 @@ def _solved(columns: Mapping[str, Array], names: Sequence[str], y: Array) -> tup
     return float(np.abs(matrix @ weights - y).max()), dict(zip(names, map(float, weights), strict=True))
 
 
-# Weights begin as 1.
 LEARNABLE = Family(
-    "la", _la, _infer, dict.fromkeys(("identity", "relu", "gelu", "silu", "tanh"), 1.0), per_channel=False
+    "la",
+    _la,
+    _infer,
+    dict.fromkeys(("identity", "relu", "gelu", "silu", "tanh"), 1.0),  # weights begin as 1
+    text="sum_k a_k f_k(x) over " + ", ".join(DICTIONARY) + "; a weight has the name of its function",
+    source="arXiv 2605.26647",
+    per_channel=False,
 )

@@ -270,5 +270,19 @@ def _defaults(version: Version) -> dict[str, float]:
     return {f"a{i}": c for i, c in enumerate(_ABOVE)} | {f"b{i}": c for i, c in enumerate(below, first)}
 
 
-_VERSIONS: tuple[Version, ...] = ("a", "b", "c")
-RATIONALS = tuple(Family(f"rational_{v}", partial(_formula, v), partial(_infer, v), _defaults(v)) for v in _VERSIONS)
+_BELOWS: Mapping[Version, str] = {
+    "a": "1 + sum_i abs(b_i x^i)",
+    "b": "1 + abs(sum_i b_i x^i)",
+    "c": "0.1 + abs(sum_i b_i x^i), i from 0",
+}
+RATIONALS = tuple(
+    Family(
+        f"rational_{version}",
+        partial(_formula, version),
+        partial(_infer, version),
+        _defaults(version),
+        text=f"(sum_i a_i x^i) / ({below})",
+        source="arXiv 1907.06732",
+    )
+    for version, below in _BELOWS.items()
+)
