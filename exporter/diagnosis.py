@@ -13,14 +13,14 @@ import numpy as np
 
 from actx.exporter.errors import ActxError
 from actx.exporter.fitting.sampling import FP16_MAX
-from actx.exporter.lift.function import Constant
+from actx.exporter.lift.function import Constant, ScalarFunction
 from actx.exporter.poles import find_pole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from actx.exporter.calibrate import SiteStatistics
-    from actx.exporter.lift import ScalarFunction, Site
+    from actx.exporter.lift import Site
 
 # Of a function per channel, as many distinct ones are looked at as are fitted one by one.
 MAX_CHANNELS = 64
@@ -58,13 +58,16 @@ def require_bounded(function: ScalarFunction, interval: tuple[float, float] | No
 
 
 def _complaint(site: Site, observed: SiteStatistics | None) -> str | None:
-    if _has_nan(site.function):  # 1.
+    function = site.function
+    if not isinstance(function, ScalarFunction):  # of a row: it is built of bounded parts
+        return None
+    if _has_nan(function):  # 1.
         return "has a constant that is not a number"
     if observed is None:  # 3.
-        pole = _first_pole(site, -FP16_MAX, FP16_MAX, domain=False)
+        pole = _first_pole(function, -FP16_MAX, FP16_MAX, domain=False)
         unknown = "without --data nothing says whether inputs come there"
         return None if pole is None else f"is not finite near x = {pole:.6g}; {unknown}"
-    pole = _first_pole(site, observed.low, observed.high, domain=True)  # 2.
+    pole = _first_pole(function, observed.low, observed.high, domain=True)  # 2.
     if pole is not None:
         return f"is not finite near x = {pole:.6g}, inside the observed range {observed.low:.6g} .. {observed.high:.6g}"
     if observed.undefined:
@@ -78,8 +81,8 @@ def _has_nan(function: ScalarFunction) -> bool:
     return any(np.isnan(c.values).any() for c in constants if c.values.dtype != bool) or any(map(np.isnan, attributes))
 
 
-def _first_pole(site: Site, low: float, high: float, *, domain: bool) -> float | None:
-    poles = (find_pole(channel, low, high, domain=domain) for channel in _channels(site.function))
+def _first_pole(function: ScalarFunction, low: float, high: float, *, domain: bool) -> float | None:
+    poles = (find_pole(channel, low, high, domain=domain) for channel in _channels(function))
     return next((pole for pole in poles if pole is not None), None)
 
 

@@ -105,9 +105,7 @@ def compare(name: str, batch: int, rounds: int) -> None:
     }
     feeds = {"x": np.random.default_rng(2).standard_normal((batch, TOKENS, WIDTH)).astype(np.float32)}
     with tempfile.TemporaryDirectory() as folder:
-        sessions = {
-            kind: opened(Path(folder), kind, proto, native=native) for kind, (proto, native) in graphs.items()
-        }
+        sessions = {kind: opened(Path(folder), kind, proto, native=native) for kind, (proto, native) in graphs.items()}
         first, second = (sessions[kind].run(feeds, ["y"])["y"] for kind in ("decomposed", "actx"))
         times = medians({kind: session.timer(feeds) for kind, session in sessions.items()}, rounds=rounds)
     recovered = (times["decomposed"] - times["actx"]) / (times["decomposed"] - times["relu"])
