@@ -54,6 +54,7 @@ def command(
     held_out: options.HeldOut = None,
     inputs: options.Inputs = None,
     factory: options.Factory = None,
+    activations: options.Activations = None,
     opset: Annotated[
         int | None, typer.Option("--opset", metavar="N", min=13, max=25, help="Of the output; the source's without it.")
     ] = None,
@@ -99,6 +100,7 @@ def command(
     from actx.exporter import export  # noqa: PLC0415
     from actx.exporter.tensorrt.options import BuildOptions  # noqa: PLC0415
 
+    options.register_activations(activations)
     with reported(json=json) as done, printing.progress_bar() as progress:
         done.exported = export(
             model, out, target=target, quant=quant, form=options.parse_form(form), sites=_pins(site), data=data,

@@ -36,6 +36,7 @@ def command(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw both curves and the error: .png or .svg.")
     ] = None,
+    activations: options.Activations = None,
     json: options.Json = False,
 ) -> None:
     """Fit a form to an activation and print it with its error."""
@@ -43,6 +44,7 @@ def command(
     from actx.exporter import fit  # noqa: PLC0415
     from actx.exporter.errors import ActxError  # noqa: PLC0415
 
+    options.register_activations(activations)
     function = _find(activation)
     parsed = options.parse_form(form)
     assert parsed is not None
@@ -61,16 +63,17 @@ def command(
 
 
 def _find(name: str) -> Activation:
-    from actx.custom_ops import ACTIVATIONS  # noqa: PLC0415
+    from actx.custom_ops import ACTIVATIONS, REGISTERED  # noqa: PLC0415
     from actx.exporter.errors import UsageError  # noqa: PLC0415
 
-    if name not in ACTIVATIONS:
+    known = ACTIVATIONS | REGISTERED
+    if name not in known:
         raise UsageError(
             f"no activation is named {name!r}",
-            note=f"the catalogue has {', '.join(ACTIVATIONS)}",
+            note=f"the catalogue has {', '.join(known)}",
             remedy="Choose one of these.",
         )
-    return ACTIVATIONS[name]
+    return known[name]
 
 
 def _interval(text: str | None) -> tuple[float, float] | None:

@@ -28,6 +28,7 @@ def command(
     data: options.DataSource = None,
     inputs: options.Inputs = None,
     factory: options.Factory = None,
+    activations: options.Activations = None,
     explain: Annotated[bool, typer.Option("--explain", help="Also say why a nonlinear node is no site.")] = False,
     batch_size: options.BatchSize = None,
     threads: options.Threads = 0,
@@ -45,6 +46,7 @@ def command(
     from actx.exporter.errors import UsageError  # noqa: PLC0415
     from actx.exporter.opening import best_graph  # noqa: PLC0415
 
+    options.register_activations(activations)
     if is_bundle(model):
         if data is not None or explain:
             raise UsageError(

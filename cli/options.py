@@ -98,6 +98,10 @@ Factory = Annotated[
     str | None,
     typer.Option("--model", metavar="pkg.mod:factory", help="What makes the module for a source that is weights only."),
 ]
+Activations = Annotated[
+    str | None,
+    typer.Option("--activations", metavar="pkg.mod", help="A module that registers names of your own activations."),
+]
 Threads = Annotated[
     int, typer.Option("--threads", metavar="N", min=0, help="Threads of the runtime, 0 for one per core.")
 ]
@@ -143,6 +147,14 @@ def parse_inputs(texts: Sequence[str] | None) -> list[InputSpec]:
     from actx.exporter.data import InputSpec  # noqa: PLC0415 - the help must answer without the library
 
     return [InputSpec.parse(text) for text in texts or ()]
+
+
+def register_activations(module: str | None) -> None:
+    """Import what the value of --activations names."""
+    if module is not None:
+        from actx.exporter.data import import_activations  # noqa: PLC0415
+
+        import_activations(module)
 
 
 def parse_form(text: str | None) -> Form | None:

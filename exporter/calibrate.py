@@ -36,6 +36,7 @@ class SiteStatistics:
         elements: elements per sample, mean over the data.
         zeros: share of exact zeros among the outputs.
         density: how often finite inputs are where; None where there are none.
+        undefined: outputs that are not finite where the input is.
     """
 
     low: float
@@ -43,6 +44,7 @@ class SiteStatistics:
     elements: float
     zeros: float
     density: Density | None = None
+    undefined: int = 0
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -55,11 +57,13 @@ class SiteStatistics:
 class _Meter:
     def __init__(self) -> None:
         self.low, self.high = math.inf, -math.inf
-        self.elements = self.zeros = 0
+        self.elements = self.zeros = self.undefined = 0
         self.density = Density()
 
     def update(self, inputs: NDArray[np.generic], outputs: NDArray[np.generic]) -> None:
-        finite = inputs[np.isfinite(inputs)]
+        known = np.isfinite(inputs)
+        self.undefined += int(np.count_nonzero(known & ~np.isfinite(outputs)))
+        finite = inputs[known]
         if finite.size:
             self.low = min(self.low, float(finite.min()))
             self.high = max(self.high, float(finite.max()))
@@ -70,7 +74,8 @@ class _Meter:
     def result(self, samples: int) -> SiteStatistics:
         empty = not self.low <= self.high
         low, high, density = (0.0, 0.0, None) if empty else (self.low, self.high, self.density)
-        return SiteStatistics(low, high, self.elements / samples, self.zeros / max(self.elements, 1), density)
+        zeros = self.zeros / max(self.elements, 1)
+        return SiteStatistics(low, high, self.elements / samples, zeros, density, self.undefined)
 
 
 def calibrate(

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from actx.custom_ops import Spline
+from actx.exporter.diagnosis import require_bounded
 from actx.exporter.errors import ActxError, UsageError
 from actx.exporter.fitting import Fit, Form, fit, fit_together
 from actx.exporter.lift import Mixture, PolyNorm, ScalarFunction
@@ -261,6 +262,7 @@ class _Fitter:
         key = (function.key, form, interval, b"" if density is None else density.key)
         if key not in self._known:
             try:
+                require_bounded(function, interval)
                 self._known[key] = fit(function, form, interval=interval, fold=self._fold, density=density)
             except ActxError as error:
                 self._known[key] = error

@@ -45,6 +45,7 @@ _MEND = "Mend the function; ACTX_DEBUG=1 shows where it fails."
 _SPEC = re.compile(r"(?P<name>.+):(?P<dtype>\w+)\[(?P<dims>[^\[\]]*)\]")
 _DIM = re.compile(r"0*[1-9][0-9]*|[A-Za-z_]\w*")
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _MAGIC = b"\x93NUMPY"
 # The most that deflate, the method of numpy.savez_compressed, can make of one byte.
 _MAX_RATIO = 1032
@@ -234,13 +235,7 @@ def import_callable(text: str, purpose: str) -> Callable[..., Any]:
             msg, note="expected pkg.mod:callable", remedy="Name the module and what is in it, with a colon between."
         )
     module_name, _, attribute = text.partition(":")
-    try:
-        with current_directory_importable():
-            found: Any = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # a script without a main guard may end itself
-        remedy = "Run from the folder that holds the module, or install it."
-        msg = f"{purpose} '{text}' cannot be imported"
-        raise ActxError(msg, note=_reason(error), remedy=remedy) from error
+    found: Any = _import(module_name, f"{purpose} '{text}'")
     for name in attribute.split("."):
         found = getattr(found, name, None)
     if not callable(found):
@@ -251,6 +246,28 @@ def import_callable(text: str, purpose: str) -> Callable[..., Any]:
             remedy="Check the name and which file it was read from.",
         )
     return found  # type: ignore[no-any-return]
+
+
+def import_activations(module_name: str) -> None:
+    """Import a module that registers activations (see `actx.custom_ops.activation`), with the current directory on the path.
+
+    Raises:
+        UsageError: the text is no name of a module.
+        ActxError: the import fails.
+    """
+    if not _MODULE.fullmatch(module_name):
+        msg = f"'{module_name}' is no module of activations"
+        raise UsageError(msg, note="expected pkg.mod", remedy="Name the module that registers them.")
+    _import(module_name, f"module '{module_name}' of activations")
+
+
+def _import(module_name: str, what: str) -> Any:
+    try:
+        with current_directory_importable():
+            return importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # a script without a main guard may end itself
+        remedy = "Run from the folder that holds the module, or install it."
+        raise ActxError(f"{what} cannot be imported", note=_reason(error), remedy=remedy) from error
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from actx.exporter.calibrate import SiteStatistics, calibrate
 from actx.exporter.data import Data, load_data, synthetic_data
+from actx.exporter.diagnosis import diagnose
 from actx.exporter.lift import Rejection, Site, lift
 from actx.exporter.load import LoadedModel, load
 from actx.exporter.runtimes.onnxruntime import DEFAULT, RuntimeOptions
@@ -36,7 +37,7 @@ class Inspection:
         shares: share of latency by site name; None where its nodes were merged into a linear op by the runtime.
         activation_share: of all sites together; None where none was measured.
         synthetic: whether statistics and shares were taken on random input.
-        notes: what was done to the data.
+        notes: what was done to the data, and what is wrong with a site.
     """
 
     model: LoadedModel
@@ -116,7 +117,7 @@ def inspect(
         shares=breakdown.sites,
         activation_share=breakdown.activation_share,
         synthetic=samples.synthetic,
-        notes=samples.notes,
+        notes=(*samples.notes, *diagnose(lifted.sites, None if samples.synthetic else statistics)),
     )
 
 

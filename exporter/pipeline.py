@@ -16,6 +16,7 @@ from actx.exporter.building import baseline, build_engine, profile_for, typed
 from actx.exporter.calibrate import SiteStatistics, calibrate
 from actx.exporter.choose import Choice, choose
 from actx.exporter.comparison import owners_of, tap
+from actx.exporter.diagnosis import diagnose
 from actx.exporter.drift import DriftReport, SiteTap, check, check_applies
 from actx.exporter.errors import RequirementError, TargetUnavailable, UsageError
 from actx.exporter.inspection import open_data, owners
@@ -223,6 +224,7 @@ def export(
             notes=[
                 *dict.fromkeys((*samples.notes, *(drifts[0] if drifts else measured).notes)),
                 *(() if to_build is None else to_build.profile.notes),
+                *diagnose(lifted.sites, observed),
                 *_without_actx(goal, folder, graphs, to_build, missing),
                 *goal.remarks(loaded.inputs, rewritten=any(choice.rewritten for choice in choices)),
                 *_notes(lifted.sites, goal, files, graph, measured=bool(drifts) or latency is not None),

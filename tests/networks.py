@@ -23,7 +23,7 @@ from scipy.special import erf, expit, ndtr
 from actx.custom_ops.activations import ACTIVATIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import DTypeLike, NDArray
 
@@ -470,44 +470,107 @@ _P = (0.02996348, 0.61690165, 2.37539147, 3.06608078, 1.52474449, 0.25281987)
 _Q = (1.19160814, 4.40811795, 0.91111034, 0.34885983)
 
 
-def _rational(version: Literal["A", "B"]) -> Write:
-    """P / Q with Q = 1 + sum |b_i x^i| (version A) or 1 + |sum b_i x^i| (version B)."""
+_P_C, _Q_C = (0.02, 0.61, 2.4, 3.1, 1.5, 0.25), (0.3, -1.2, 4.4, 0.9, 0.35)
+_ONE: Mapping[str, float] = {"a": 1.0, "b": 1.0, "c": 0.1}
+Version: TypeAlias = Literal["a", "b", "c"]
+
+
+def _rational(version: Version) -> Write:
+    """P / Q in powers, with Q = 1 + sum |b_i x^i|, 1 + |sum b_i x^i|, or 0.1 + |sum b_i x^i| with a b_0."""
+    p, q = (_P_C, _Q_C) if version == "c" else (_P, (0.0, *_Q))
 
     def write(g: Graph, x: str) -> str:
         powers = [x, *(g.op("Pow", x, float(i)) for i in range(2, 6))]
-        above = g.op("Add", g.op("Sum", *(g.scale(p, c) for p, c in zip(powers, _P[1:], strict=True))), _P[0])
-        terms = [g.scale(p, c) for p, c in zip(powers, _Q, strict=False)]
-        below = {
-            "A": lambda: g.op("Sum", *(g.op("Abs", term) for term in terms)),
-            "B": lambda: g.op("Abs", g.op("Sum", *terms)),
-        }[version]()
-        return g.op("Div", above, g.op("Add", below, 1.0))
+        above = g.op("Add", g.op("Sum", *(g.scale(v, c) for v, c in zip(powers, p[1:], strict=True))), p[0])
+        terms = [g.scale(v, c) for v, c in zip(powers, q[1:], strict=False)]
+        if version == "a":
+            below = g.op("Sum", *(g.op("Abs", term) for term in terms))
+        else:
+            total = g.op("Sum", *terms)
+            below = g.op("Abs", g.op("Add", total, q[0]) if version == "c" else total)
+        return g.op("Div", above, g.op("Add", below, _ONE[version]))
 
     return write
 
 
-def _rational_formula(version: Literal["A", "B"]) -> Callable[[Array], Array]:
-    def formula(x: Array) -> Array:
-        terms = [c * x**i for i, c in enumerate(_Q, start=1)]
-        below = sum(np.abs(t) for t in terms) if version == "A" else np.abs(sum(terms))
-        return np.polynomial.polynomial.polyval(x, _P) / (1 + below)
-
-    return formula
-
-
-_APL_SLOPES, _APL_HINGES = (0.2, -0.1), (1.0, -0.5)
+def _horner(g: Graph, x: str, coefficients: Sequence[float]) -> str:
+    *lower, lead = coefficients
+    value = g.op("Add", g.scale(x, lead), lower[-1])
+    for coefficient in reversed(lower[:-1]):
+        value = g.op("Add", g.op("Mul", value, x), coefficient)
+    return value
 
 
-def _apl(g: Graph, x: str) -> str:
-    # arXiv 1412.6830
-    hinges = zip(_APL_SLOPES, _APL_HINGES, strict=True)
-    terms = [g.scale(g.op("Relu", g.op("Sub", hinge, x)), slope) for slope, hinge in hinges]
-    return g.op("Sum", g.op("Relu", x), *terms)
+def _rational_horner(version: Version) -> Write:
+    """The same by Horner's rule, |x| as max(x, -x), with a reciprocal for the division."""
+    p, q = (_P_C, _Q_C) if version == "c" else (_P, (0.0, *_Q))
+
+    def write(g: Graph, x: str) -> str:
+        inner = g.op("Max", x, g.op("Neg", x)) if version == "a" else x
+        below = _horner(g, inner, (q[0] + 1.0, *q[1:]) if version == "a" else q)
+        if version != "a":
+            below = g.op("Add", _ONE[version], g.op("Abs", below))
+        return g.op("Mul", _horner(g, x, p), g.op("Reciprocal", below))
+
+    return write
 
 
-def _apl_formula(x: Array) -> Array:
-    hinges = zip(_APL_SLOPES, _APL_HINGES, strict=True)
-    return np.maximum(x, 0) + sum(slope * np.maximum(hinge - x, 0) for slope, hinge in hinges)
+def _in_float32(write: Write) -> Write:
+    """Compute in float32 between two casts, whatever the graph's type."""
+
+    def wide(g: Graph, x: str) -> str:
+        own, g.dtype = g.dtype, np.dtype(np.float32)
+        y = write(g, g.op("Cast", x, to=TensorProto.FLOAT))
+        g.dtype = own
+        return g.op("Cast", y, to=helper.np_dtype_to_tensor_dtype(own))
+
+    return wide
+
+
+_APL_SLOPES, _APL_HINGES = (-0.125, 0.25), (-0.5, 1.0)
+
+
+def _apl(clamp: Write) -> Write:
+    """max(0, x) + sum_s a_s max(0, b_s - x) (arXiv 1412.6830), max(0, x) written in one way or another."""
+
+    def write(g: Graph, x: str) -> str:
+        hinges = zip(_APL_SLOPES, _APL_HINGES, strict=True)
+        terms = [g.scale(clamp(g, g.op("Sub", hinge, x)), slope) for slope, hinge in hinges]
+        return g.op("Sum", clamp(g, x), *terms)
+
+    return write
+
+
+def _apl_branches(g: Graph, x: str) -> str:
+    """The same as the line that holds on each of its pieces."""
+    lines = [g.scale(x, -0.125), g.op("Add", g.scale(x, -0.25), 0.25), g.op("Add", g.scale(x, 0.75), 0.25), x]
+    value = g.op("Add", lines[0], 0.3125)
+    for knot, line in zip((-0.5, 0.0, 1.0), lines[1:], strict=True):
+        value = g.op("Where", g.op("Less", x, knot), value, line)
+    return value
+
+
+def _apl_per_channel(g: Graph, x: str) -> str:
+    hinge = g.op("Relu", g.op("Sub", _BETAS.astype(g.dtype), x))
+    return g.op("Add", g.op("Relu", x), g.op("Mul", hinge, _SLOPES.astype(g.dtype)))
+
+
+def _acon_c(p1: Constant, p2: Constant, beta: float) -> Write:
+    """(p1 - p2) x sigmoid(beta (p1 - p2) x) + p2 x (arXiv 2009.04759)."""
+
+    def write(g: Graph, x: str) -> str:
+        difference = g.op("Sub", _typed(g, p1), _typed(g, p2))
+        scaled = g.op("Mul", difference, x)
+        return g.op("Add", g.op("Mul", scaled, g.op("Sigmoid", g.scale(scaled, beta))), g.op("Mul", _typed(g, p2), x))
+
+    return write
+
+
+def _acon_c_by_exp(g: Graph, x: str) -> str:
+    # p1 = 1.25, p2 = 0.25, beta = 0.5: a mean of p1 x and p2 x, weighted by 1 and e^-(x / 2)
+    weight = g.op("Exp", g.scale(x, -0.5))
+    mean = g.op("Add", g.scale(x, 1.25), g.op("Mul", g.scale(x, 0.25), weight))
+    return g.op("Div", mean, g.op("Add", weight, 1.0))
 
 
 def _learnable(g: Graph, x: str) -> str:
@@ -515,6 +578,14 @@ def _learnable(g: Graph, x: str) -> str:
     gelu, silu = _gelu_legacy(g, x), times_x(unary("Sigmoid"))(g, x)
     weighted = zip((0.5, 0.75, -0.25, 0.3), (gelu, silu, g.op("Tanh", x), x), strict=True)
     return g.op("Sum", *(g.scale(value, weight) for weight, value in weighted))
+
+
+def _learnable_in_place(g: Graph, x: str) -> str:
+    """The same, each term added to what is there, with the halves of gelu taken together."""
+    total = g.scale(x, 0.3)
+    total = g.op("Add", total, g.op("Mul", g.scale(x, 0.25), g.op("Add", g.op("Erf", g.scale(x, 0.5**0.5)), 1.0)))
+    total = g.op("Sub", total, g.scale(g.op("Tanh", x), 0.25))
+    return g.op("Add", total, g.op("Div", g.scale(x, 0.75), g.op("Add", g.op("Exp", g.op("Neg", x)), 1.0)))
 
 
 def _learnable_formula(x: Array) -> Array:
@@ -639,16 +710,40 @@ SPELLINGS: Mapping[str, Spelling] = {
     "polyrelu_powers": Spelling(_polyrelu_powers, "polyrelu", (0.25, -0.5, 0.75, 0.125)),
     "polyrelu_horner": Spelling(_polyrelu_horner, "polyrelu", (0.25, -0.5, 0.75, 0.125)),
     "xielu": Spelling(_xielu, "xielu", (0.7, 0.9, 0.5)),
-    "rational_a": Spelling(_rational("A"), UNNAMED, formula=_rational_formula("A")),
-    "rational_b": Spelling(_rational("B"), UNNAMED, formula=_rational_formula("B")),
-    "apl": Spelling(_apl, UNNAMED, formula=_apl_formula),
+    "rational_a": Spelling(_rational("a"), "rational_a", (*_P, *_Q)),
+    "rational_a_horner": Spelling(_rational_horner("a"), "rational_a", (*_P, *_Q)),
+    "rational_b": Spelling(_rational("b"), "rational_b", (*_P, *_Q)),
+    "rational_b_horner": Spelling(_rational_horner("b"), "rational_b", (*_P, *_Q)),
+    "rational_b_in_float32": Spelling(_in_float32(_rational("b")), "rational_b", (*_P, *_Q)),
+    "rational_c": Spelling(_rational("c"), "rational_c", (*_P_C, *_Q_C)),
+    "rational_c_horner": Spelling(_rational_horner("c"), "rational_c", (*_P_C, *_Q_C)),
+    "apl": Spelling(_apl(unary("Relu")), "apl", (*_APL_SLOPES, *_APL_HINGES)),
+    "apl_max": Spelling(_apl(chain(("Max", 0.0))), "apl", (*_APL_SLOPES, *_APL_HINGES)),
+    "apl_branches": Spelling(_apl_branches, "apl", (*_APL_SLOPES, *_APL_HINGES)),
+    "apl_per_channel": Spelling(
+        _apl_per_channel,
+        "apl",
+        (_SLOPES.astype(np.float64), _BETAS.astype(np.float64)),
+        formula=lambda x: np.maximum(x, 0) + _SLOPES.astype(np.float64) * np.maximum(_BETAS - x, 0),
+    ),
+    "acon_c": Spelling(_acon_c(1.25, 0.25, 0.5), "acon_c", (1.25, 0.25, 0.5)),
+    "acon_c_by_exp": Spelling(_acon_c_by_exp, "acon_c", (1.25, 0.25, 0.5), dtypes=("float32",)),
+    "acon_c_per_channel": Spelling(
+        _acon_c(_BETAS, _SLOPES, 1.5),
+        "acon_c",
+        (_BETAS.astype(np.float64), _SLOPES.astype(np.float64), np.full(HIDDEN, 1.5)),
+    ),
     "dyt": Spelling(
         lambda g, x: g.op("Mul", g.op("Tanh", g.op("Mul", x, 0.5)), _DYT_SCALE.astype(g.dtype)),
-        UNNAMED,
+        "dyt",
+        (0.5,),
         formula=lambda x: _DYT_SCALE.astype(np.float64) * np.tanh(0.5 * x),
     ),
-    "derf": Spelling(chain(("Mul", 0.5), ("Add", 0.25), "Erf"), UNNAMED, formula=lambda x: erf(0.5 * x + 0.25)),
-    "learnable": Spelling(_learnable, UNNAMED, formula=_learnable_formula),
+    "dyt_by_sigmoid": Spelling(chain("Sigmoid", ("Mul", 2.0), ("Sub", 1.0)), "dyt", (0.5,)),
+    "derf": Spelling(chain(("Mul", 0.5), ("Add", 0.25), "Erf"), "derf", (0.5, 0.25)),
+    "derf_by_division": Spelling(chain(("Add", 0.5), ("Div", 2.0), "Erf"), "derf", (0.5, 0.25)),
+    "learnable": Spelling(_learnable, "la", (0.3, 0.5, 0.75, -0.25), formula=_learnable_formula),
+    "learnable_in_place": Spelling(_learnable_in_place, "la", (0.3, 0.5, 0.75, -0.25), formula=_learnable_formula),
     "snake": Spelling(_snake, UNNAMED, formula=lambda x: x + np.sin(2 * x) ** 2 / 2),
     "serf": Spelling(_serf, UNNAMED, formula=lambda x: x * erf(np.logaddexp(0, x))),
     "clamped_silu": Spelling(_clamped_silu, UNNAMED, formula=_clamped_silu_formula),

@@ -10,7 +10,8 @@ A page's blocks run in order, in a folder of their own in which `models` is the 
 A block ```text behind one of the first three, or a table, is what it must have printed. A page with a comment
 `<!-- after: PAGE -->` runs in a copy of that page's folder.
 
-`python tests/test_docs.py [PAGE ...]` writes anew what no longer agrees, and on the pages named also the times.
+`python tests/test_docs.py [PAGE ...]` writes anew what no longer agrees, and on the pages named also the times;
+`python tests/activations_page.py` the table and the drawings of the activations.
 """
 
 from __future__ import annotations
@@ -220,6 +221,29 @@ def test_the_drawing_is_that_of_a_fresh_fit(runner: Runner) -> None:
     )
     assert len(shown) > 15
     assert shown == pytest.approx(fresh, abs=0.5)
+
+
+def test_the_table_of_activations_is_that_of_the_catalogue() -> None:
+    from tests import activations_page  # noqa: PLC0415 - this file is a script too
+
+    text = activations_page.PAGE.read_text(encoding="utf-8")
+    found = activations_page.TABLE.search(text)
+    assert found is not None
+    shown = dict(zip(re.findall(r"^\| `(\w+)`", found[0], re.MULTILINE), found[0].splitlines(), strict=True))
+    assert list(shown) == list(ACTIVATIONS)
+    assert sorted(file.stem for file in activations_page.DRAWINGS.iterdir()) == sorted(ACTIVATIONS)
+    for name in ("gelu", "relu2", "leaky_relu", "xielu", "exp", "apl"):  # of every kind one; all take half a minute
+        entry = activations_page.entry(name)
+        assert not differences(f"{shown[name]}\n", activations_page.row(entry))
+        drawn, fresh = (
+            [float(n) for points in re.findall(r'points="([^"]*)"', svg) for n in re.split("[ ,]", points)]
+            for svg in ((activations_page.DRAWINGS / f"{name}.svg").read_text("utf-8"), activations_page.drawing(entry))
+        )
+        assert drawn == pytest.approx(fresh, abs=1)
+
+
+def test_every_row_of_the_catalogue_has_a_formula_and_a_source() -> None:
+    assert [entry.name for entry in ACTIVATIONS.values() if not (entry.text and entry.source)] == []
 
 
 def test_the_benchmark_of_the_demo_is_what_its_page_shows() -> None:

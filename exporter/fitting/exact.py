@@ -4,11 +4,12 @@
 2. Knots are the breaks, sharpened to where the neighbouring polynomials meet, or, at a jump, to the float32 number at
    which f changes sides.
 3. The result is taken only if it agrees with f everywhere to rounding.
+4. A smooth join beside a constant (relu(x)^2 + 1) is hidden by rounding, and its break found some way off or not at all:
+   failing 3., knots may lie further from their breaks, and 0 counts as one.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +26,7 @@ _RESIDUAL = 1e-11  # of a polynomial between two breaks, relative to the largest
 _SAFETY = 16  # on the rounding of f
 _AGREEMENT = 1e-9  # of the whole with f, relative
 _NEAR = 1e-5  # how far a sharpened knot may lie from its break, relative
+_HIDDEN = 0.4  # the same in 4., relative to 1 + |x|
 
 
 def recognise(problem: Problem, degree: int, segments: int, *, continuous: bool) -> Chain | None:
@@ -32,16 +34,33 @@ def recognise(problem: Problem, degree: int, segments: int, *, continuous: bool)
     breaks = problem.cells.breaks
     if len(breaks) >= segments:
         return None
+    chains = (_chain(problem, degree, continuous=continuous, hidden=hidden) for hidden in (False, True))
+    fitting = (chain for chain in chains if chain is not None and len(chain.pieces) <= segments)
+    return next((chain for chain in fitting if _agrees(problem, chain)), None)
+
+
+def _chain(problem: Problem, degree: int, *, continuous: bool, hidden: bool) -> Chain | None:
+    """1. and 2., or 4.: then the polynomials are fitted at a distance from the breaks."""
+    breaks = _with_zero(problem) if hidden else problem.cells.breaks
     edges = np.concatenate([[problem.low], breaks.mean(axis=1), [problem.high]])
+    away = _HIDDEN * (1 + np.abs(edges)) if hidden else np.zeros_like(edges)
+    away[[0, -1]] = 0.0
+    stretches = zip(edges[:-1] + away[:-1], edges[1:] - away[1:], strict=True)
     pieces = []
-    for i, (low, high) in enumerate(pairwise(edges)):
+    for i, (low, high) in enumerate(stretches):
         tail = not problem.bounded and i in (0, len(edges) - 2)
-        piece = _polynomial(problem, low, high, degree, tail=tail)
+        piece = _polynomial(problem, low, high, degree, tail=tail) if low < high else None
         if piece is None:
             return None
         pieces.append(piece)
-    chain = _joined(problem, pieces, continuous=continuous)
-    return chain if chain is not None and _agrees(problem, chain) else None
+    return _joined(problem, pieces, breaks, continuous=continuous, hidden=hidden)
+
+
+def _with_zero(problem: Problem) -> NDArray[np.float64]:
+    breaks = problem.cells.breaks.reshape(-1, 2)
+    if not problem.low < 0 < problem.high or (np.abs(breaks) < _HIDDEN).any():
+        return breaks
+    return np.sort(np.vstack([breaks, np.zeros((1, 2))]), axis=0)
 
 
 def _polynomial(problem: Problem, low: float, high: float, degree: int, *, tail: bool) -> Piece | None:
@@ -65,16 +84,19 @@ def _polynomial(problem: Problem, low: float, high: float, degree: int, *, tail:
     return None
 
 
-def _joined(problem: Problem, pieces: list[Piece], *, continuous: bool) -> Chain | None:
+def _joined(
+    problem: Problem, pieces: list[Piece], breaks: NDArray[np.float64], *, continuous: bool, hidden: bool
+) -> Chain | None:
     """Sharpen the knots and merge neighbours that are one polynomial."""
     kept, knots = [pieces[0]], []
-    for piece, (low, high) in zip(pieces[1:], problem.cells.breaks, strict=True):
+    for piece, (low, high) in zip(pieces[1:], breaks, strict=True):
         difference = np.asarray(polynomial.polysub(piece.coefficients, kept[-1].coefficients), dtype=np.float64)
         middle = (low + high) / 2
         if np.abs(difference).max() <= _AGREEMENT * np.abs(piece.coefficients).max():
             kept[-1] = Piece(kept[-1].coefficients, 0.0, kept[-1].tail or piece.tail)
             continue
-        knot = _meeting(difference, middle, max(_NEAR * abs(middle), 4 * (high - low)))
+        within = _HIDDEN * (1 + abs(middle)) if hidden else max(_NEAR * abs(middle), 4 * (high - low))
+        knot = _meeting(difference, middle, within) if hidden or _touches(difference, middle) else None
         if knot is None and continuous:
             return None
         knots.append(_switch(problem.function, kept[-1], piece, low, high) if knot is None else knot)
@@ -82,12 +104,19 @@ def _joined(problem: Problem, pieces: list[Piece], *, continuous: bool) -> Chain
     return Chain(np.array(knots), tuple(kept))
 
 
+def _size(difference: NDArray[np.float64], near: float) -> float:
+    return float(np.abs(difference) @ np.abs(near) ** np.arange(len(difference)))
+
+
+def _touches(difference: NDArray[np.float64], near: float) -> bool:
+    """Tell whether the polynomials are as good as equal at a break."""
+    least = 1e-4 * max(_size(difference, near), float(np.abs(difference).max()) * 1e-3)
+    return bool(abs(polynomial.polyval(near, difference)) <= least)
+
+
 def _meeting(difference: NDArray[np.float64], near: float, within: float) -> float | None:
     """Where two polynomials meet near a break: a root of their difference, or for a smooth join of its derivative."""
-    within = max(within, 1e-7)
-    size = np.abs(difference) @ np.abs(near) ** np.arange(len(difference))
-    if abs(polynomial.polyval(near, difference)) > 1e-4 * max(size, np.abs(difference).max() * 1e-3):
-        return None
+    within, size = max(within, 1e-7), _size(difference, near)
     candidates = []
     for order in range(len(difference) - 1):
         derivative = polynomial.polyder(difference, order)

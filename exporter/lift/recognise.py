@@ -1,19 +1,28 @@
-"""Name a scalar function from the catalogue of activations by its values, whatever way it was written."""
+"""Name a scalar function from the catalogue of activations by its values, whatever way it was written.
+
+1. A single activation of the catalogue.
+2. One that the user registered.
+3. A member of a family: many parameters meet many functions, so special cases come first.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from actx.custom_ops.activations import ACTIVATIONS, Activation
+from actx.custom_ops import ACTIVATIONS, FAMILIES, REGISTERED, Activation, Family
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
     from actx.exporter.lift.function import ScalarFunction
+
+# An entry and its parameters: float64 of shape () or, per channel, (C,).
+Candidate: TypeAlias = "tuple[Activation, list[NDArray[np.float64]]]"
 
 UNNAMED = "scalar"
 # An entry fits where f is nearer to it than half a rounding of f's own type: what the constants of a graph lose when they
@@ -44,31 +53,51 @@ def recognise(function: ScalarFunction, unit: float) -> tuple[str, dict[str, NDA
     Returns:
         The name, and per parameter its value: shape ``()``, or ``(C,)`` where it differs per channel.
     """
-    values = np.atleast_2d(function(np.broadcast_to(_GRID, (function.channels or 1, _GRID.size))))
+    values = _values(function, _GRID)
     if not np.isfinite(values[:, : _NEAR.size]).all():
         return UNNAMED, {}
-    known = [(entry, _parameters(entry, function)) for entry in ACTIVATIONS.values()]
-    found = [(_mismatch(entry, parameters, _GRID, values), entry, parameters) for entry, parameters in known]
     tolerance = max(ROUNDINGS * unit, FLOAT32_ROUNDINGS)
+    dense = _DENSE[:: 1 + (function.channels or 1) * _DENSE.size // _DENSE_VALUES]
+    dense_values = _values(function, dense)
+    for candidates in _stages(function, tolerance):
+        found = _best(candidates, values, tolerance, NEARLY * unit)
+        if found is not None and _mismatch(found, dense, dense_values) <= tolerance:
+            entry, parameters = found
+            return entry.name, dict(zip(entry.parameters, parameters, strict=True))
+    return UNNAMED, {}
+
+
+def _values(function: ScalarFunction, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.atleast_2d(function(np.broadcast_to(x, (function.channels or 1, x.size))))
+
+
+def _stages(function: ScalarFunction, tolerance: float) -> Iterator[Iterable[Candidate]]:
+    singles = [entry for entry in ACTIVATIONS.values() if entry.name not in FAMILIES]
+    yield ((entry, _parameters(entry, function)) for entry in singles)
+    yield ((entry, []) for entry in tuple(REGISTERED.values()))
+    for family in FAMILIES.values():
+        member = _member(family, function, tolerance)
+        yield () if member is None else (member,)
+
+
+def _best(
+    candidates: Iterable[Candidate], values: NDArray[np.float64], tolerance: float, nearly: float
+) -> Candidate | None:
+    """Return the first candidate whose error is nearly the smallest, None where none fits."""
+    found = [(_mismatch(candidate, _GRID, values), candidate) for candidate in candidates]
     fitting = [row for row in found if row[0] <= tolerance]
     if not fitting:
-        return UNNAMED, {}
-    best = min(row[0] for row in fitting)
-    _, entry, parameters = next(row for row in fitting if row[0] <= max(4 * best, NEARLY * unit))
-    dense = _DENSE[:: 1 + (function.channels or 1) * _DENSE.size // _DENSE_VALUES]
-    values = np.atleast_2d(function(np.broadcast_to(dense, (function.channels or 1, dense.size))))
-    if _mismatch(entry, parameters, dense, values) > tolerance:
-        return UNNAMED, {}
-    return entry.name, dict(zip(entry.parameters, parameters, strict=True))
+        return None
+    smallest = min(error for error, _ in fitting)
+    return next(candidate for error, candidate in fitting if error <= max(4 * smallest, nearly))
 
 
-def _mismatch(
-    entry: Activation, parameters: list[NDArray[np.float64]], x: NDArray[np.float64], values: NDArray[np.float64]
-) -> float:
+def _mismatch(candidate: Candidate, x: NDArray[np.float64], values: NDArray[np.float64]) -> float:
     """Return the largest error relative to 1 + |x| + |f(x)|.
 
     Far out, where the graph's own way to compute f overflows, the entry may say what it would.
     """
+    entry, parameters = candidate
     if not all(np.isfinite(p).all() for p in parameters):
         return np.inf
     with np.errstate(all="ignore"):
@@ -78,15 +107,37 @@ def _mismatch(
     return float(error.max()) if np.isfinite(error).all() else np.inf
 
 
+def _members(function: ScalarFunction) -> Iterator[ScalarFunction]:
+    """Yield the function of every channel."""
+    if function.channels is None:
+        yield function
+    else:
+        yield from map(function.channel, range(function.channels))
+
+
 def _parameters(entry: Activation, function: ScalarFunction) -> list[NDArray[np.float64]]:
-    """Return the parameters, float64 of shape () or (C,)."""
     if entry.infer is None:
         return []
-    infer = entry.infer
-    members = [function] if function.channels is None else [function.channel(i) for i in range(function.channels)]
-    rows = np.array([infer(_pointwise(member)) for member in members], dtype=np.float64)
-    return [column if function.channels is not None else column[0] for column in rows.T]
+    infer: Callable[[ScalarFunction], tuple[float, ...]] = entry.infer
+    with np.errstate(all="ignore"):
+        return _columns([infer(member) for member in _members(function)], function)
 
 
-def _pointwise(function: ScalarFunction) -> Callable[[float], float]:
-    return lambda x: float(function(x))
+def _columns(rows: list[tuple[float, ...]], function: ScalarFunction) -> list[NDArray[np.float64]]:
+    columns = np.array(rows, dtype=np.float64).T
+    return [column if function.channels is not None else column[0] for column in columns]
+
+
+def _member(family: Family, function: ScalarFunction, tolerance: float) -> Candidate | None:
+    """Return the member of a family that has the parameters of every channel; 0 where a channel has fewer."""
+    if function.channels is not None and not family.per_channel:
+        return None
+    rows: list[Mapping[str, float]] = []
+    for member in _members(function):
+        parameters = family.infer(member, tolerance)
+        if parameters is None:
+            return None
+        rows.append(parameters)
+    longest_first = sorted(rows, key=lambda row: -len(row))
+    names = tuple(dict.fromkeys(chain.from_iterable(longest_first)))
+    return family.member(names), _columns([tuple(row.get(name, 0.0) for name in names) for row in rows], function)

@@ -18,6 +18,7 @@ from onnx_ir.passes.common import (
 from actx.custom_ops.ops import register_schemas
 from actx.exporter.errors import ActxError
 from actx.exporter.load.actx_nodes import check_nodes, split_products
+from actx.exporter.load.parameters import check_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -36,7 +37,8 @@ def prepare(model: ir.Model) -> None:
     3. Nodes are sorted and names made unique; every value must come from somewhere.
     4. Tensors of Constant nodes become initializers, which may be stored outside the graph.
     5. Types and shapes are inferred as far as that goes: strict inference gives nothing at all where one node has none.
-    6. Nodes of domain `actx` are checked, and a spline's multiplier becomes a product of its own.
+    6. Constants of elementwise ops must fit what they are applied to.
+    7. Nodes of domain `actx` are checked, and a spline's multiplier becomes a product of its own.
 
     Raises:
         ActxError: the graph is invalid.
@@ -60,6 +62,7 @@ def prepare(model: ir.Model) -> None:
         for value in node.inputs:
             if value is not None and not (value.producer() or value.is_graph_input() or value.is_initializer()):
                 raise _invalid(f"node {node.name} takes {value.name}, which nothing gives")
+    check_parameters(model)
     check_nodes(model)
     split_products(model)
 

@@ -9,11 +9,11 @@ from actx.exporter.data import synthetic_data
 from actx.exporter.errors import ActxError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import onnx_ir as ir
-    from torch import nn
+    from torch import Tensor, nn
     from torch.export import ExportedProgram
 
     from actx.exporter.data import InputSpec
@@ -46,15 +46,39 @@ def trace(path: Path, module: nn.Module, inputs: Sequence[InputSpec]) -> Exporte
         spec.name: {axis: torch.export.Dim.DYNAMIC for axis, dim in enumerate(spec.dims) if isinstance(dim, str)}
         for spec in inputs
     }
+    feeds = {name: torch.from_numpy(array) for name, array in examples.items()}
     try:
-        feeds = {name: torch.from_numpy(array) for name, array in examples.items()}
         return torch.export.export(module.eval(), (), feeds, dynamic_shapes=dynamic)
     except Exception as error:
         raise ActxError(
             f"torch cannot trace {path}",
-            note=_root(error),
+            note=f"{_place(module, feeds)}{_root(error)}",
             remedy="Compare --input with what the module takes, or export it yourself with torch.export.",
         ) from error
+
+
+def _place(module: nn.Module, feeds: Mapping[str, Tensor]) -> str:
+    """Run the module as it is, and name the innermost submodule that fails, if it does."""
+    import torch  # noqa: PLC0415
+
+    entered: list[str] = []
+
+    def leave(*_: object) -> None:
+        entered.pop()
+
+    hooks = []
+    for name, inner in module.named_modules():
+        hooks.append(inner.register_forward_pre_hook(lambda *_, name=name: entered.append(name)))
+        hooks.append(inner.register_forward_hook(leave))
+    try:
+        with torch.no_grad():
+            module(**feeds)
+    except Exception:  # noqa: BLE001 - whatever it raises, torch has raised before: this only tells where
+        return f"in {entered[-1]}: " if entered and entered[-1] else ""
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return ""
 
 
 def _check_signature(path: Path, module: nn.Module, inputs: Sequence[InputSpec]) -> None:

@@ -13,13 +13,16 @@ from actx.custom_ops import ACTIVATIONS
 
 X = np.linspace(-100, 100, 20_001)
 NEAR = np.linspace(-12, 12, 2401)
-WITH_PARAMETERS = sorted(name for name, entry in ACTIVATIONS.items() if entry.parameters)
+WITH_PARAMETERS = sorted(name for name, entry in ACTIVATIONS.items() if entry.infer)
 # Ranges of the literature, in which a value of f tells the parameter apart from rounding.
 RANGES = {
     "leaky_relu": [(-0.9, 0.9)],
     "elu": [(0.05, 3)],
     "celu": [(0.05, 3)],
     "swish": [(0.1, 5)],
+    "acon_c": [(0.6, 3), (-2, 0.5), (0.2, 4)],
+    "dyt": [(0.05, 6)],
+    "derf": [(0.05, 6), (-1.5, 1.5)],
     "hardtanh": [(-8, -0.1), (0.1, 8)],
     "polyrelu": [(-2, 2)] * 4,
     "xielu": [(0.1, 2)] * 3,
