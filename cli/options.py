@@ -26,6 +26,7 @@ FORMS = (
     "spline:16x2",
     "spline:16x3",
     "spline:32x3",
+    "polynorm",
 )
 TARGETS = ("ort-cpu", "openvino", "trt", "trt-rtx", "onnx")
 SCHEMES = ("fp16", "bf16", "int8", "int8-fp16")
@@ -137,7 +138,7 @@ FormText = Annotated[
         "--form",
         metavar="FORM",
         autocompletion=complete_form,
-        help="Of every site: keep, relu, hardswish, pwl:K, poly:N, spline:KxD. Without it: what the target does best.",
+        help="Of every site: keep, relu, hardswish, pwl:K, poly:N, spline:KxD, polynorm. Without it: what the target does best.",
     ),
 ]
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from actx.exporter.lift import ScalarFunction
 
 _MAX_PARTS = 1500
-_NARROW = 1e-7  # of 1 + |x|: halved no further
+_NARROW = 1e-10  # of 1 + |x|: halved no further
 _AROUND = 1e4  # narrow intervals on either side, where the values are compared with
 _GROWTH = 1e3  # of |f| from there to within, which a slope or a jump does not make
 _OVER = 1e-3  # least |f| that counts as large
