@@ -12,6 +12,8 @@
    or `actx::SplineMix`, the product of a gated site included; of ``standard`` ops, for a runtime that compiles chains of
    elementwise ops into one loop, they are those of `portable` that suit it. There a form can be faster than the op that it
    follows closely.
+7. Of a gated site that is to be packed, both layers become one before the two graphs part, and after 1, which scales them one
+   by one; in a graph of actx nodes the product is one `actx::GatedSpline` then (see `ffn.packing`).
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from actx.custom_ops.ops.polynorm import PolyNormOp
 from actx.custom_ops.ops.spline import SplineOp
 from actx.custom_ops.ops.spline_mix import SplineMixOp
 from actx.exporter.collection import no_garbage_collection
+from actx.exporter.ffn.packing import pack, write_gated
 from actx.exporter.lift import PolyNorm, ScalarFunction
 from actx.exporter.lower.decompose import decompose
 from actx.exporter.lower.emitter import SITE_METADATA, Constants, Emitter, substitute
@@ -37,13 +40,14 @@ from actx.exporter.lower.polynorm import emit_polynorm
 from actx.exporter.lower.portable import emit_spline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     import onnx_ir as ir
 
     from actx.custom_ops import Spline
     from actx.custom_ops.ops import Op
     from actx.exporter.choose import Choice
+    from actx.exporter.ffn.product import Product
     from actx.exporter.fitting import Fit
 
 __all__ = ["SITE_METADATA", "Lowered", "Native", "Placement", "lower"]
@@ -95,7 +99,14 @@ class Lowered:
     placements: tuple[Placement, ...]
 
 
-def lower(model: ir.Model, choices: Sequence[Choice], *, fold: bool = True, native: Native | None = "actx") -> Lowered:
+def lower(
+    model: ir.Model,
+    choices: Sequence[Choice],
+    *,
+    fold: bool = True,
+    native: Native | None = "actx",
+    packed: Collection[str] = (),
+) -> Lowered:
     """Lower every site of a model to its chosen form. The model is not changed.
 
     Args:
@@ -103,20 +114,27 @@ def lower(model: ir.Model, choices: Sequence[Choice], *, fold: bool = True, nati
         choices: at most one per site; sites without one are kept.
         fold: whether slopes are folded into the layers around a site.
         native: what the target's own graph is written in (see 6), None for no such graph.
+        packed: names of gated sites whose product takes both factors out of one value (see 7).
+
+    Raises:
+        Refusal: one of these cannot be packed.
     """
     with no_garbage_collection():
-        return _lower(model, choices, fold=fold, native=native)
+        return _lower(model, choices, fold=fold, native=native, packed=packed)
 
 
-def _lower(model: ir.Model, choices: Sequence[Choice], *, fold: bool, native: Native | None) -> Lowered:
+def _lower(
+    model: ir.Model, choices: Sequence[Choice], *, fold: bool, native: Native | None, packed: Collection[str]
+) -> Lowered:
     base = model.clone()
     scales = _fold_slopes(base, choices) if fold else {}
+    products = pack(base, [choice.site for choice in choices], packed)
     _mark(base, choices)
     own = None
     if native is not None and (_has_nodes(base) or any(choice.rewritten for choice in choices)):
         own = base.clone()
         if native == "actx":
-            _write_nodes(own, choices, scales)
+            _write_nodes(own, choices, scales, products)
         else:
             _write_standard(own, choices, scales, fused=True)
     return Lowered(base, own, _write_standard(base, choices, scales, fused=False))
@@ -228,9 +246,13 @@ def _op_types(values: Iterable[ir.Value]) -> list[str]:
     return list(dict.fromkeys(node.op_type for node in producers if node is not None))
 
 
-def _write_nodes(model: ir.Model, choices: Sequence[Choice], scales: Mapping[str, float]) -> None:
-    """6, in place: one actx node per site that is rewritten, or was one in the source."""
+def _write_nodes(
+    model: ir.Model, choices: Sequence[Choice], scales: Mapping[str, float], products: Sequence[Product]
+) -> None:
+    """6 and 7, in place: one actx node per site that is rewritten, or was one in the source."""
     graph = model.graph
+    written = _write_gated(model, choices, scales, products)
+    choices = [choice for choice in choices if choice.site.name not in written]
     values = _values(graph)
     constants = Constants(graph)
     for choice in choices:
@@ -267,3 +289,15 @@ def _node(emit: Emitter, values: Mapping[str, ir.Value], choice: Choice, scale: 
         assert function.channels is not None
         spline = spline.per_channel(function.channels, site.axis)
     return SplineOp(spline), [x]
+
+
+def _write_gated(
+    model: ir.Model, choices: Sequence[Choice], scales: Mapping[str, float], products: Sequence[Product]
+) -> frozenset[str]:
+    """7. Return the names of the sites that are done."""
+    tables = {
+        choice.site.name: _spline(choice, scales.get(choice.site.name, 1.0))
+        for choice in choices
+        if (choice.site.spline if choice.fit is None else not choice.fit.entries)
+    }
+    return write_gated(model, products, {choice.site.name: choice.site for choice in choices}, tables)
