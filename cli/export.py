@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -50,6 +50,7 @@ def command(
             "--site", metavar="NAME=FORM", help="A form for single sites: 'layers.*.act=pwl:16'. May be repeated."
         ),
     ] = None,
+    ffn: options.Ffn = None,
     data: options.DataSource = None,
     held_out: options.HeldOut = None,
     inputs: options.Inputs = None,
@@ -106,7 +107,7 @@ def command(
             model, out, target=target, quant=quant, form=options.parse_form(form), sites=_pins(site), data=data,
             held_out=held_out, inputs=options.parse_inputs(inputs), batch_size=batch_size,
             metric=metric, max_drift=max_drift, fold=fold,
-            weighted=weighted, measure_drift=check, measure_latency=profile, kernels=kernels,
+            weighted=weighted, **_ffn(ffn), measure_drift=check, measure_latency=profile, kernels=kernels,
             with_kernels=_names(with_kernels), shapes=engine.parse_shapes(shape),
             build=BuildOptions(**engine.parse_build(
                 compute_capabilities=compute_capability, timing_cache=timing_cache, workspace=workspace,
@@ -166,10 +167,28 @@ def _pins(texts: list[str] | None) -> dict[str, Form]:
     return pins
 
 
+def _ffn(texts: list[str] | None) -> dict[str, Any]:
+    """Read the values of --ffn, MODE or NAME=MODE; of several modes for the whole model, the last one counts."""
+    named = [text.rpartition("=") for text in texts or ()]
+    whole = [mode for _, separator, mode in named if not separator]
+    return {
+        "ffn": whole[-1] if whole else "auto",
+        "ffn_sites": {name: mode for name, separator, mode in named if separator},
+    }
+
+
 def _remark(site: SiteEntry) -> str:
     if site.own_mathematics:
         return " (the source's own)"
     return f" (slope {site.scale:.4g} folded)" if site.scale != 1 else ""
+
+
+def _packed(site: SiteEntry) -> str:
+    """Say what became of the gated FFN that the site is a part of."""
+    if site.ffn is None:
+        return ""
+    ratio = "" if site.ffn.latency is None else f" ({site.ffn.latency.ratio:.3f})"
+    return f"{'packed' if site.ffn.packed else 'not packed'}{ratio}"
 
 
 def print_exported(exported: Exported) -> None:
@@ -180,11 +199,11 @@ def print_exported(exported: Exported) -> None:
     rows = [
         [
             site.name, site.kind, site.form, printing.proved(site.fit), printing.interval(site.fit),
-            site.lowering + _remark(site), site.reason,
+            site.lowering + _remark(site), _packed(site), site.reason,
         ]
         for site in manifest.sites
     ]  # fmt: skip
-    columns = ("site", "kind", "form", "error at most", "on", "in model.onnx", "why")
+    columns = ("site", "kind", "form", "error at most", "on", "in model.onnx", "ffn", "why")
     printing.print_table(
         f"{printing.count(len(rows), 'site')} of {manifest.source.file} for {manifest.request.target}", columns, rows
     )

@@ -30,12 +30,18 @@ FORMS = (
 )
 TARGETS = ("ort-cpu", "openvino", "trt", "trt-rtx", "onnx")
 SCHEMES = ("fp16", "bf16", "int8", "int8-fp16")
+FFN = ("auto", "pack", "keep")
 METRICS = ("l2", "cosine", "max_abs", "kl", "top1")
 
 
 def complete_form(incomplete: str) -> list[str]:
     """Complete the value of --form."""
     return [form for form in FORMS if form.startswith(incomplete)]
+
+
+def complete_ffn(incomplete: str) -> list[str]:
+    """Complete the value of --ffn."""
+    return [mode for mode in FFN if mode.startswith(incomplete)]
 
 
 def complete_target(incomplete: str) -> list[str]:
@@ -139,6 +145,17 @@ FormText = Annotated[
         metavar="FORM",
         autocompletion=complete_form,
         help="Of every site: keep, relu, hardswish, pwl:K, poly:N, spline:KxD, polynorm. Without it: what the target does best.",
+    ),
+]
+
+
+Ffn = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ffn",
+        metavar="[NAME=]MODE",
+        autocompletion=complete_ffn,
+        help="Of gated FFNs: pack both layers into one, keep them, or auto: as measured. 'layers.0.*=keep' for single ones.",
     ),
 ]
 

@@ -98,17 +98,17 @@ def choose(
         ActxError: a pinned form cannot be had.
     """
     for pattern in pins or {}:
-        if not any(_matches(site, pattern) for site in sites):
+        if not any(matches(site, pattern) for site in sites):
             raise UsageError(
                 f"no site is named {pattern!r}",
-                note=f"the model has {_listed(sites)}",
+                note=f"the model has {listed(sites)}",
                 remedy="Take a name or pattern from actx inspect.",
             )
     fitter = _Fitter(fold=fold, weighted=weighted)
     choices = []
     for site in sites:
         observed = (statistics or {}).get(site.name)
-        pinned = [f for pattern, f in (pins or {}).items() if _matches(site, pattern)]
+        pinned = [f for pattern, f in (pins or {}).items() if matches(site, pattern)]
         if pinned:
             choices.append(_pinned(fitter, site, pinned[-1], observed))
         elif form is not None:
@@ -120,11 +120,13 @@ def choose(
     return tuple(choices)
 
 
-def _matches(site: Site, pattern: str) -> bool:
+def matches(site: Site, pattern: str) -> bool:
+    """Tell whether a name or pattern means a site."""
     return site.name == pattern or fnmatchcase(site.name, pattern)
 
 
-def _listed(sites: Sequence[Site]) -> str:
+def listed(sites: Sequence[Site]) -> str:
+    """Name some sites, for an error."""
     names = [site.name for site in sites[:5]]
     return ", ".join(names) + (f" and {len(sites) - 5} more" if len(sites) > 5 else "") if names else "no sites"
 

@@ -16,6 +16,7 @@ from actx.exporter.choose import KEEP
 from actx.exporter.drift import DriftReport, SiteTap, check_applies
 from actx.exporter.drift import check as check_graphs
 from actx.exporter.errors import ActxError, TargetUnavailable
+from actx.exporter.ffn.half import halves_by_site
 from actx.exporter.inspection import open_data, owners
 from actx.exporter.latency import LatencyReport
 from actx.exporter.latency import profile as profile_graphs
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from actx.exporter.data import Data, InputSpec
+    from actx.exporter.ffn.half import Half
     from actx.exporter.lift import Site
     from actx.exporter.load import LoadedModel
     from actx.exporter.manifest import Manifest
@@ -198,11 +200,12 @@ def _opened(
             engine.check(feeds)
     with workspace(loaded) as original:
         owned: dict[str, str] = {}
+        halves: dict[str, Half] = {}
         if graph.onnx is not None:
             proto = _read(graph.onnx)
             _check_names(loaded, proto)
-            owned = _marked(proto)
-        taps = () if manifest is None else tuple(_taps(manifest, {site.name: site for site in sites}, owned))
+            owned, halves = _marked(proto), halves_by_site(proto)
+        taps = () if manifest is None else tuple(_taps(manifest, {site.name: site for site in sites}, owned, halves))
         if manifest is not None and manifest.source.sha256 != loaded.sha256:
             remark = f"{artifact.name} was made from another file than {model.name}: {manifest.source.file}"
             samples = replace(samples, notes=(*samples.notes, remark))
@@ -218,12 +221,14 @@ def _last_engine(manifest: Manifest | None) -> Profile | None:
     return Profile.from_facts([*manifest.engines.values()][-1].facts)
 
 
-def _taps(manifest: Manifest, sites: Mapping[str, Site], owned: Mapping[str, str]) -> Iterator[SiteTap]:
+def _taps(
+    manifest: Manifest, sites: Mapping[str, Site], owned: Mapping[str, str], halves: Mapping[str, Half]
+) -> Iterator[SiteTap]:
     for entry in manifest.sites:
         site = sites.get(entry.name)
         if site is not None and entry.form != str(KEEP) and site.function.key == entry.function:
             interval = None if entry.fit is None else entry.fit.interval
-            yield tap(site, entry.input, entry.output, entry.scale, interval, owned)
+            yield tap(site, entry.input, entry.output, entry.scale, interval, owned, halves)
 
 
 def tap(
@@ -233,6 +238,7 @@ def tap(
     scale: float,
     interval: tuple[float, float] | None,
     owned: Mapping[str, str],
+    halves: Mapping[str, Half],
 ) -> SiteTap:
     """Return where to look at a site in the original and in an artifact, and where its form was fitted.
 
@@ -243,8 +249,13 @@ def tap(
         scale: both are so many times the original's.
         interval: where the form was fitted.
         owned: the site of every value that the artifact computes for one (see `owners_of`).
+        halves: where the artifact's sites are that read a half of a packed value (see `halves_of`).
     """
-    gate = site.gate
+    gate, half = site.gate, halves.get(site.name)
+    if half is not None:
+        return SiteTap(
+            site.name, site.evaluate, half.product, half.packed, half.product, scale, scale, interval, half=half
+        )
     if gate is None or owned.get(gate.product) != site.name:
         outputs, multiplier = (site.output, artifact_output), None
     else:
@@ -258,6 +269,11 @@ def tap(
 def owners_of(graph: Path) -> dict[str, str]:
     """Return the site of every value that an exported graph computes for one."""
     return _marked(_read(graph))
+
+
+def halves_of(graph: Path) -> dict[str, Half]:
+    """Return where the sites of an exported graph are that read a half of a packed value."""
+    return halves_by_site(_read(graph))
 
 
 def site_layers(graph: Graph) -> dict[str, SiteLayers]:

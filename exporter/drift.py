@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from actx.exporter.ffn.half import Half
     from actx.exporter.runtimes.base import Runtime, Session
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -63,6 +64,7 @@ class SiteTap:
         interval: where the form was fitted; None where it holds everywhere.
         multiplier: name of the value that the artifact multiplies the function with before it gives the output; None
             where it gives the function itself.
+        half: where the artifact's input is a half of a packed value, which one; the output is then the product.
         operands: names of the artifact's values that the function takes beside its input: the gates of a mixture.
     """
 
@@ -76,6 +78,7 @@ class SiteTap:
     interval: tuple[float, float] | None = None
     multiplier: str | None = None
     operands: tuple[str, ...] = ()
+    half: Half | None = None
 
     @property
     def artifact_values(self) -> tuple[str, ...]:
@@ -388,6 +391,10 @@ class _SiteMeter:
             listed = ", ".join(f"{array.dtype}{list(array.shape)}" for array in (expected, given, got))
             msg = f"site '{tap.name}' cannot be compared"
             raise ActxError(msg, note=f"original output, artifact input and output: {listed}", remedy=_SAME)
+        if tap.half is not None:
+            given, factor = tap.half.of(given)
+        else:
+            factor = np.ones(()) if tap.multiplier is None else after[tap.multiplier].astype(np.float64)
         x = given.astype(np.float64) / tap.input_scale
         self._accumulated.add(expected.astype(np.float64) * tap.output_scale, got)
         self._elements += x.size
@@ -395,7 +402,6 @@ class _SiteMeter:
             low, high = tap.interval
             self._outside += x.size - int(np.count_nonzero((x >= low) & (x <= high)))
         if tap.function is not None:
-            factor = 1.0 if tap.multiplier is None else after[tap.multiplier].astype(np.float64)
             with np.errstate(all="ignore"):
                 operands = (after[name].astype(np.float64) for name in tap.operands)
                 self._added.add(tap.function(x, *operands) * factor * tap.output_scale, got)

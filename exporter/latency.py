@@ -17,7 +17,9 @@
    interval reaches 99 %, and the verdict is always `no difference`.
 6. Unless their number is given, rounds end when both intervals are at most 2 % wide, or after 50 rounds or 20 seconds,
    and not before 8.
-7. The time per node comes from a separate run under the runtime's own profiler (`Runtime.node_times`).
+7. Of two ways to write a part of a model only the verdict is asked for (`compare`). Rounds then end for lack of time too,
+   whatever their number.
+8. The time per node comes from a separate run under the runtime's own profiler (`Runtime.node_times`).
 """
 
 from __future__ import annotations
@@ -249,8 +251,46 @@ def profile(
     )
 
 
+def compare(
+    original: Path,
+    artifact: Path,
+    feeds: Arrays,
+    *,
+    runtime: Runtime,
+    original_runtime: Runtime,
+    seconds: float,
+    seed: int = 0,
+) -> Comparison:
+    """Compare two models as `profile` does, on one batch and for the verdict alone.
+
+    Args:
+        original: the model before.
+        artifact: the model after.
+        feeds: one array per input; cast to the types that each takes.
+        runtime: what the artifact is run in.
+        original_runtime: what the original is run in.
+        seconds: no round begins after them (rule 7).
+        seed: of the order within rounds.
+
+    Raises:
+        ActxError: a model cannot be opened or run.
+    """
+    runtimes = [original_runtime.in_turns(), runtime.in_turns()]
+    pair = (original, artifact)
+    cast = [cast_feeds(feeds, runtime.open(model).inputs) for runtime, model in zip(runtimes, pair, strict=True)]
+    rng = np.random.default_rng(seed)
+
+    def measure(_: int) -> Round:
+        return _round((*pair, original), (*cast, cast[0]), (*runtimes, runtimes[0]), rng)
+
+    return compare_latency(take_rounds(measure, seconds=seconds))
+
+
 def take_rounds(
-    measure: Callable[[int], Round], runs: int | None = None, progress: Progress | None = None
+    measure: Callable[[int], Round],
+    runs: int | None = None,
+    progress: Progress | None = None,
+    seconds: float | None = None,
 ) -> list[Round]:
     """Measure rounds: `runs` of them, or as many as rule 6 says.
 
@@ -258,6 +298,7 @@ def take_rounds(
         measure: called with the number of the round.
         runs: how many; None for rule 6.
         progress: called as ``progress(rounds done, rounds to do)``.
+        seconds: after which none begins (rule 7); None for no such limit.
     """
     rounds: list[Round] = []
     begin = time.monotonic()
@@ -267,6 +308,8 @@ def take_rounds(
         if runs is None and len(rounds) >= MIN_ROUNDS:
             late = time.monotonic() - begin > _MAX_ROUNDS_S
             most = len(rounds) if late or _is_narrow(rounds) else most
+        if seconds is not None and time.monotonic() - begin > seconds:
+            most = len(rounds)
         if progress is not None:
             progress(len(rounds), most)
     return rounds

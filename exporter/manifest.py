@@ -44,6 +44,8 @@ class RequestEntry(_Strict):
     quant: str | None
     shapes: dict[str, str]
     build: dict[str, Any]
+    ffn: str = "auto"
+    ffn_sites: dict[str, str] = {}
 
 
 class EngineEntry(_Strict):
@@ -88,12 +90,34 @@ class StatisticsEntry(_Strict):
     zeros: float
 
 
+class RatioEntry(_Strict):
+    """What packing was measured to be worth: how many times faster (see `latency`), and between which numbers with 95 %."""
+
+    verdict: str
+    ratio: float
+    interval: tuple[float, float]
+
+
+class FfnEntry(_Strict):
+    """What became of the gated FFN that a site is the gate, or the other factor, of.
+
+    `mode` was asked for, `packed` says whether both factors are read from one value, `reason` why or why not. `latency` is null
+    where nothing was measured.
+    """
+
+    mode: str
+    packed: bool
+    reason: str
+    latency: RatioEntry | None
+
+
 class SiteEntry(_Strict):
     """One site and what became of it.
 
     In the graphs the value `input` is `scale` times the original's, and so is `output`: a slope that was folded into
     the layers around the site. `lowering` is what stands there in the portable graph. `entries` are the kinds of a mixture's
-    entries; its `fit` is that of the worst of them.
+    entries; its `fit` is that of the worst of them. `ffn` is null where no product is
+    gated.
     """
 
     name: str
@@ -113,6 +137,7 @@ class SiteEntry(_Strict):
     scale: float
     fit: FitEntry | None
     statistics: StatisticsEntry | None
+    ffn: FfnEntry | None = None
 
 
 class Manifest(_Strict):

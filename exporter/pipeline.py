@@ -15,10 +15,12 @@ from actx.exporter import bundle
 from actx.exporter.building import baseline, build_engine, profile_for, typed
 from actx.exporter.calibrate import SiteStatistics, calibrate
 from actx.exporter.choose import Choice, choose
-from actx.exporter.comparison import owners_of, tap
+from actx.exporter.comparison import halves_of, owners_of, tap
 from actx.exporter.diagnosis import diagnose
 from actx.exporter.drift import DriftReport, SiteTap, check, check_applies
 from actx.exporter.errors import RequirementError, TargetUnavailable, UsageError
+from actx.exporter.ffn.measurement import Meter
+from actx.exporter.ffn.modes import Decision, decide, explanations, parse_mode
 from actx.exporter.inspection import open_data, owners
 from actx.exporter.kernels import carry, check_architectures, choose_kernels
 from actx.exporter.latency import LatencyReport, profile
@@ -29,8 +31,10 @@ from actx.exporter.manifest import (
     MANIFEST,
     CertificateEntry,
     EngineEntry,
+    FfnEntry,
     FitEntry,
     Manifest,
+    RatioEntry,
     RequestEntry,
     SiteEntry,
     SourceEntry,
@@ -45,6 +49,7 @@ from actx.exporter.workspace import workspace
 
 if TYPE_CHECKING:
     from actx.exporter.data import Data, InputSpec
+    from actx.exporter.ffn.half import Half
     from actx.exporter.fitting import Fit, Form
     from actx.exporter.tensorrt.shapes import ShapeRange
 
@@ -92,6 +97,8 @@ def export(
     max_drift: float | None = None,
     fold: bool = True,
     weighted: bool = True,
+    ffn: str = "auto",
+    ffn_sites: Mapping[str, str] | None = None,
     measure_drift: bool = True,
     measure_latency: bool = True,
     runs: int | None = None,
@@ -124,6 +131,8 @@ def export(
         max_drift: the budget in that metric.
         fold: whether slopes are folded into the layers around a site.
         weighted: whether forms are fitted closer where the data is. Without data they are fitted evenly.
+        ffn: of gated FFNs: ``pack`` both layers into one, ``keep`` them, or ``auto``, which packs where it measures faster.
+        ffn_sites: the same for single sites, by name or pattern.
         measure_drift: whether to check. A budget needs it.
         measure_latency: whether to profile.
         runs: rounds of the profile; None for as many as the verdict needs (see `latency`).
@@ -151,6 +160,7 @@ def export(
     _check_engine(goal, shapes, build)
     _check_kernels(goal, kernels, with_kernels)
     check_metric(metric)
+    mode, modes = parse_mode(ffn), {name: parse_mode(text) for name, text in (ffn_sites or {}).items()}
     bundle.check_destination(out, force=force)
     if max_drift is not None:
         bundle.check_destination(bundle.rejected_place(out), force=True)
@@ -177,6 +187,8 @@ def export(
         quant=quant,
         shapes={} if to_build is None else {dim: str(sizes) for dim, sizes in to_build.profile.ranges.items()},
         build={} if to_build is None else to_build.options.to_dict(),
+        ffn=mode,
+        ffn_sites=dict(modes),
     )
     with bundle.staging(out) as folder, workspace(loaded) as original:
         observed = {} if data is None else calibrate(original, lifted.sites, samples, options, steps("calibrate"))
@@ -184,7 +196,12 @@ def export(
             lifted.sites, goal, form=form, pins=sites, statistics=observed, fold=fold, weighted=weighted,
             progress=steps("fit"),
         )  # fmt: skip
-        lowered = lower(loaded.model, choices, fold=fold, native=goal.native)
+        meter = Meter(
+            loaded.model, original, choices, goal, quant, measured, fold, kernels, options, wanted=measure_latency
+        )
+        ffns = decide(loaded.model, lifted.sites, mode, modes, meter)
+        packed = {decision.sites[0] for decision in ffns if decision.packed}
+        lowered = lower(loaded.model, choices, fold=fold, native=goal.native, packed=packed)
         graphs = _save(lowered, goal, quant, samples, folder, options, steps("quantize"))
         carry(folder, with_kernels)
         engines, missing = _build(goal, folder, graphs, to_build, steps("build"))
@@ -194,7 +211,7 @@ def export(
         drifts: tuple[DriftReport, ...] = ()
         if measure_drift or max_drift is not None:
             compared = [graph, *_others(files, goal, graph, options)]
-            taps = _taps(choices, lowered, owned)
+            taps = _taps(choices, lowered, owned, halves_of(graph.onnx or graph.path))
             drifts = tuple(
                 _check(
                     original, one, measured, taps, metric, max_drift, options, steps,
@@ -218,13 +235,16 @@ def export(
             files=bundle.digests(folder),
             graphs=graphs,
             engines=engines,
-            sites=[_entry(c, p, observed.get(c.site.name)) for c, p in zip(choices, lowered.placements, strict=True)],
+            sites=[
+                _entry(c, p, observed.get(c.site.name), ffns) for c, p in zip(choices, lowered.placements, strict=True)
+            ],
             drift=[report.to_dict() for report in drifts],
             latency=None if latency is None else latency.to_dict(),
             notes=[
                 *dict.fromkeys((*samples.notes, *(drifts[0] if drifts else measured).notes)),
                 *(() if to_build is None else to_build.profile.notes),
                 *diagnose(lifted.sites, observed),
+                *explanations(ffns),
                 *_without_actx(goal, folder, graphs, to_build, missing),
                 *goal.remarks(loaded.inputs, rewritten=any(choice.rewritten for choice in choices)),
                 *_notes(lifted.sites, goal, files, graph, measured=bool(drifts) or latency is not None),
@@ -297,9 +317,11 @@ class _Steps:
         return None if progress is None else lambda done, total: progress(step, done, total)
 
 
-def _taps(choices: Sequence[Choice], lowered: Lowered, owned: Mapping[str, str]) -> list[SiteTap]:
+def _taps(
+    choices: Sequence[Choice], lowered: Lowered, owned: Mapping[str, str], halves: Mapping[str, Half]
+) -> list[SiteTap]:
     return [
-        tap(choice.site, place.input, place.output, place.scale, choice.interval, owned)
+        tap(choice.site, place.input, place.output, place.scale, choice.interval, owned, halves)
         for choice, place in zip(choices, lowered.placements, strict=True)
         if choice.rewritten
     ]
@@ -403,8 +425,9 @@ def _save(
     return graphs
 
 
-def _entry(choice: Choice, place: Placement, observed: SiteStatistics | None) -> SiteEntry:
+def _entry(choice: Choice, place: Placement, observed: SiteStatistics | None, ffns: Sequence[Decision]) -> SiteEntry:
     site = choice.site
+    ffn = next((decision for decision in ffns if site.name in decision.sites), None)
     return SiteEntry(
         name=site.name,
         kind=site.kind,
@@ -423,6 +446,19 @@ def _entry(choice: Choice, place: Placement, observed: SiteStatistics | None) ->
         scale=place.scale,
         fit=None if choice.fit is None else _fit_entry(choice.fit),
         statistics=None if observed is None else _statistics_entry(observed),
+        ffn=None if ffn is None else _ffn_entry(ffn),
+    )
+
+
+def _ffn_entry(decision: Decision) -> FfnEntry:
+    found = decision.measured
+    return FfnEntry(
+        mode=decision.mode,
+        packed=decision.packed,
+        reason=decision.reason,
+        latency=None
+        if found is None
+        else RatioEntry(verdict=found.verdict, ratio=found.paired_ratio, interval=found.interval),
     )
 
 
