@@ -1,5 +1,5 @@
-"""The gated FFN act(x W_gate) * h(x W_up): two layers packed into one, and one `actx::GatedSpline` behind it.
+"""The gated FFN act(x W_gate) * h(x W_up): where its factors come from, and whether both layers are packed into one.
 
-`product` finds where the two factors come from, `packing` writes one layer for two and one node for a product, `modes` says
-for which products, and `measurement` what it is worth here.
+`product` finds where the two factors come from, `modes` decides which products are packed, and `measurement` says what that is
+worth here. `lower.packing` writes them.
 """

@@ -10,8 +10,8 @@ import onnx
 
 from actx.custom_ops.ops import DOMAIN
 from actx.custom_ops.ops.gated_spline import GatedSplineOp
-from actx.exporter.ffn.packing import OTHER_SITE_METADATA
 from actx.exporter.lower.emitter import SITE_METADATA
+from actx.exporter.lower.packing import OTHER_SITE_METADATA
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

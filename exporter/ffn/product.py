@@ -1,8 +1,8 @@
 """Find where the two factors of a gated product come from.
 
 1. The gate is the input of the site; nothing but the site reads it.
-2. The other factor is a value u, or h(u) for an elementwise h, the same in every channel: that of the region it ends, which
-   may be a site of its own.
+2. The other factor is a value u, or h(u) for an elementwise h: that of the region it ends, which may be a site of its own. Only
+   then may it differ per channel.
 3. Gate and u are the halves of one value, or come from two layers that can be packed.
 """
 
@@ -92,7 +92,7 @@ class Products:
                     frozenset(str(node.outputs[0].name) for node in region.nodes),
                 )
                 for region in grow(self._graph)
-                if region.axis is None
+                if region.axis is None or region.output.name in self._sites  # a bias is for its layer
             }
         return self._regions.get(name)
 

@@ -13,7 +13,7 @@
    elementwise ops into one loop, they are those of `portable` that suit it. There a form can be faster than the op that it
    follows closely.
 7. Of a gated site that is to be packed, both layers become one before the two graphs part, and after 1, which scales them one
-   by one; in a graph of actx nodes the product is one `actx::GatedSpline` then (see `ffn.packing`).
+   by one; in a graph of actx nodes the product is one `actx::GatedSpline` then (see `packing`).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from actx.custom_ops.ops.polynorm import PolyNormOp
 from actx.custom_ops.ops.spline import SplineOp
 from actx.custom_ops.ops.spline_mix import SplineMixOp
 from actx.exporter.collection import no_garbage_collection
-from actx.exporter.ffn.packing import pack, write_gated
 from actx.exporter.lift import PolyNorm, ScalarFunction
 from actx.exporter.lower.decompose import decompose
 from actx.exporter.lower.emitter import SITE_METADATA, Constants, Emitter, substitute
 from actx.exporter.lower.fold import fold_slope
 from actx.exporter.lower.mixture import emit_gates, emit_mixture
 from actx.exporter.lower.own import standard_op
+from actx.exporter.lower.packing import pack, write_gated
 from actx.exporter.lower.polynorm import emit_polynorm
 from actx.exporter.lower.portable import emit_spline
 

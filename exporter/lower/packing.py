@@ -167,7 +167,9 @@ def gated_op(product: Product, tables: Mapping[str, Spline]) -> GatedSplineOp | 
         return None
     other, first = None, halves.gate
     if product.function is not None:
-        other = tables.get(product.other_site or "") or exact_table(product.function, _ANY_TABLE)
+        other = tables.get(product.other_site or "")
+        if other is None and product.function.channels is None:
+            other = exact_table(product.function, _ANY_TABLE)
         if other is None:
             return None
         if other.axis is not None:  # only the gate may have a table per channel: either factor can be called that
