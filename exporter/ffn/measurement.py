@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from actx.exporter.runtimes.onnxruntime import RuntimeOptions
     from actx.exporter.targets import Target
 
-SECONDS = 8.0  # that the rounds of one FFN may take
+SECONDS = 8.0
 
 
 @dataclass
@@ -52,6 +52,7 @@ class Meter:
         kernels: as of the export.
         options: how models are run.
         wanted: whether latency is to be measured at all.
+        seconds: that the rounds of one FFN may take.
     """
 
     model: ir.Model
@@ -64,6 +65,7 @@ class Meter:
     kernels: bool | None
     options: RuntimeOptions
     wanted: bool
+    seconds: float = SECONDS
     _known: dict[tuple[object, ...], Measured] = field(default_factory=dict)
 
     def __call__(self, product: Product) -> Measured:
@@ -119,10 +121,15 @@ class Meter:
             if not packed.on_target:
                 return Measured(None, f"{self.target.name} does not run here")
             found = compare(
-                kept.path, packed.path, feeds, runtime=packed.runtime, original_runtime=kept.runtime, seconds=SECONDS
+                kept.path,
+                packed.path,
+                feeds,
+                runtime=packed.runtime,
+                original_runtime=kept.runtime,
+                seconds=self.seconds,
             )
         if math.isinf(found.noise):
-            return Measured(None, f"{SECONDS:g} seconds are too short for a verdict")
+            return Measured(None, f"{self.seconds:g} seconds are too short for a verdict")
         return Measured(found)
 
     def _written(self, part: ir.Model, choices: Sequence[Choice], packed: Collection[str], folder: Path) -> Graph:
