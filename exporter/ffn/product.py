@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from actx.exporter.ffn.halves import Halves, find_halves
 from actx.exporter.ffn.layers import Pair, find_pair
 from actx.exporter.ffn.refusal import Refusal
+from actx.exporter.lift.function import ScalarFunction
 from actx.exporter.lift.ops import MUL, op_of, tensor_of
 from actx.exporter.lift.regions import grow
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from actx.exporter.lift import ScalarFunction, Site
+    from actx.exporter.lift import Site
 
 __all__ = ["Product", "Products", "Refusal"]
 
@@ -92,7 +93,8 @@ class Products:
                     frozenset(str(node.outputs[0].name) for node in region.nodes),
                 )
                 for region in grow(self._graph)
-                if region.axis is None or region.output.name in self._sites  # a bias is for its layer
+                if isinstance(region.function, ScalarFunction)
+                and (region.axis is None or region.output.name in self._sites)  # a bias is for its layer
             }
         return self._regions.get(name)
 

@@ -176,7 +176,7 @@ def exact_table(function: Function, form: Form) -> Spline | None:
     """Return a function as a table of a form, where it is one on all of R but for float32 rounding; None elsewhere."""
     try:
         with np.errstate(all="ignore"):
-            found = _exactly(_problem(_quiet(function), form, None, fold=False), form)
+            found = _exactly(problem_of(function, form, None, fold=False), form)
     except ActxError:
         return None
     return None if found is None else found.spline
