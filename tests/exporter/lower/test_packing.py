@@ -20,6 +20,7 @@ from actx.exporter.lower.packing import OTHER_SITE_METADATA
 from actx.exporter.save import save
 from actx.exporter.targets import TARGETS
 from tests.exporter.ffn.graphs import HIDDEN, NETWORKS, WIDTH, Network
+from tests.exporter.lift.test_polynorm import polynorm
 from tests.exporter.lower.running import UNIT, in_reference, in_runtime, op_types, prepared, values_of
 from tests.networks import RANGE, SPELLINGS, Array, Graph
 
@@ -254,6 +255,23 @@ def test_a_slope_is_folded_before_the_layers_are_packed() -> None:
     np.testing.assert_allclose(native, portable, rtol=1e-4, atol=1e-4)
     error = choice.fit.max_error
     assert_close(PLAIN, proto, model, (choice.site,), lowered, error, portable_error=error)
+
+
+def test_a_row_wise_gate_is_one_node_behind_the_split() -> None:
+    proto = PLAIN.model(polynorm)
+    model = prepared(proto)
+    lowered = packed(model, list(choose(lift(model).sites, TARGETS["ort-cpu"])))
+    assert lowered.native is not None
+    types = op_types(lowered.native)
+    assert types[:4] == ["MatMul", "Add", "Split", "PolyNorm"]
+    (node,) = (node for node in lowered.native.graph if node.domain == "actx")
+    gate, other = lowered.native.graph[types.index("Split")].outputs
+    assert (node.inputs[0], node.inputs[3]) == (gate, other)
+    inputs = PLAIN.feeds()
+    (y,), (portable,) = in_runtime(model, inputs), in_runtime(lowered.portable, inputs)
+    (native,) = in_reference(lowered.native, inputs)
+    np.testing.assert_allclose(portable, y, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(native, y, rtol=1e-4, atol=1e-4)
 
 
 # --- the weight ---
