@@ -119,7 +119,7 @@ def write(source: Source, file: Path, *, gated: bool) -> Path:
         options = {"dynamic_axes": {"x": {0: "batch"}, "u": {0: "batch"}}, "dynamo": False, "opset_version": 17}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(model, example, str(file), input_names=["x", "u"], output_names=list(NAMES), **options)
+        torch.onnx.export(model, example, str(file), input_names=["x", "u"], output_names=[f"{name}_out" for name in NAMES], **options)
     return file
 
 
