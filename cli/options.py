@@ -144,7 +144,7 @@ FormText = Annotated[
         "--form",
         metavar="FORM",
         autocompletion=complete_form,
-        help="Of every site: keep, relu, hardswish, pwl:K, poly:N, spline:KxD, polynorm. Without it: what the target does best.",
+        help="Of every site: keep, relu, hardswish, pwl:K, poly:N, spline:KxD, polynorm. Without it: what suits the target.",
     ),
 ]
 

@@ -39,6 +39,8 @@ Progress: TypeAlias = Callable[[int, int], None]
 KEEP = Form("keep")
 POLYNORM = Form("polynorm")
 DEFAULT_ERROR = 1e-5
+# A fit on all of R that is off by more than this gives way to one on the observed range that is so many times finer.
+COARSE, MUCH_FINER = 1e-2, 8
 # A per-channel site has one table per distinct channel function, and each is a fit of its own.
 MAX_CHANNEL_FITS = 64
 
@@ -193,6 +195,9 @@ class _Fitter:
     def fit(self, site: Site, form: Form, observed: SiteStatistics | None, *, evenly: bool = False) -> Fit:
         """Fit on all of R, or where the tails do not allow that on the observed range; closer where inputs are, or evenly.
 
+        What is coarse on all of R, as of a rational that was trained on a few units around zero, and fine where inputs are, is
+        fitted there.
+
         Raises:
             ActxError: the form cannot be had, or its tails leave the function's.
         """
@@ -205,7 +210,10 @@ class _Fitter:
             found = self._fit_site(site, form, observed.interval, density)
         if math.isinf(found.max_error):
             raise ActxError(f"{form} diverges from {site.kind}", remedy="Choose another form.")
-        return found
+        if observed is None or form.family.fixed or found.bounds is not None or found.core_error <= COARSE:
+            return found
+        near = self._fit_site(site, form, observed.interval, density)
+        return near if near.core_error * MUCH_FINER < found.core_error else found
 
     def _fit_site(self, site: Site, form: Form, interval: tuple[float, float] | None, density: Density | None) -> Fit:
         function = site.function

@@ -37,10 +37,11 @@ def same_shape(a: ir.Value, b: ir.Value) -> bool:
         sizes = zip(a.shape, b.shape, strict=False)
         if len(a.shape) != len(b.shape) or any(isinstance(p, int) and isinstance(q, int) and p != q for p, q in sizes):
             return False
-    return _equal_dims(a, b) or _same_layer(_source(a), _source(b))
+    return equal_dims(a, b) or _same_layer(_source(a), _source(b))
 
 
-def _equal_dims(a: ir.Value, b: ir.Value) -> bool:
+def equal_dims(a: ir.Value, b: ir.Value) -> bool:
+    """Tell whether two values surely have equal dimensions; of a symbolic one its name must be known."""
     if a.shape is None or b.shape is None or len(a.shape) != len(b.shape):
         return False
     return all(_equal(p, q) for p, q in zip(a.shape, b.shape, strict=True))
@@ -89,4 +90,4 @@ def _same_part(split: ir.Node, a: ir.Value, b: ir.Value) -> bool:
 def _same_operands(left: ir.Node, right: ir.Node) -> bool:
     """Tell whether the operands of two layers, except for a bias that one lacks, are the same or surely of one shape."""
     pairs = [(p, q) for p, q in zip(left.inputs, right.inputs, strict=False) if p is not None and q is not None]
-    return all(p is q or _equal_dims(p, q) for p, q in pairs)
+    return all(p is q or equal_dims(p, q) for p, q in pairs)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from actx.exporter.lift.ops import Op
 
 Array: TypeAlias = "NDArray[Any]"
+_Gate: TypeAlias = "tuple[ir.Value, int]"  # a narrow value, and which column of it
 
 _MAX_NODES = 1024  # of a mixture
 _MAX_SELECTIONS = 8  # one after another
@@ -110,7 +111,7 @@ class _Function(_Symbol):
 class _Sum(_Symbol):
     """sum_g terms[g] g over gates g; each term is a function of x, or a number."""
 
-    terms: Mapping[tuple[ir.Value, int], _Function | float]
+    terms: Mapping[_Gate, _Function | float]
 
 
 _Element: TypeAlias = "_Function | _Sum | float | None"
@@ -393,28 +394,36 @@ class _Cone:
         ):  # or shapes that do not fit one token and one channel
             return None
         if isinstance(element, _Function):
-            found = Region(root, self._output, nodes, _scalar_function(element))
+            function: Mixture | ScalarFunction = _scalar_function(element)
+            columns: tuple[_Gate, ...] = ()
         elif isinstance(element, _Sum) and len(element.terms) > 1:
-            entries = tuple(map(_scalar_function, element.terms.values()))
-            found = Region(root, self._output, nodes, Mixture(entries), columns=tuple(element.terms))
+            function, columns = Mixture(tuple(map(_scalar_function, element.terms.values()))), tuple(element.terms)
         else:
             return None
-        if not self._agrees(found):
+        if not self._agrees(nodes, root, function, columns):
             return None
-        if self._is_read_elsewhere(nodes):
-            return Unmatched(nodes, "a part of the mixture is read elsewhere")
-        return found
+        own = self._of_root(root, nodes)
+        if self._is_read_elsewhere(nodes, own):
+            return Unmatched(own, "a part of the mixture is read elsewhere")
+        return Region(root, self._output, own, function, columns=columns)
 
-    def _is_read_elsewhere(self, nodes: Sequence[ir.Node]) -> bool:
-        """Tell whether a value that depends on a gate, and is lost where the sum becomes one node, is read outside."""
+    def _of_root(self, root: ir.Value, nodes: Sequence[ir.Node]) -> tuple[ir.Node, ...]:
+        """Return the nodes that depend on x: what picks out the gates may serve other mixtures too."""
+        reached, own = {root}, []
+        for node in nodes:
+            if not reached.isdisjoint(node.inputs):
+                reached.update(node.outputs)
+                own.append(node)
+        return tuple(own)
+
+    def _is_read_elsewhere(self, nodes: Sequence[ir.Node], own: Sequence[ir.Node]) -> bool:
+        """Tell whether a part of the sum, which is lost where the sum becomes one node, is read outside."""
         members, mixed = set(nodes), set(self._narrow)
         for node in nodes:
             if not mixed.isdisjoint(node.inputs):
                 mixed.update(node.outputs)
-        inner = [
-            v for node in nodes for v in node.outputs if v in mixed and v is not self._output and not self._is_narrow(v)
-        ]
-        return any(v.is_graph_output() or not members.issuperset(v.consumers()) for v in inner)
+        parts = [v for node in own for v in node.outputs if v in mixed and v is not self._output]
+        return any(v.is_graph_output() or not members.issuperset(v.consumers()) for v in parts)
 
     def _symbols(self, root: ir.Value) -> dict[ir.Value, Array]:
         """Return the values of the leaves for one token and one channel."""
@@ -435,21 +444,23 @@ class _Cone:
             known.update(zip(node.outputs, result if isinstance(result, list) else [result], strict=False))
         return known[self._output]
 
-    def _agrees(self, found: Region) -> bool:
+    def _agrees(
+        self, nodes: Sequence[ir.Node], root: ir.Value, function: Mixture | ScalarFunction, columns: Sequence[_Gate]
+    ) -> bool:
         """4."""
         rng = np.random.default_rng(0)
-        rank = self._rank(found.root)
+        rank = self._rank(root)
         lead = (2, *[1] * (rank - 2))[: max(rank - 2, 0)] + ((_TOKENS,) if rank > 1 else ())
-        known: dict[ir.Value, Array] = {found.root: 2 * rng.standard_normal((*lead, _CHANNELS))}
+        known: dict[ir.Value, Array] = {root: 2 * rng.standard_normal((*lead, _CHANNELS))}
         for value in self._narrow:
             assert value.shape is not None
             sizes = lead[len(lead) - len(value.shape) + 1 :] if len(value.shape) > 1 else ()
             ones = [1 if dim == 1 else size for dim, size in zip(value.shape[:-1], sizes, strict=True)]
             known[value] = rng.standard_normal((*ones, _columns(value)))
-        gates = [known[value][..., i : i + 1] for value, i in found.columns]
-        expected = found.function(known[found.root], *gates)
+        gates = [known[value][..., i : i + 1] for value, i in columns]
+        expected = function(known[root], *gates)
         try:
-            got = np.asarray(self._run(found.nodes, known), dtype=np.float64)
+            got = np.asarray(self._run(nodes, known), dtype=np.float64)
         except (ValueError, TypeError, IndexError):
             return False
         return got.shape == expected.shape and bool(

@@ -18,6 +18,7 @@ from onnx_ir.passes.common import (
 from actx.custom_ops.ops import register_schemas
 from actx.exporter.errors import ActxError
 from actx.exporter.load.actx_nodes import check_nodes, split_products
+from actx.exporter.load.numbers import fold_numbers
 from actx.exporter.load.parameters import check_parameters
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def prepare(model: ir.Model) -> None:
     4. Tensors of Constant nodes become initializers, which may be stored outside the graph.
     5. Types and shapes are inferred as far as that goes: strict inference gives nothing at all where one node has none.
     6. Constants of elementwise ops must fit what they are applied to.
-    7. Nodes of domain `actx` are checked, and a spline's multiplier becomes a product of its own.
+    7. Nodes of domain `actx` are checked, and their multipliers become products of their own.
+    8. What is computed of known sizes is written as numbers (see `numbers`).
 
     Raises:
         ActxError: the graph is invalid.
@@ -65,6 +67,8 @@ def prepare(model: ir.Model) -> None:
     check_parameters(model)
     check_nodes(model)
     split_products(model)
+    if fold_numbers(model):
+        ShapeInferencePass(check_type=False, strict_mode=False)(model)
 
 
 def _align_functions(model: ir.Model) -> None:
