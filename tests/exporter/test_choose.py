@@ -12,7 +12,7 @@ import pytest
 
 from actx.exporter import Form, fit
 from actx.exporter.calibrate import SiteStatistics
-from actx.exporter.choose import DEFAULT_ERROR, MAX_CHANNEL_FITS, Choice, choose
+from actx.exporter.choose import DEFAULT_ERROR, MAX_CHANNEL_FITS, MUCH_FINER, Choice, choose
 from actx.exporter.errors import ActxError, UsageError
 from actx.exporter.fitting import Density
 from actx.exporter.lift import Site, lift
@@ -139,6 +139,20 @@ def test_without_asymptotes_the_observed_range_is_the_interval() -> None:
     assert np.abs(found.fit.spline(x) - np.exp(x)).max() <= found.fit.max_error
     # Where there are asymptotes the range does not matter.
     assert only(site_of("silu"), PWL, NARROW).fit.interval == (-math.inf, math.inf)  # type: ignore[union-attr]
+
+
+def test_what_is_coarse_on_all_of_r_is_fitted_where_the_data_is() -> None:
+    """A rational has a shape of its own beyond where it was trained; gelu has none."""
+    wide, form = SiteStatistics(-3.0, 3.0, 12.0, 0.0), Form.parse("spline:8x3")
+    site = site_of("rational_a")
+    everywhere, near = (only(site, form, observed).fit for observed in (None, wide))
+    assert everywhere is not None
+    assert near is not None
+    assert (everywhere.bounds, near.bounds) == (None, wide.interval)
+    assert near.core_error * MUCH_FINER < everywhere.core_error
+    for spelling, same in (("gelu_op", "spline:16x3"), ("gelu_op", "hardswish"), ("tanh", "pwl:2")):
+        found = only(site_of(spelling), Form.parse(same), wide).fit
+        assert found is None or found.bounds is None
 
 
 def test_a_range_of_one_point_is_an_interval_all_the_same() -> None:

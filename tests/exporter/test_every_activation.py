@@ -269,6 +269,27 @@ def test_the_same_code_in_other_ways_gives_the_same_sites(source: Source, tmp_pa
     assert kinds == [kind for kind, ways in WAYS.items() for _ in ways]
 
 
+# --- where the parameters depend on the input ---
+
+
+# DY-ReLU has 2 sigmoid(x) - 1, which is tanh(x / 2).
+@pytest.mark.parametrize(("name", "kinds"), [("dy_relu", ["relu", "dyt"]), ("meta_acon", ["sigmoid", "sigmoid"])])
+def test_what_depends_on_the_input_keeps_its_graph(name: str, kinds: list[str], tmp_path: Path) -> None:
+    """The scalar functions inside are sites, and the rest stays."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(FEATURES, FEATURES), ACTIVATIONS[name](FEATURES), nn.Linear(FEATURES, FEATURES)
+    ).eval()
+    example = torch.randn(4, TOKENS, FEATURES)
+    program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, tmp_path / "model.pt2")
+    sites = lift(load(tmp_path / "model.pt2").model).sites
+    assert [site.kind for site in sites] == kinds
+    exported = export(tmp_path / "model.pt2", tmp_path / "out", form=FORM, measure_latency=False)
+    assert exported.drift is not None
+    assert exported.drift.drift <= 1e-4
+
+
 # --- trained networks ---
 
 
