@@ -41,6 +41,8 @@ POLYNORM = Form("polynorm")
 DEFAULT_ERROR = 1e-5
 # A fit on all of R that is off by more than this gives way to one on the observed range that is so many times finer.
 COARSE, MUCH_FINER = 1e-2, 8
+# A table of fewer is coarse because it is small, and its outer segments lead far astray beyond the range.
+MANY_SEGMENTS = 8
 # A per-channel site has one table per distinct channel function, and each is a fit of its own.
 MAX_CHANNEL_FITS = 64
 
@@ -210,7 +212,9 @@ class _Fitter:
             found = self._fit_site(site, form, observed.interval, density)
         if math.isinf(found.max_error):
             raise ActxError(f"{form} diverges from {site.kind}", remedy="Choose another form.")
-        if observed is None or form.family.fixed or found.bounds is not None or found.core_error <= COARSE:
+        if observed is None or found.bounds is not None or found.core_error <= COARSE:
+            return found
+        if form.segments < MANY_SEGMENTS or observed.low == observed.high:
             return found
         near = self._fit_site(site, form, observed.interval, density)
         return near if near.core_error * MUCH_FINER < found.core_error else found

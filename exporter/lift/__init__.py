@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Column", "Gate", "Lifted", "Mixture", "PolyNorm", "Rejection", "ScalarFunction", "Site", "lift"]
 
 POLYNORM, MIXTURE = "polynorm", "moa"
-# Of a mixture's entry that is affine.
+# Of a mixture's entry.
 IDENTITY = "identity"
 
 
@@ -191,8 +191,9 @@ def _identify(function: SiteFunction, unit: float) -> _Identity:
     if isinstance(function, PolyNorm):
         return _Identity(affine=False, kind=POLYNORM, parameters=function.parameters)
     if isinstance(function, Mixture):
-        entries = (_identify(entry, unit) for entry in function.entries)
-        return _Identity(affine=False, kind=MIXTURE, entries=tuple(e.kind or IDENTITY for e in entries))
+        entries = [_identify(entry, unit) for entry in function.entries]
+        names = (e.kind or _of_line(f) for e, f in zip(entries, function.entries, strict=True))
+        return _Identity(all(e.affine for e in entries), MIXTURE, entries=tuple(names))
     affine = is_affine(function)
     return _Identity(affine) if affine else _Identity(affine, *recognise(function, unit))
 
@@ -202,6 +203,12 @@ def _rounding_unit(region: Region) -> float:
     units = {ir.DataType.BFLOAT16: 2.0**-8, ir.DataType.FLOAT16: 2.0**-11}
     values = (region.root, *(v for node in region.nodes for v in node.outputs))
     return max(2.0**-24 if v.dtype is None else units.get(v.dtype, 2.0**-24) for v in values)
+
+
+def _of_line(function: ScalarFunction) -> str:
+    """Return what a mixture's entry that is affine is called."""
+    at = function(np.array([0.0, 1.0]))
+    return IDENTITY if at.tolist() == [0.0, 1.0] else "constant" if at[0] == at[1] else "affine"
 
 
 def _site(region: Region, identity: _Identity, name: str, taken: set[ir.Value]) -> Site:

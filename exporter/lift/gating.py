@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from actx.exporter.lift.dims import equal_dim, equal_dims
 from actx.exporter.lift.elementwise import ELEMENTWISE
-from actx.exporter.lift.ops import MUL, SPLIT, op_of, tensor_of
+from actx.exporter.lift.ops import MUL, SLICE, SPLIT, op_of, tensor_of
 from actx.exporter.lift.rule import broadcasts_to, is_linear
 
 if TYPE_CHECKING:
@@ -40,18 +41,6 @@ def same_shape(a: ir.Value, b: ir.Value) -> bool:
     return equal_dims(a, b) or _same_layer(_source(a), _source(b))
 
 
-def equal_dims(a: ir.Value, b: ir.Value) -> bool:
-    """Tell whether two values surely have equal dimensions; of a symbolic one its name must be known."""
-    if a.shape is None or b.shape is None or len(a.shape) != len(b.shape):
-        return False
-    return all(_equal(p, q) for p, q in zip(a.shape, b.shape, strict=True))
-
-
-def _equal(p: int | ir.SymbolicDim, q: int | ir.SymbolicDim) -> bool:
-    """Tell whether two dimensions surely are equal; a symbolic one without a name is unlike any other."""
-    return p == q and (isinstance(p, int) or p.value is not None)
-
-
 def _source(value: ir.Value) -> ir.Value:
     """Walk back through elementwise ops that keep the shape to the layer, or split, that made the value."""
     for _ in range(32):
@@ -74,6 +63,8 @@ def _same_layer(a: ir.Value, b: ir.Value) -> bool:
         return False
     if op_of(left) == SPLIT:
         return left is right and _same_part(left, a, b)
+    if op_of(left) == SLICE:
+        return left.inputs[0] is right.inputs[0] and _same_length(a, b)
     settings = [{name: attribute.value for name, attribute in node.attributes.items()} for node in (left, right)]
     return is_linear(left) and settings[0] == settings[1] and _same_operands(left, right)
 
@@ -84,7 +75,21 @@ def _same_part(split: ir.Node, a: ir.Value, b: ir.Value) -> bool:
     if sizes is not None:
         return bool(sizes.numpy()[a.index()] == sizes.numpy()[b.index()])
     axis = split.attributes.get_int("axis", 0)
-    return a.shape is not None and b.shape is not None and _equal(a.shape[axis], b.shape[axis])
+    return a.shape is not None and b.shape is not None and equal_dim(a.shape[axis], b.shape[axis])
+
+
+def _same_length(a: ir.Value, b: ir.Value) -> bool:
+    """Tell whether two slices of one value surely have one size along their one axis; in the others they agree."""
+    axes = []
+    for value in (a, b):
+        node = value.producer()
+        tensor = None if node is None or len(node.inputs) < 4 else tensor_of(node.inputs[3])
+        if tensor is None or tensor.size != 1 or value.shape is None:
+            return False
+        axes.append(int(tensor.numpy().reshape(-1)[0]) % len(value.shape))
+    assert a.shape is not None
+    assert b.shape is not None
+    return axes[0] == axes[1] and equal_dim(a.shape[axes[0]], b.shape[axes[1]])
 
 
 def _same_operands(left: ir.Node, right: ir.Node) -> bool:

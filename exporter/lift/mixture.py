@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from actx.exporter.lift.dims import equal_dims
 from actx.exporter.lift.elementwise import CONSTANT_LAYOUT, ELEMENTWISE
 from actx.exporter.lift.function import Constant, Mixture, ScalarFunction, Step
 from actx.exporter.lift.ops import AFFINE, SPLIT, op_of, tensor_of
@@ -315,6 +316,7 @@ class _Cone:
                     queue.append(v)
         root = next(iter(self._wide), None)
         one = root is not None and len(self._wide) == 1 and root.dtype == self._output.dtype and not self._other
+        one = one and root is not None and equal_dims(root, self._output)  # gates must not make x wider
         return one and (bool(self._narrow) or self._stacks())
 
     def _rank(self, value: ir.Value) -> int:

@@ -45,6 +45,7 @@ def contrib(*types: str) -> frozenset[Op]:
 MUL: Op = ("", "Mul")
 DIV: Op = ("", "Div")
 SPLIT: Op = ("", "Split")
+SLICE: Op = ("", "Slice")
 CONCAT: Op = ("", "Concat")
 SUMS = standard("Add", "Sub")
 # Linear in their one non-constant operand: a layer's bias or a normalisation's scale where the constant is per channel.

@@ -20,6 +20,7 @@ from actx.exporter.lift.elementwise import ELEMENTWISE
 from actx.exporter.lift.function import PolyNorm
 from actx.exporter.lift.ops import op_of, standard
 from actx.exporter.lift.regions import Growth, Region, Unmatched, attributes_of, constant_of, dominate, nodes_between
+from actx.exporter.lift.rule import broadcasts_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,7 +36,8 @@ _ROOTS = standard("Sqrt", "Pow") | {("", "RMSNormalization"), ("", "SimplifiedLa
 # Rows are tried at these sizes: small ones tell epsilon, large ones that nothing is clamped.
 _SIZES = np.array([1e-3, 3e-2, 0.3, 1.0, 3.0, 30.0])
 _ROWS = 4  # of each size
-_WIDTH = 12  # where the row's length is not known
+_WIDTHS = (12, 19)  # where the row's length is not known
+_MAX_WIDTH = 1 << 16
 _LARGEST_EPSILON = 0.1
 # Largest difference, relative to the largest of its row: a rounding of a float32 constant, such as one over the row's length.
 _AGREEMENT = 2.0**-23
@@ -123,9 +125,12 @@ def _largest(exit_: ir.Value, growth: Growth) -> Region | Unmatched | None:
                 continue
             if root.dtype != output.dtype or root.dtype is None or not _is_closed(nodes, output, growth):
                 continue
+            constants = _breadth(nodes, growth)
+            if not broadcasts_to(constants, root.shape):
+                continue
             function = _recognise(root, nodes, growth)
             if function is not None and len(function.weights) > 1:
-                return Region(root, output, nodes, function)
+                return Region(root, output, nodes, function, constants=constants)
             if alike is None and function is None and sum(op_of(node) in _ROOTS for node in nodes) > 1:
                 alike = Unmatched(nodes, "it normalises more than one power of its row, but is no PolyNorm")
     return alike
@@ -141,17 +146,37 @@ def _is_closed(nodes: Sequence[ir.Node], output: ir.Value, growth: Growth) -> bo
     return all(bool((array == array.reshape(-1)[:1]).all()) for array in constants)
 
 
+def _breadth(nodes: Sequence[ir.Node], growth: Growth) -> tuple[int, ...]:
+    """Return the shape that the constants of elementwise ops broadcast to: numbers all, but of any rank."""
+    elementwise = [node for node in nodes if op_of(node) in ELEMENTWISE]
+    return np.broadcast_shapes(*(array.shape for array in _constants(elementwise, growth)))
+
+
 def _constants(nodes: Sequence[ir.Node], growth: Growth) -> list[NDArray[Any]]:
     arrays = (constant_of(value, growth.constants) for node in nodes for value in node.inputs if value is not None)
     return [array for array in arrays if array is not None]
 
 
 def _recognise(root: ir.Value, nodes: Sequence[ir.Node], growth: Growth) -> PolyNorm | None:
-    """2."""
-    rng = np.random.default_rng(0)
+    """2. Where the length of a row is not known, what is found for two lengths must be the same."""
     size = root.shape[-1] if root.shape is not None and len(root.shape) else None
-    width = size if isinstance(size, int) else _WIDTH
-    if not 1 < width <= 1 << 16:
+    widths = (size,) if isinstance(size, int) else _WIDTHS
+    first, *others = [_of_width(width, root, nodes, growth) for width in widths]
+    return first if all(_are_alike(first, other) for other in others) else None
+
+
+def _are_alike(first: PolyNorm | None, second: PolyNorm | None) -> bool:
+    if first is None or second is None or len(first.weights) != len(second.weights):
+        return first is second
+    numbers = [np.array([*found.weights, found.bias]) for found in (first, second)]
+    return first.epsilon == second.epsilon and bool(
+        (np.abs(numbers[0] - numbers[1]) <= 4 * _NEGLIGIBLE * np.abs(numbers[0]).max()).all()
+    )
+
+
+def _of_width(width: int, root: ir.Value, nodes: Sequence[ir.Node], growth: Growth) -> PolyNorm | None:
+    rng = np.random.default_rng(0)
+    if not 1 < width <= _MAX_WIDTH:
         return None
     draw = rng.standard_normal((2, _SIZES.size * _ROWS, width)) * np.repeat(_SIZES, _ROWS)[:, None]
     values = [_evaluate(root, rows, nodes, growth) for rows in draw]

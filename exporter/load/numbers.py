@@ -16,8 +16,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from actx.exporter.lift.dims import equal_dims
 from actx.exporter.lift.elementwise import ELEMENTWISE, MAX_CONSTANT
-from actx.exporter.lift.gating import equal_dims
 from actx.exporter.lift.ops import SPLIT, op_of
 from actx.exporter.lift.regions import constant_of
 
@@ -119,9 +119,13 @@ class _Folding:
         if number is None or maker is None or not _is_whole_shape(maker):
             return
         like = maker.inputs[0]
+        source = node.inputs[0] if op_of(node) == ("", "Expand") else None
+        rank = 0 if source is None or source.shape is None else len(source.shape)
+        if like is None or like.shape is None or rank > len(like.shape):  # the fill has a dimension more than the shape
+            return
         for use in list(output.uses()):
             others = [v for i, v in enumerate(use.node.inputs) if v is not None and i != use.idx]
-            same = [v for v in others if like is not None and (v is like or equal_dims(v, like))]
+            same = [v for v in others if v is like or equal_dims(v, like)]
             if op_of(use.node) in ELEMENTWISE and same and output not in others:
                 use.node.replace_input_with(use.idx, self._initializer(output, number))
                 self.folded = True

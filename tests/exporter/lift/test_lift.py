@@ -680,3 +680,19 @@ def test_a_product_inside_a_branch_is_no_gate() -> None:
     model.graph.output.append(helper.make_tensor_value_info("z", 1, None))
     site = only_site(model)
     assert (site.kind, site.gate) == ("sigmoid", None)
+
+
+def test_two_slices_of_one_value_are_the_halves_of_a_gated_layer() -> None:
+    """As torch's older exporter writes chunk: in graphs with dynamic axes only the last dimension of each is known."""
+    g = Graph(17)
+    x = g.input("x", ["batch", "tokens", WIDTH])
+    packed = g.linear(x, "gate_up", np.ones((WIDTH, 2 * HIDDEN)))
+    gate, up = (g.op("Slice", packed, [i * HIDDEN], [(i + 1) * HIDDEN], [2], [1]) for i in (0, 1))
+    product = g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", gate)), up)
+    g.output(g.linear(product, "down", np.ones((HIDDEN, WIDTH))), "y", 3)
+    model = prepared(g.model())
+    for node in model.graph:
+        if node.op_type == "Slice":  # what shape inference leaves where it does not know the other dimensions
+            node.outputs[0].shape = ir.Shape([None, None, HIDDEN])
+    (site,) = lift(model).sites
+    assert site.gate is not None

@@ -228,3 +228,23 @@ def test_a_sum_that_is_read_half_way_is_explained() -> None:
     found = lifted(network(write))
     assert all(site.kind != "moa" for site in found.sites)
     assert any("read elsewhere" in rejection.reason for rejection in found.rejections)
+
+
+def test_gates_that_make_the_input_wider_are_no_mixture() -> None:
+    """As of learned queries: what comes out has another shape than x."""
+    g, rng = Graph(20), np.random.default_rng(0)
+    x = g.input("x", ["batch", TOKENS, WIDTH])
+    query = g.linear(g.input("query", [1, TOKENS, WIDTH]), "up", rng.standard_normal((WIDTH, HIDDEN)))
+    g.output(g.linear(by_loop(g, query, projected(g)), "down", rng.standard_normal((HIDDEN, WIDTH))), "y", 3)
+    assert x == "x"
+    assert all(site.kind != "moa" for site in lifted(g.model()).sites)
+
+
+def test_lines_alone_are_no_site() -> None:
+    """A scale and a shift per token: nothing of it is nonlinear."""
+
+    def write(g: Graph, x: str) -> str:
+        gates = projected(g)
+        return g.op("Add", g.op("Mul", column(g, gates, 0), x), column(g, gates, 1))
+
+    assert all(site.kind != "moa" for site in lifted(network(write)).sites)

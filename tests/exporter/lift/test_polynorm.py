@@ -209,3 +209,26 @@ def test_a_normalisation_is_no_site(norm: Callable[[Graph, str], str]) -> None:
     found = lifted(network(write))
     assert not found.sites
     assert not any("power" in rejection.reason for rejection in found.rejections)
+
+
+def test_a_factor_of_higher_rank_leaves_the_graph_as_it_is() -> None:
+    """It makes the output one dimension longer."""
+
+    def write(g: Graph, x: str) -> str:
+        factor = g.constant(np.full((1, 1, 1, 1), 0.5, np.float32))
+        return g.op("Squeeze", g.op("Mul", polynorm(g, x), factor), [0])
+
+    (site,) = lifted(network(write)).sites
+    assert (site.kind, site.output.startswith("ffn/Add")) == ("polynorm", True)
+
+
+def test_a_sum_over_rows_of_unknown_length_is_no_mean() -> None:
+    def norm(g: Graph, z: str) -> str:
+        mean = g.op("Div", g.reduce("ReduceSum", g.op("Mul", z, z), [2]), 12.0)
+        return g.op("Div", z, g.op("Sqrt", g.op("Add", mean, EPSILON)))
+
+    g = Graph(18)
+    x = g.input("x", ["batch", TOKENS, "width"])
+    hidden = g.op("LpNormalization", x, axis=-1)
+    g.output(polynorm(g, hidden, norm), "y", 3)
+    assert all(site.kind != "polynorm" for site in lifted(g.model()).sites)

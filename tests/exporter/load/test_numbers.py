@@ -115,3 +115,11 @@ def test_an_output_that_is_a_size_stays() -> None:
         None, {"x": np.ones((2, WIDTH), np.float32)}
     )
     assert size.tolist() == [2, WIDTH]
+
+
+def test_a_fill_with_a_dimension_more_stays() -> None:
+    def write(g: Graph, x: str) -> str:
+        ones = g.op("Expand", g.constant(np.ones((1, 1, 1, 1), np.float32)), g.op("Shape", x))
+        return g.op("Squeeze", g.op("Add", ones, x), [0])
+
+    assert_folded(graph_of(write), "Shape", "Expand", "Add", "Squeeze")
