@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import pytest
 
+from actx.custom_ops import REGISTERED
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
     from torch.export import ExportedProgram
@@ -65,6 +67,15 @@ FIRST = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: next((i for i, name in enumerate(FIRST) if item.nodeid.startswith(name)), len(FIRST)))
+
+
+@pytest.fixture(autouse=True)
+def no_names_are_left_behind() -> Iterator[None]:
+    """A test, or the code of a page, that registers an activation would name the sites of the tests behind it."""
+    before = dict(REGISTERED)
+    yield
+    REGISTERED.clear()
+    REGISTERED.update(before)
 
 
 @pytest.fixture(scope="session")

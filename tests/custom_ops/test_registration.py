@@ -4,25 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 
 from actx.custom_ops import ACTIVATIONS, REGISTERED, activation
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 X = np.linspace(-9, 9, 91)
-
-
-@pytest.fixture(autouse=True)
-def clean() -> Iterator[None]:
-    before = dict(REGISTERED)
-    yield
-    REGISTERED.clear()
-    REGISTERED.update(before)
 
 
 def snake(x: Any) -> Any:
