@@ -35,6 +35,8 @@ SIGNATURES = {
             "max_drift",
             "fold",
             "weighted",
+            "ffn",
+            "ffn_sites",
         ),
         *("measure_drift", "measure_latency", "runs", "force", "trust", "factory", "opset", "kernels"),
         *("with_kernels", "shapes", "build", "options", "progress"),
