@@ -209,6 +209,11 @@ class _Fitter:
         except ActxError:
             if observed is None:
                 raise
+            if observed.low == observed.high:
+                raise ActxError(
+                    f"{site.kind} is fitted where its inputs are, and every input observed is {observed.low:g}",
+                    remedy="Give data with inputs that differ.",
+                ) from None
             found = self._fit_site(site, form, observed.interval, density)
         if math.isinf(found.max_error):
             raise ActxError(f"{form} diverges from {site.kind}", remedy="Choose another form.")

@@ -27,6 +27,7 @@ _SAFETY = 16  # on the rounding of f
 _AGREEMENT = 1e-9  # of the whole with f, relative
 _NEAR = 1e-5  # how far a sharpened knot may lie from its break, relative
 _HIDDEN = 0.4  # the same in 4., relative to 1 + |x|
+_POINTS = 65  # between places where two polynomials may meet
 
 
 def recognise(problem: Problem, degree: int, segments: int, *, continuous: bool) -> Chain | None:
@@ -90,13 +91,14 @@ def _joined(
     """Sharpen the knots and merge neighbours that are one polynomial."""
     kept, knots = [pieces[0]], []
     for piece, (low, high) in zip(pieces[1:], breaks, strict=True):
-        difference = np.asarray(polynomial.polysub(piece.coefficients, kept[-1].coefficients), dtype=np.float64)
+        difference = _difference(kept[-1], piece)
         middle = (low + high) / 2
         if np.abs(difference).max() <= _AGREEMENT * np.abs(piece.coefficients).max():
             kept[-1] = Piece(kept[-1].coefficients, 0.0, kept[-1].tail or piece.tail)
             continue
         within = _HIDDEN * (1 + abs(middle)) if hidden else max(_NEAR * abs(middle), 4 * (high - low))
-        knot = _meeting(difference, middle, within) if hidden or _touches(difference, middle) else None
+        touching = hidden or _touches(difference, middle)
+        knot = _meeting(problem.function, kept[-1], piece, middle, within) if touching else None
         if knot is None and continuous:
             return None
         knots.append(_switch(problem.function, kept[-1], piece, low, high) if knot is None else knot)
@@ -104,19 +106,27 @@ def _joined(
     return Chain(np.array(knots), tuple(kept))
 
 
-def _size(difference: NDArray[np.float64], near: float) -> float:
-    return float(np.abs(difference) @ np.abs(near) ** np.arange(len(difference)))
+def _difference(left: Piece, right: Piece) -> NDArray[np.float64]:
+    return np.asarray(polynomial.polysub(right.coefficients, left.coefficients), dtype=np.float64)
+
+
+def _size(coefficients: NDArray[np.float64], x: NDArray[np.float64] | float) -> NDArray[np.float64]:
+    """Sum of the absolute values of a polynomial's terms: what its roundings are relative to."""
+    return np.asarray(polynomial.polyval(np.abs(x), np.abs(coefficients)))
 
 
 def _touches(difference: NDArray[np.float64], near: float) -> bool:
     """Tell whether the polynomials are as good as equal at a break."""
-    least = 1e-4 * max(_size(difference, near), float(np.abs(difference).max()) * 1e-3)
+    least = 1e-4 * max(float(_size(difference, near)), float(np.abs(difference).max()) * 1e-3)
     return bool(abs(polynomial.polyval(near, difference)) <= least)
 
 
-def _meeting(difference: NDArray[np.float64], near: float, within: float) -> float | None:
-    """Where two polynomials meet near a break: a root of their difference, or for a smooth join of its derivative."""
-    within, size = max(within, 1e-7), _size(difference, near)
+def _meeting(function: Function, left: Piece, right: Piece, near: float, within: float) -> float | None:
+    """Where two polynomials meet near a break: a root of their difference, or for a smooth join of its derivatives.
+
+    Of several, the one at which f changes over.
+    """
+    within, difference = max(within, 1e-7), _difference(left, right)
     candidates = []
     for order in range(len(difference) - 1):
         derivative = polynomial.polyder(difference, order)
@@ -125,10 +135,13 @@ def _meeting(difference: NDArray[np.float64], near: float, within: float) -> flo
         candidates += [float(r.real) for r in roots if abs(r - near) <= max(within, 1e-3 * abs(near) * order)]
     if not candidates:
         return None
+    x = np.linspace(min(candidates), max(candidates), _POINTS)
+    y, before, behind = function(x), left(x), right(x)
+    errors = [float(np.abs(y - np.where(x < c, before, behind)).max()) for c in candidates]
     # Of candidates as good as another, the derivative's is the more precise one (a multiple root scatters).
-    values = [abs(polynomial.polyval(c, difference)) for c in candidates]
-    best = [c for c, v in zip(candidates, values, strict=True) if v <= min(values) + 1e-15 * max(size, 1e-30)]
-    return 0.0 if abs(best[-1]) < 1e-9 else best[-1]
+    as_good = min(errors) + 4 * np.finfo(np.float64).eps * float(np.abs(y).max())
+    best = [c for c, error in zip(candidates, errors, strict=True) if error <= as_good][-1]
+    return 0.0 if abs(best) < 1e-9 else best
 
 
 def _switch(function: Function, left: Piece, right: Piece, low: float, high: float) -> float:
@@ -159,5 +172,5 @@ def _agrees(problem: Problem, chain: Chain) -> bool:
     y = problem.function(x)
     index = np.searchsorted(chain.knots, x, side="right")
     s = np.choose(index, [piece(x) for piece in chain.pieces]) if len(chain.pieces) <= 32 else np.full_like(x, np.nan)
-    size = np.abs(y) + np.abs(x) * 1e-3
-    return bool((np.abs(s - y) <= _AGREEMENT * np.maximum(size, np.abs(y).max() * 1e-6)).all())
+    size = np.max([_size(piece.coefficients, x) for piece in chain.pieces], axis=0)
+    return bool((np.abs(s - y) <= _AGREEMENT * size).all())

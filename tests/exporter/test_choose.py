@@ -155,11 +155,13 @@ def test_what_is_coarse_on_all_of_r_is_fitted_where_the_data_is() -> None:
         assert found is None or found.bounds is None
 
 
-def test_a_range_of_one_point_is_an_interval_all_the_same() -> None:
+def test_a_range_of_one_point_is_no_interval_to_fit_on() -> None:
     for point in (0.5, -1e30):
         observed = SiteStatistics(point, point, 1.0, 0.0)
-        assert observed.interval[0] < point < observed.interval[1]
-        assert only(site_of("exp"), PWL, observed).fit is not None
+        kept = only(site_of("exp"), PWL, observed)
+        assert (kept.fit, kept.form) == (None, KEEP)
+        assert f"every input observed is {point:g}" in kept.reason
+        assert only(site_of("gelu_op"), PWL, observed).fit is not None
 
 
 def test_fold_is_handed_on() -> None:
