@@ -14,10 +14,11 @@ the largest error, wherever it is.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -45,6 +46,8 @@ COARSE, MUCH_FINER = 1e-2, 8
 MANY_SEGMENTS = 8
 # A per-channel site has one table per distinct channel function, and each is a fit of its own.
 MAX_CHANNEL_FITS = 64
+# Fits that a process remembers: more than the distinct functions of a model, in a few forms.
+MAX_REMEMBERED = 1024
 
 
 @dataclass(frozen=True)
@@ -187,12 +190,16 @@ def _default(fitter: _Fitter, site: Site, target: Target, observed: SiteStatisti
     return Choice(site, KEEP, None, f"kept: {reason}")
 
 
+_Key: TypeAlias = "tuple[str, Form, tuple[float, float] | None, bytes, bool]"
+
+
 class _Fitter:
-    """Fits each distinct function once per form and interval."""
+    """Fits each distinct function once per form and interval, for all exports of a process."""
+
+    _known: ClassVar[OrderedDict[_Key, Fit | ActxError]] = OrderedDict()
 
     def __init__(self, *, fold: bool, weighted: bool) -> None:
         self._fold, self._weighted = fold, weighted
-        self._known: dict[tuple[str, Form, tuple[float, float] | None, bytes], Fit | ActxError] = {}
 
     def fit(self, site: Site, form: Form, observed: SiteStatistics | None, *, evenly: bool = False) -> Fit:
         """Fit on all of R, or where the tails do not allow that on the observed range; closer where inputs are, or evenly.
@@ -244,13 +251,8 @@ class _Fitter:
 
     def _together(self, mixture: Mixture, form: Form, interval: tuple[float, float] | None) -> Fit:
         """Fit the entries with the same knots."""
-        key = (mixture.key, form, interval, b"")
-        if key not in self._known:
-            try:
-                self._known[key] = _of_entries(fit_together(mixture.entries, form, interval=interval))
-            except ActxError as error:
-                self._known[key] = error
-        return self._found(key)
+        key = (mixture.key, form, interval, b"", False)
+        return self._found(key, lambda: _of_entries(fit_together(mixture.entries, form, interval=interval)))
 
     def _per_channel(
         self, function: ScalarFunction, axis: int, form: Form, interval: tuple[float, float] | None
@@ -278,20 +280,30 @@ class _Fitter:
     def _once(
         self, function: ScalarFunction, form: Form, interval: tuple[float, float] | None, density: Density | None
     ) -> Fit:
-        key = (function.key, form, interval, b"" if density is None else density.key)
+        def fitted() -> Fit:
+            require_bounded(function, interval)
+            return fit(function, form, interval=interval, fold=self._fold, density=density)
+
+        return self._found((function.key, form, interval, b"" if density is None else density.key, self._fold), fitted)
+
+    def _found(self, key: _Key, fitted: Callable[[], Fit]) -> Fit:
         if key not in self._known:
             try:
-                require_bounded(function, interval)
-                self._known[key] = fit(function, form, interval=interval, fold=self._fold, density=density)
+                self._known[key] = fitted()
             except ActxError as error:
-                self._known[key] = error
-        return self._found(key)
-
-    def _found(self, key: tuple[str, Form, tuple[float, float] | None, bytes]) -> Fit:
+                self._known[key] = _alone(error)
+            if len(self._known) > MAX_REMEMBERED:
+                self._known.popitem(last=False)
+        self._known.move_to_end(key)
         found = self._known[key]
         if isinstance(found, ActxError):
-            raise found
+            raise _alone(found)
         return found
+
+
+def _alone(error: ActxError) -> ActxError:
+    """Return an error without the frames that it was raised in."""
+    return type(error)(error.what, note=error.note, remedy=error.remedy)
 
 
 def _of_entries(fits: Sequence[Fit]) -> Fit:

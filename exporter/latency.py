@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from actx.exporter import machine
-from actx.exporter.collection import no_garbage_collection
+from actx.exporter.collection import no_garbage_collection, only_new_garbage
 from actx.exporter.data import Arrays, Data, cast_feeds
 from actx.exporter.errors import UsageError
 from actx.exporter.metrics import json_values
@@ -223,7 +223,8 @@ def profile(
         batch = [rows[index % len(rows)] for rows in (*feeds, feeds[0])]
         return _round((*pair, original), batch, (*runtimes, runtimes[0]), rng)
 
-    rounds = take_rounds(measure, runs, progress)
+    with only_new_garbage():
+        rounds = take_rounds(measure, runs, progress)
     busy = others.cores()
     samples = sum(batches[i % len(batches)].samples * done.turns.shape[1] for i, done in enumerate(rounds))
     first, second, again = (summarize(row, samples) for row in np.concatenate([done.turns for done in rounds], axis=1))
@@ -283,7 +284,8 @@ def compare(
     def measure(_: int) -> Round:
         return _round((*pair, original), (*cast, cast[0]), (*runtimes, runtimes[0]), rng)
 
-    return compare_latency(take_rounds(measure, seconds=seconds))
+    with only_new_garbage():
+        return compare_latency(take_rounds(measure, seconds=seconds))
 
 
 def take_rounds(

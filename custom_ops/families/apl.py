@@ -51,8 +51,11 @@ def _apl(x: Array, **parameters: Any) -> Array:
 
 def _infer(f: Probe, _: float) -> Mapping[str, float] | None:
     """Return a1, .., b1, .. with the hinges b ascending."""
-    lines = _lines(f) if _line(f, _END / 2, _END) is not None else []
-    if not lines or abs(lines[-1].slope - 1) > _SAME or abs(lines[-1].offset) > _SAME:
+    right = _line(f, _END / 2, _END)
+    if right is None or abs(right.slope - 1) > _SAME or abs(right.offset) > _SAME or _line(f, -_END, -_END / 2) is None:
+        return None
+    lines = _lines(f)
+    if not lines:
         return None
     kinks = {_meeting(left, right): right.slope - left.slope for left, right in pairwise(lines)}
     if any(abs(kink - line.low) > _NEAR * (1 + abs(kink)) for kink, line in zip(kinks, lines[1:], strict=True)):

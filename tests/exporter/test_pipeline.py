@@ -317,7 +317,9 @@ from pathlib import Path
 from actx.exporter import Form, export
 model, data, out = sys.argv[1:]
 sites = {"*": Form.parse("spline:8x3")}
-export(Path(model), Path(out), form=Form.parse("pwl:16"), sites=sites if "onnx" in model else None, data=data or None, runs=2)
+sites = sites if "onnx" in model else None
+# --ffn auto goes by what it measures.
+export(Path(model), Path(out), form=Form.parse("pwl:16"), sites=sites, ffn="pack", data=data or None, runs=2)
 """
 
 
