@@ -308,14 +308,14 @@ def test_an_interruption_between_the_renames_puts_the_old_bundle_back(
 EVERY_STEP = """
 import json, os, signal, sys
 from pathlib import Path
-import actx.exporter
+from actx.exporter import export as loaded  # once, for all that are forked
 from actx.cli.main import run
 from actx.exporter.bundle import read_bundle, verify
 
 model, out, number = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 CHANGES = {"os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.chmod", "os.truncate", "ctypes.dlsym", "shutil.rmtree"}
 
-def export(form, last):
+def export_to(form, last):
     \"\"\"In a process of its own that gets the signal right before its last change to the file system.\"\"\"
     seen = 0
     def hook(event, arguments):
@@ -337,7 +337,7 @@ def export(form, last):
 code, last, codes, forms = None, 0, [], []
 while code != 0:
     last += 1
-    code = export(("pwl:8", "relu")[last % 2], last)
+    code = export_to(("pwl:8", "relu")[last % 2], last)
     folder, manifest = read_bundle(out)
     verify(folder, manifest)
     codes.append(code)
