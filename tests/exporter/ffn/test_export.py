@@ -156,7 +156,7 @@ def test_what_torch_writes(module: type[nn.Module], tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("module", [TwoLayers, Glu, Clamped])
+@pytest.mark.parametrize("module", [TwoLayers, Glu, Clamped, Chunks, Pairs])
 def test_what_torch_wrote_before(module: type[nn.Module], tmp_path: Path) -> None:
     torch.manual_seed(0)
     done = exported(written(module(), "legacy", tmp_path))
