@@ -68,6 +68,7 @@ def exported(encoder_dynamo_onnx: Path, calibration: Path, tmp_path_factory: Any
                 form=Form.parse(form),
                 data=str(calibration),
                 metric="cosine",
+                measure_drift=False,
                 measure_latency=False,
             )
         return known[form]

@@ -18,28 +18,51 @@ from safetensors.torch import save
 from tests.networks import SPELLINGS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 HUGE = 1 << 40
+# Imports once, and loads each file that it is given a line for in a process of its own.
 LOAD = """
-import resource, sys
+import json, os, resource, sys
 from pathlib import Path
 import torch, torch.export.pt2_archive, torch.onnx, safetensors.torch, numpy as np
 from actx.exporter.data import InputSpec, load_data
 from actx.exporter.errors import ActxError
 from actx.exporter.load import load
-page = resource.getpagesize()
-before = int(Path("/proc/self/statm").read_text().split()[0]) * page
-resource.setrlimit(resource.RLIMIT_AS, (before + (1 << 30),) * 2)
-try:
-    if sys.argv[1] == "data":
-        for _ in load_data(sys.argv[2], [InputSpec.parse("x:float32[n,m]")]): pass
-    else:
-        load(Path(sys.argv[2]), inputs=[InputSpec.parse("input:float32[n,4]")], factory=sys.argv[3] or None)
-except ActxError as error:
-    print("ActxError:", error)
+
+def attempt(kind, file):
+    page = resource.getpagesize()
+    before = int(Path("/proc/self/statm").read_text().split()[0]) * page
+    resource.setrlimit(resource.RLIMIT_AS, (before + (1 << 30),) * 2)
+    try:
+        if kind == "data":
+            for _ in load_data(file, [InputSpec.parse("x:float32[n,m]")]): pass
+        else:
+            load(Path(file), inputs=[InputSpec.parse("input:float32[n,4]")])
+    except ActxError as error:
+        print("ActxError:", error, flush=True)
+
+for line in sys.stdin:
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        os.dup2(write, 1)
+        os.dup2(write, 2)
+        attempt(*json.loads(line))
+        os._exit(0)
+    os.close(write)
+    with open(read) as output:
+        text = output.read()
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), text]), flush=True)
 """
+
+
+@pytest.fixture(scope="module")
+def loader() -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-W", "ignore", "-c", LOAD]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
 
 
 def onnx_initializer() -> bytes:
@@ -165,11 +188,14 @@ DATA: dict[str, Callable[[], bytes]] = {
 }
 
 
-def outcome(kind: str, file: Path, factory: str = "") -> str:
-    command = [sys.executable, "-W", "ignore", "-c", LOAD, kind, str(file), factory]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def outcome(loader: subprocess.Popen[str], kind: str, file: Path) -> str:
+    assert loader.stdin is not None
+    assert loader.stdout is not None
+    loader.stdin.write(json.dumps([kind, str(file)]) + "\n")
+    loader.stdin.flush()
+    code, text = json.loads(loader.stdout.readline())
+    assert code == 0, text
+    return str(text)
 
 
 def check(text: str, file: Path) -> None:
@@ -180,15 +206,15 @@ def check(text: str, file: Path) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_models(name: str, tmp_path: Path) -> None:
+def test_models(name: str, tmp_path: Path, loader: subprocess.Popen[str]) -> None:
     file = tmp_path / "model"
     file.write_bytes(MODELS[name]())
     assert file.stat().st_size < 100_000
-    check(outcome("model", file), file)
+    check(outcome(loader, "model", file), file)
 
 
 @pytest.mark.parametrize("name", DATA)
-def test_data(name: str, tmp_path: Path) -> None:
+def test_data(name: str, tmp_path: Path, loader: subprocess.Popen[str]) -> None:
     file = tmp_path / "data.npz"
     file.write_bytes(DATA[name]())
-    check(outcome("data", file), file)
+    check(outcome(loader, "data", file), file)
