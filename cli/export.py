@@ -188,7 +188,7 @@ def _packed(site: SiteEntry) -> str:
     if site.ffn is None:
         return ""
     ratio = "" if site.ffn.latency is None else f" ({site.ffn.latency.ratio:.3f})"
-    return f"{'packed' if site.ffn.packed else 'not packed'}{ratio}"
+    return f"{'packed' if site.ffn.packed else 'kept'}{ratio}"
 
 
 def print_exported(exported: Exported) -> None:

@@ -12,11 +12,11 @@ import typer
 from actx.cli import options
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
     from pathlib import Path
 
+    from actx.exporter.calibrate import SiteStatistics
     from actx.exporter.inspection import Inspection
-    from actx.exporter.lift import Rejection
     from actx.exporter.manifest import Manifest
     from actx.exporter.targets import Graph
 
@@ -29,7 +29,12 @@ def command(
     inputs: options.Inputs = None,
     factory: options.Factory = None,
     activations: options.Activations = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Also say why a nonlinear node is no site.")] = False,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain", help="Also say why a nonlinear node is no site, and why a gated FFN cannot be packed."
+        ),
+    ] = False,
     batch_size: options.BatchSize = None,
     threads: options.Threads = 0,
     trust: options.Trust = False,
@@ -87,7 +92,7 @@ def _print(found: Inspection, *, explain: bool) -> None:
                 site["kind"] + _parameters(site["entries"], site["parameters"]),
                 "gated" if site["gated"] else "",
                 _count(site["elements_per_sample"]),
-                "not measured" if observed is None else f"{observed[0]:.3g} .. {observed[1]:.3g}",
+                _range(observed, found.statistics.get(site["name"])),
                 printing.share(site["zeros"]),
                 printing.share(site["latency_share"]),
             ]
@@ -106,7 +111,14 @@ def _print(found: Inspection, *, explain: bool) -> None:
         printing.print_line(f"Note: {note}")
     if explain:
         printing.print_line("")
-        printing.print_table("No sites", ("region", "ops", "because"), _grouped(found.rejections))
+        printing.print_table(
+            "No sites", ("region", "ops", "because"), _grouped((r.name, r.ops, r.reason) for r in found.rejections)
+        )
+        if found.ffn_rejections:
+            printing.print_line("")
+            printing.print_table(
+                "Gated FFNs that --ffn pack leaves", ("site", "because"), _grouped(found.ffn_rejections.items())
+            )
 
 
 def _print_bundle(path: Path, manifest: Manifest, graph: Graph) -> None:
@@ -147,10 +159,16 @@ def _print_bundle(path: Path, manifest: Manifest, graph: Graph) -> None:
     printing.print_notes(manifest.notes)
 
 
-def _grouped(rejections: Sequence[Rejection]) -> list[list[str]]:
+def _grouped(rows: Iterable[tuple[str, ...]]) -> list[list[str]]:
     """Put the layers of a model, which have one number in their names, on one line each."""
-    groups = Counter((re.sub(r"(?<=\.)\d+(?=\.)", "*", r.name), r.ops, r.reason) for r in rejections)
-    return [[name + (f" ({n} times)" if n > 1 else ""), ops, reason] for (name, ops, reason), n in groups.items()]
+    groups = Counter((re.sub(r"(?<=\.)\d+(?=\.)", "*", name), *rest) for name, *rest in rows)
+    return [[name + (f" ({n} times)" if n > 1 else ""), *rest] for (name, *rest), n in groups.items()]
+
+
+def _range(observed: list[float] | None, statistics: SiteStatistics | None) -> str:
+    if observed is not None:
+        return f"{observed[0]:.3g} .. {observed[1]:.3g}"
+    return "nothing finite" if statistics is not None and statistics.empty else "not measured"
 
 
 def _count(value: float | None) -> str:

@@ -47,6 +47,11 @@ class SiteStatistics:
     undefined: int = 0
 
     @property
+    def empty(self) -> bool:
+        """Whether no finite input was observed."""
+        return self.density is None
+
+    @property
     def interval(self) -> tuple[float, float]:
         """The observed range widened by `MARGIN` about its centre; never empty."""
         centre = (self.high + self.low) / 2

@@ -17,7 +17,7 @@ from actx.exporter.drift import DriftReport, SiteTap, check_applies
 from actx.exporter.drift import check as check_graphs
 from actx.exporter.errors import ActxError, TargetUnavailable
 from actx.exporter.ffn.half import halves_by_site
-from actx.exporter.inspection import open_data, owners
+from actx.exporter.inspection import open_data, owners, products
 from actx.exporter.latency import LatencyReport
 from actx.exporter.latency import profile as profile_graphs
 from actx.exporter.lift import lift
@@ -211,7 +211,7 @@ def _opened(
             samples = replace(samples, notes=(*samples.notes, remark))
         if manifest is not None and ((len(manifest.graphs) > 1 and not graph.kernels) or not graph.on_target):
             samples = replace(samples, notes=(*samples.notes, f"{graph.path.name} was run, {graph.reason}"))
-        yield _Compared(loaded, original, graph, samples, taps, owners(sites), owned, manifest)
+        yield _Compared(loaded, original, graph, samples, taps, owners(sites), products(sites) | owned, manifest)
 
 
 def _last_engine(manifest: Manifest | None) -> Profile | None:

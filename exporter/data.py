@@ -29,6 +29,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from actx.custom_ops import REGISTERED
 from actx.exporter import polygraphy
 from actx.exporter.errors import ActxError, UsageError
 
@@ -259,6 +260,12 @@ def import_activations(module_name: str) -> None:
         msg = f"'{module_name}' is no module of activations"
         raise UsageError(msg, note="expected pkg.mod", remedy="Name the module that registers them.")
     _import(module_name, f"module '{module_name}' of activations")
+    if not REGISTERED:
+        raise UsageError(
+            f"module '{module_name}' registers no activation",
+            note="--activations is for names that actx.custom_ops.activation gives",
+            remedy="Decorate a formula with it, or leave the option out.",
+        )
 
 
 def _import(module_name: str, what: str) -> Any:
@@ -266,7 +273,10 @@ def _import(module_name: str, what: str) -> Any:
         with current_directory_importable():
             return importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # a script without a main guard may end itself
-        remedy = "Run from the folder that holds the module, or install it."
+        missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
+        remedy = (
+            "Run from the folder that holds the module, or install it." if missing else "The module itself is at fault."
+        )
         raise ActxError(f"{what} cannot be imported", note=_reason(error), remedy=remedy) from error
 
 

@@ -38,7 +38,7 @@ def diagnose(sites: Sequence[Site], statistics: Mapping[str, SiteStatistics] | N
 
 
 def require_bounded(function: ScalarFunction, interval: tuple[float, float] | None) -> None:
-    """Raise an error where f, of one channel, has a pole: no table can follow it.
+    """Raise an error where f, of one channel, has a pole or a constant that is not a number: no table can follow it.
 
     Args:
         function: f.
@@ -47,13 +47,17 @@ def require_bounded(function: ScalarFunction, interval: tuple[float, float] | No
     Raises:
         ActxError: it has one.
     """
+    if _has_nan(function):
+        raise ActxError(
+            "the function has a constant that is not a number", remedy="Look for NaN in the model's weights."
+        )
     low, high = interval or (-FP16_MAX, FP16_MAX)
     pole = find_pole(function, low, high, domain=False)
     if pole is not None:
         raise ActxError(
             f"the function is not finite near x = {pole:.6g}",
             note=f"it must be finite on all of [{low:.6g}, {high:.6g}] to be fitted",
-            remedy="Give an interval on which it is finite: calibration data or --range.",
+            remedy="Give data on which it is finite." if interval is None else "Keep the site: --site NAME=keep.",
         )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actx.exporter.data import Arrays, Batch, Data, cast_feeds
-from actx.exporter.errors import ActxError, UsageError
+from actx.exporter.errors import ActxError, IncomparableError, UsageError
 from actx.exporter.metrics import (
     METRICS,
     Accuracy,
@@ -322,7 +322,7 @@ class _Comparison:
         """Raise where there is nothing to compare."""
         outputs = [out for out in self.outputs() if out.elements]
         if outputs and all(out.not_compared == out.elements for out in outputs):
-            raise ActxError(
+            raise IncomparableError(
                 "the outputs are NaN or infinite everywhere, in both models",
                 note=f"{', '.join(out.name for out in outputs)}: nothing can be compared",
                 remedy="Look for NaN in the model's weights, and give --data that it accepts.",

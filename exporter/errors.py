@@ -39,6 +39,10 @@ class UsageError(ActxError):
     exit_code = 2
 
 
+class IncomparableError(ActxError):
+    """Two models give nothing that can be compared."""
+
+
 class RequirementError(ActxError):
     """A stated requirement, such as the drift budget, was missed."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from actx.exporter.calibrate import SiteStatistics, calibrate
 from actx.exporter.data import Data, load_data, synthetic_data
 from actx.exporter.diagnosis import diagnose
+from actx.exporter.ffn.modes import refusals
 from actx.exporter.lift import Rejection, Site, lift
 from actx.exporter.load import LoadedModel, load
 from actx.exporter.runtimes.onnxruntime import DEFAULT, RuntimeOptions
@@ -33,6 +34,7 @@ class Inspection:
         model: the loaded model.
         sites: its sites, in graph order.
         rejections: what is nonlinear and no site, with the reason.
+        ffn_rejections: why a gated FFN cannot be packed (``--ffn pack``), by the name of its site.
         statistics: what was observed on the data, by site name. Ranges of synthetic data say nothing about real ones.
         shares: share of latency by site name; None where its nodes were merged into a linear op by the runtime.
         activation_share: of all sites together; None where none was measured.
@@ -43,6 +45,7 @@ class Inspection:
     model: LoadedModel
     sites: tuple[Site, ...]
     rejections: tuple[Rejection, ...]
+    ffn_rejections: Mapping[str, str]
     statistics: Mapping[str, SiteStatistics]
     shares: Mapping[str, float | None]
     activation_share: float | None
@@ -59,6 +62,7 @@ class Inspection:
             "activation_share": self.activation_share,
             "sites": [self._site(site) for site in self.sites],
             "rejections": [{"name": r.name, "ops": r.ops, "reason": r.reason} for r in self.rejections],
+            "ffn_rejections": [{"name": name, "reason": reason} for name, reason in self.ffn_rejections.items()],
             "notes": list(self.notes),
         }
 
@@ -73,7 +77,7 @@ class Inspection:
             "shape": None if site.shape is None else list(site.shape),
             "dtype": site.dtype.numpy().name,
             "elements_per_sample": None if observed is None else observed.elements,
-            "range": None if observed is None or self.synthetic else [observed.low, observed.high],
+            "range": None if observed is None or self.synthetic or observed.empty else [observed.low, observed.high],
             "zeros": None if observed is None else observed.zeros,
             "latency_share": self.shares.get(site.name),
         }
@@ -113,6 +117,7 @@ def inspect(
         model=loaded,
         sites=lifted.sites,
         rejections=lifted.rejections,
+        ffn_rejections=refusals(loaded.model, lifted.sites),
         statistics=statistics,
         shares=breakdown.sites,
         activation_share=breakdown.activation_share,
@@ -138,5 +143,10 @@ def open_data(
 
 
 def owners(sites: Sequence[Site]) -> dict[str, str]:
-    """Return the site of every value that a site computes."""
-    return {value: site.name for site in sites for value in site.values}
+    """Return the site of every value that a site computes, the product of a gated one included: a form is one op with it."""
+    return products(sites) | {value: site.name for site in sites for value in site.values}
+
+
+def products(sites: Sequence[Site]) -> dict[str, str]:
+    """Return the site of every gated product."""
+    return {site.gate.product: site.name for site in sites if site.gate is not None}

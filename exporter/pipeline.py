@@ -18,10 +18,10 @@ from actx.exporter.choose import Choice, choose
 from actx.exporter.comparison import halves_of, owners_of, tap
 from actx.exporter.diagnosis import diagnose
 from actx.exporter.drift import DriftReport, SiteTap, check, check_applies
-from actx.exporter.errors import RequirementError, TargetUnavailable, UsageError
+from actx.exporter.errors import IncomparableError, RequirementError, TargetUnavailable, UsageError
 from actx.exporter.ffn.measurement import Meter
 from actx.exporter.ffn.modes import Decision, decide, explanations, parse_mode
-from actx.exporter.inspection import open_data, owners
+from actx.exporter.inspection import open_data, owners, products
 from actx.exporter.kernels import carry, check_architectures, choose_kernels
 from actx.exporter.latency import LatencyReport, profile
 from actx.exporter.lift import Site, lift
@@ -208,6 +208,7 @@ def export(
         files = Files(folder, graphs, engines, quant)
         graph = goal.graph(files, options, kernels if goal.name in graphs else None)
         owned = owners_of(graph.onnx or graph.path)
+        faults = diagnose(lifted.sites, observed)
         drifts: tuple[DriftReport, ...] = ()
         if measure_drift or max_drift is not None:
             compared = [graph, *_others(files, goal, graph, options)]
@@ -215,7 +216,7 @@ def export(
             drifts = tuple(
                 _check(
                     original, one, measured, taps, metric, max_drift, options, steps,
-                    "check" if one is graph else f"check {one.path.name}",
+                    "check" if one is graph else f"check {one.path.name}", faults,
                 )
                 for one in compared
             )  # fmt: skip
@@ -224,7 +225,8 @@ def export(
             with baseline(goal, loaded.model, original, graph, quant, samples, to_build, options) as before:
                 latency = profile(
                     before.path, graph.path, measured, runtime=graph.runtime, original_runtime=before.runtime, runs=runs,
-                    owners_original=owners(lifted.sites), owners_artifact=owned, progress=steps("profile"),
+                    owners_original=owners(lifted.sites), owners_artifact=products(lifted.sites) | owned,
+                    progress=steps("profile"),
                 )  # fmt: skip
         manifest = Manifest(
             version=2,
@@ -243,7 +245,7 @@ def export(
             notes=[
                 *dict.fromkeys((*samples.notes, *(drifts[0] if drifts else measured).notes)),
                 *(() if to_build is None else to_build.profile.notes),
-                *diagnose(lifted.sites, observed),
+                *faults,
                 *explanations(ffns),
                 *_without_actx(goal, folder, graphs, to_build, missing),
                 *goal.remarks(loaded.inputs, rewritten=any(choice.rewritten for choice in choices)),
@@ -337,13 +339,17 @@ def _check(
     options: RuntimeOptions,
     steps: _Steps,
     label: str,
+    faults: Sequence[str],
 ) -> DriftReport:
     """Measure the drift of a graph, or of an engine; at the sites of the target's own graph."""
     at_sites = taps if graph.on_target or graph.path.name != bundle.PORTABLE else ()
-    return check(
-        original, graph.path, data, taps=at_sites, metric=metric, max_drift=max_drift, runtime=graph.runtime,
-        original_runtime=options, progress=steps(label),
-    )  # fmt: skip
+    try:
+        return check(
+            original, graph.path, data, taps=at_sites, metric=metric, max_drift=max_drift, runtime=graph.runtime,
+            original_runtime=options, progress=steps(label),
+        )  # fmt: skip
+    except IncomparableError as error:
+        raise IncomparableError(error.what, note="; ".join([error.note, *faults[:1]]), remedy=error.remedy) from error
 
 
 def _others(files: Files, target: Target, graph: Graph, options: RuntimeOptions) -> list[Graph]:

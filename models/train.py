@@ -214,13 +214,14 @@ def write_demonstration(folder: Path, model: nn.Module) -> None:
     np.savez_compressed(folder / EVALUATION, image=digits.evaluation.image, label=digits.evaluation.label)
 
 
-def write(folder: Path, recipe: Recipe, model: nn.Module) -> None:
-    """Write the files of a trained network to a folder: those of the demonstration, or one of weights."""
+def write(folder: Path, recipe: Recipe, model: nn.Module) -> tuple[str, ...]:
+    """Write a trained network to a folder: the files of the demonstration, or one of weights. Return their names."""
     folder.mkdir(parents=True, exist_ok=True)
     if recipe == Recipe("digits_vit"):
         write_demonstration(folder, model)
-    else:
-        save_file(model.state_dict(), folder / recipe.file)
+        return ARCHIVE, STATE, CALIBRATION, EVALUATION
+    save_file(model.state_dict(), folder / recipe.file)
+    return (recipe.file,)
 
 
 def _progress(line: str) -> None:
@@ -254,13 +255,16 @@ def main(arguments: list[str] | None = None) -> None:
     recipe = Recipe(options.network, options.activation, options.ffn, options.norm)
     try:
         recipe.build()
+        task = TASKS[recipe.network]()
     except ValueError as error:
         parser.error(str(error))
-    task = TASKS[recipe.network]()
+    except ModuleNotFoundError as error:
+        parser.error(f"{error}; the digits are scikit-learn's: pip install -c constraints.txt scikit-learn")
     model = train(recipe, task, options.epochs)
-    write(options.out, recipe, model)
+    files = write(options.out, recipe, model)
     labels = int((task.held_out[1] != IGNORED).sum())
     sys.stdout.write(f"accuracy on {labels} held-out {task.unit}: {accuracy(model, task):.4f}\n")
+    sys.stdout.write(f"written: {', '.join(str(options.out / name) for name in files)}\n")
 
 
 if __name__ == "__main__":

@@ -115,6 +115,12 @@ def decide(
     return tuple(decisions)
 
 
+def refusals(model: ir.Model, sites: Sequence[Site]) -> dict[str, str]:
+    """Return why a gated FFN cannot be packed, by the name of its first site."""
+    found = _find(model, sites)
+    return {names[0]: product.reason for names, product in found.items() if isinstance(product, Refusal)}
+
+
 def _find(model: ir.Model, sites: Sequence[Site]) -> dict[tuple[str, ...], Product | Refusal]:
     """Return the gated products by the names of their sites, each with where its factors come from or why it is not known."""
     products = Products(model.graph, sites)

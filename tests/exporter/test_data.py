@@ -12,7 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actx.exporter.data import DTYPES, InputSpec, cast_feeds, import_callable, load_data, synthetic_data
+from actx.exporter.data import (
+    DTYPES,
+    InputSpec,
+    cast_feeds,
+    import_activations,
+    import_callable,
+    load_data,
+    synthetic_data,
+)
 from actx.exporter.errors import ActxError, UsageError
 
 if TYPE_CHECKING:
@@ -371,3 +379,18 @@ def test_cast_feeds_to_a_float16_model() -> None:
     assert cast["x"].dtype == np.float16
     with pytest.raises(ActxError, match="missing"):
         cast_feeds({}, [X])
+
+
+def test_modules_that_register_nothing_or_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "registers_nothing.py").write_text("")
+    (tmp_path / "registers_gelu.py").write_text("from actx.custom_ops import activation\nactivation('gelu', abs)\n")
+    with pytest.raises(UsageError, match="registers no activation"):
+        import_activations("registers_nothing")
+    with pytest.raises(ActxError, match="cannot be imported") as caught:
+        import_activations("registers_gelu")
+    assert "choose another name" in caught.value.note
+    assert caught.value.remedy == "The module itself is at fault."
+    with pytest.raises(ActxError, match="cannot be imported") as caught:
+        import_activations("registers.nowhere")
+    assert "Run from the folder" in caught.value.remedy

@@ -10,7 +10,9 @@ import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from actx.cli.main import app
 from actx.exporter import Form, export, inspect
 from actx.exporter.calibrate import SiteStatistics
 from actx.exporter.diagnosis import diagnose, require_bounded
@@ -160,3 +162,28 @@ def test_a_pinned_form_is_an_error_that_names_the_site(model: Path, tmp_path: Pa
     with pytest.raises(ActxError, match=f"site {name} cannot take the form pwl:8") as caught:
         export(model, tmp_path / "out", sites={name: Form.parse("pwl:8")}, data=str(tmp_path / "data.npz"))
     assert "is not finite near x = 1.2345" in caught.value.note
+
+
+def test_an_export_that_gives_nan_everywhere_names_the_site(tmp_path: Path) -> None:
+    onnx.save(onnx_mlp(lambda g, x: g.op("Tanh", g.op("Mul", x, NAN))), tmp_path / "model.onnx")
+    with pytest.raises(ActxError, match="NaN or infinite everywhere") as caught:
+        export(tmp_path / "model.onnx", tmp_path / "out", form=Form.parse("pwl:8"), measure_latency=False)
+    assert "has a constant that is not a number" in caught.value.note
+    kept = export(
+        tmp_path / "model.onnx", tmp_path / "out", form=Form.parse("pwl:8"), measure_drift=False, measure_latency=False
+    )
+    assert [site.reason for site in kept.manifest.sites] == ["kept: the function has a constant that is not a number"]
+
+
+def test_a_site_that_nothing_finite_reaches_has_no_range(tmp_path: Path) -> None:
+    def write(g: Graph, x: str) -> str:
+        return g.op("Tanh", g.linear(g.op("Tanh", g.op("Mul", x, NAN)), "middle", np.eye(HIDDEN)))
+
+    onnx.save(onnx_mlp(write), tmp_path / "model.onnx")
+    np.savez(tmp_path / "data.npz", x=np.ones((4, 3, WIDTH), np.float32))
+    found = inspect(tmp_path / "model.onnx", data=str(tmp_path / "data.npz"))
+    assert [site["range"] is None for site in found.to_dict()["sites"]] == [False, True]
+    printed = (
+        CliRunner().invoke(app, ["inspect", str(tmp_path / "model.onnx"), "--data", str(tmp_path / "data.npz")]).output
+    )
+    assert "nothing finite" in printed

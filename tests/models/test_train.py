@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -38,8 +39,10 @@ def test_every_network_trains(network: str) -> None:
 
 def test_the_script_writes_weights_of_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["digits", "--ffn", "moa", "--epochs", "1", "--out", str(tmp_path / "new")])
-    assert "accuracy on 450 held-out images: 0." in capsys.readouterr().out
+    printed = capsys.readouterr().out
     (file,) = (tmp_path / "new").iterdir()
+    assert "accuracy on 450 held-out images: 0." in printed
+    assert f"written: {file}" in printed
     assert file.name == trained_path("digits_moa").name
     assert file.stat().st_size == trained_path("digits_moa").stat().st_size
     assert load_trained("digits_moa").state_dict().keys() == Recipe("digits", ffn="moa").build().state_dict().keys()
@@ -82,3 +85,10 @@ def test_labels_of_characters() -> None:
     assert 0.1 < hidden.double().mean() < 0.2
     assert torch.equal(torch.where(hidden, label, inputs), window[:, :-1])
     assert (label[~hidden] == IGNORED).all()
+
+
+def test_without_scikit_learn(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(SystemExit):
+        main(["digits"])
+    assert "pip install -c constraints.txt scikit-learn" in capsys.readouterr().err

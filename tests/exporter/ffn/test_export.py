@@ -13,7 +13,7 @@ from torch.nn import functional
 from typer.testing import CliRunner
 
 from actx.cli.main import app
-from actx.exporter import Form, check, export
+from actx.exporter import Form, check, export, inspect, profile
 from actx.exporter.errors import UsageError
 from actx.exporter.ffn.measurement import Meter
 from actx.exporter.ffn.modes import decide
@@ -238,3 +238,35 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     assert "  packed  " in result.output
     result = CliRunner().invoke(app, [*arguments, "--force", "--ffn", "nothing=pack"])
     assert result.exit_code != 0
+
+
+class ReadElsewhere(TwoLayers):
+    """The gate is read by another op too."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate = self.gate(x)
+        return self.down(functional.silu(gate) * self.up(x) + functional.softmax(gate, -1))
+
+
+def test_inspect_explains_what_cannot_be_packed(tmp_path: Path) -> None:
+    source = written(nn.Sequential(ReadElsewhere(), TwoLayers()), "dynamo", tmp_path)
+    found = inspect(source)
+    (refused,) = found.ffn_rejections
+    assert refused in {site.name for site in found.sites}
+    assert found.ffn_rejections[refused] == "the gate is read elsewhere too"
+    printed = CliRunner().invoke(app, ["inspect", str(source), "--explain"]).output
+    assert "Gated FFNs that --ffn pack leaves" in printed
+    assert "the gate is read elsewhere too" in printed
+    printed = CliRunner().invoke(app, ["inspect", str(source), "--explain", "--json"]).output
+    assert json.loads(printed)["ffn_rejections"] == [{"name": refused, "reason": "the gate is read elsewhere too"}]
+
+
+def test_the_product_is_in_the_share_of_its_site(tmp_path: Path) -> None:
+    """On both sides, whether it is an op of its own or one with the site."""
+    source = written(TwoLayers(), "dynamo", tmp_path)
+    bundle = exported(source, "keep").path
+    for kernels in (True, False):
+        report = profile(source, bundle, runs=2, kernels=kernels)
+        for nodes in (report.original_nodes.nodes, report.artifact_nodes.nodes):
+            assert [node.op_type for node in nodes if node.site is None and node.op_type in {"Mul", "QuickGelu"}] == []
+            assert any(node.site is not None for node in nodes)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from actx.exporter.ffn.halves import Halves, find_halves
-from actx.exporter.ffn.modes import Measured, decide
+from actx.exporter.ffn.modes import Measured, decide, refusals
 from actx.exporter.ffn.product import Products, Refusal
 from actx.exporter.lift import lift
 from tests.exporter.ffn.graphs import HIDDEN, NETWORKS, OUT, WIDTH, by_slices, conv, weights
@@ -168,6 +168,7 @@ def test_what_cannot_be_packed_is_kept_with_the_reason(write: Write) -> None:
     for mode in ("auto", "pack"):
         (decision,) = decide(model, sites, mode, {}, not_measured)
         assert (decision.sites[0], decision.packed, decision.reason) == (site.name, False, reason)
+    assert refusals(model, sites) == {site.name: reason}
 
 
 def test_a_site_without_a_product_is_no_gated_ffn() -> None:
