@@ -149,7 +149,7 @@ def _proof(found: Fit) -> str:
     from actx.cli import printing  # noqa: PLC0415
 
     if found.certificate is None:
-        return "proved: nothing, the formula has operations without known bounds"
+        return "proved: nothing, no bound on the error was found"
     low, high = found.certificate.interval
     tails = printing.tails(found.tail_degrees)
     beyond = f"tails: {tails}" if tails else "nothing is known beyond it"

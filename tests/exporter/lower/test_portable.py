@@ -34,8 +34,6 @@ LARGE, FEW = (
     frozenset({"pwl:32", "poly:12", "spline:16x3"}),
     ("gelu", "silu", "tanh", "softplus", "exp", "xielu", "softsign"),
 )
-# Rationals take long to certify, and one has what all have.
-MOST = tuple(name for name in ACTIVATIONS if name not in {"rational_a", "rational_c"})
 OPSETS = (13, 18, 21, 25)
 INTERVAL = (-8.0, 8.0)
 # Of 1 + |x| + |s|, in float32: a chain of leaky ReLUs takes 64 ops, Horner's rule of degree 12 about 30, and each of their
@@ -99,7 +97,7 @@ def assert_is_the_spline(spline: Spline, x: np.ndarray, y: np.ndarray, dtype: st
 @pytest.mark.parametrize("dtype", UNIT)
 def test_values(form: str, dtype: str) -> None:
     x = np.concatenate([NEAR, FAR]).astype(dtype)
-    for i, name in enumerate(FEW if form in LARGE else MOST):
+    for i, name in enumerate(FEW if form in LARGE else ACTIVATIONS):
         found = fitted(name, form)
         if found is None:
             continue
@@ -125,7 +123,7 @@ def test_values(form: str, dtype: str) -> None:
 def test_zero_nan_and_infinities(form: str) -> None:
     for dtype in UNIT:
         x = np.array([0.0, -0.0, np.nan, np.inf, -np.inf], dtype)
-        for name in FEW if form in LARGE else MOST:
+        for name in FEW if form in LARGE else ACTIVATIONS:
             found = fitted(name, form)
             if found is None:
                 continue
