@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from actx.exporter.ffn.halves import Halves, find_halves
 from actx.exporter.ffn.layers import Pair, find_pair
-from actx.exporter.ffn.refusal import Refusal
 from actx.exporter.lift.function import ScalarFunction
 from actx.exporter.lift.ops import MUL, op_of, tensor_of
 from actx.exporter.lift.regions import grow
+from actx.exporter.linear import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

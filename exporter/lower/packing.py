@@ -19,10 +19,11 @@ import onnx_ir as ir
 from actx.custom_ops.ops import DOMAIN, OPSET
 from actx.custom_ops.ops.gated_spline import GatedSplineOp
 from actx.exporter.ffn.halves import Halves
-from actx.exporter.ffn.layers import MATMUL, Pair, packed_bias, packed_weight
+from actx.exporter.ffn.layers import Pair, packed_bias, packed_weight
 from actx.exporter.ffn.product import Product, Products, values_of
 from actx.exporter.fitting import Form, exact_table
 from actx.exporter.lift.ops import op_of
+from actx.exporter.linear import MATMUL
 from actx.exporter.lower.emitter import Constants, Emitter, substitute
 
 if TYPE_CHECKING:
