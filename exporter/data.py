@@ -14,6 +14,7 @@ Nothing is unpickled. Arrays of other names than the model's inputs are kept apa
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import math
 import re
@@ -21,7 +22,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -36,6 +37,10 @@ from actx.exporter.errors import ActxError, UsageError
 Arrays: TypeAlias = dict[str, NDArray[Any]]
 
 NPZ_BATCH = 32
+# One sample in so many is held out.
+HELD_OUT = 4
+# From so many batches on, whole ones are held out: their shapes, which latency depends on, stay what they are.
+MANY_BATCHES = 16
 DTYPES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "float32", "float64"),
@@ -128,6 +133,7 @@ class Data:
         samples: number of samples in one pass.
         synthetic: whether the numbers are random rather than the user's.
         notes: what was done to the data that the user should know: casts, samples left out.
+        whole: whether the model takes batches of this size alone, which cannot be cut.
     """
 
     source: str
@@ -135,6 +141,7 @@ class Data:
     synthetic: bool
     notes: tuple[str, ...]
     _open: Callable[[], Iterator[Batch]] = field(repr=False)
+    whole: bool = False
 
     def __iter__(self) -> Iterator[Arrays]:
         for batch in self.batches():
@@ -195,7 +202,7 @@ def load_data(source: str, inputs: Sequence[InputSpec], batch_size: int | None =
         for batch, _ in parts():
             yield from _split(batch, size, exact=fixed is not None)
 
-    return Data(source, samples, synthetic=False, notes=tuple(notes), _open=batches)
+    return Data(source, samples, synthetic=False, notes=tuple(notes), _open=batches, whole=fixed is not None)
 
 
 def synthetic_data(inputs: Sequence[InputSpec], sizes: Mapping[str, int], seed: int = 0) -> Data:
@@ -216,7 +223,83 @@ def synthetic_data(inputs: Sequence[InputSpec], sizes: Mapping[str, int], seed: 
     rng = np.random.default_rng(seed)
     feeds = {spec.name: _draw(spec, _shape(spec, sizes), rng) for spec in inputs}
     samples = max((len(array) for array in feeds.values() if array.ndim), default=1)
-    return Data("synthetic", samples, synthetic=True, notes=(), _open=lambda: iter([Batch(dict(feeds), {}, samples)]))
+    whole = _static_batch(tuple(inputs)) is not None
+
+    def batches() -> Iterator[Batch]:
+        yield Batch(dict(feeds), {}, samples)
+
+    return Data("synthetic", samples, synthetic=True, notes=(), _open=batches, whole=whole)
+
+
+def hold_out(data: Data) -> tuple[Data, Data]:
+    """Split data into a part to calibrate on and a part held out, one sample in four, spread evenly; always in the same way.
+
+    Whole batches are held out where the model fixes their size or there are many; otherwise rows of every batch, with their
+    extras. One pass is made over the data.
+
+    Returns:
+        Both parts, each with a note that says so.
+
+    Raises:
+        ActxError: there is only one sample, or only one batch and the model fixes its size.
+    """
+    sizes = [batch.samples for batch in data.batches()]
+    by_batches = data.whole or len(sizes) >= MANY_BATCHES
+    units = len(sizes) if by_batches else data.samples
+    if units < 2:
+        what = f"'{data.source}' has one {'batch' if data.whole else 'sample'}, and none to hold out"
+        raise ActxError(what, remedy="Give more samples.")
+    weights = sizes if by_batches else [1] * data.samples
+    held = sum(weight for i, weight in enumerate(weights) if _is_held_out(i, units))
+    note = f"{held} of {data.samples} samples were held out: forms are fitted on the others, and drift is measured on these"
+
+    def part(*, held_out: bool) -> Data:
+        pick = _pick_batches if by_batches else _pick_rows
+        samples = held if held_out else data.samples - held
+        return replace(
+            data, samples=samples, notes=(*data.notes, note), _open=lambda: pick(data, units, held_out=held_out)
+        )
+
+    return part(held_out=False), part(held_out=True)
+
+
+def head(data: Data, samples: int) -> Data:
+    """Return the first so many samples, or all where there are fewer.
+
+    Where the model fixes the batch size these are whole batches: as many as fit, and at least one.
+
+    Raises:
+        UsageError: `samples` is not positive.
+    """
+    if samples < 1:
+        msg = "the number of samples must be at least 1"
+        raise UsageError(msg, note=f"got {samples}", remedy="Give a positive number.")
+    if data.whole:
+        size = next(data.batches()).samples
+        samples = max(samples // size, 1) * size
+    if samples >= data.samples:
+        return data
+
+    def batches() -> Iterator[Batch]:
+        left = samples
+        for batch in data.batches():
+            yield batch if batch.samples <= left else _rows(batch, slice(left))
+            left -= batch.samples
+            if left <= 0:
+                return
+
+    note = f"the first {samples} of {data.samples} samples"
+    return replace(data, samples=samples, notes=(*data.notes, note), _open=batches)
+
+
+def digest(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """Return the SHA-256 of names, types, shapes and elements, as hexadecimal digits; the order of names does not count."""
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name]
+        found.update(repr((name, array.dtype.str, array.shape)).encode())
+        found.update(array.tobytes())
+    return found.hexdigest()
 
 
 def import_callable(text: str, purpose: str) -> Callable[..., Any]:
@@ -555,13 +638,38 @@ def _split(batch: Batch, size: int | None, *, exact: bool) -> Iterator[Batch]:
         count = min(step, batch.samples - start)
         if exact and count < step:
             return
-        rows = slice(start, start + count)
-        feeds = {name: array[rows] if array.ndim else array for name, array in batch.feeds.items()}
-        extras = {
-            name: array[rows] if array.ndim and len(array) == batch.samples else array
-            for name, array in batch.extras.items()
-        }
-        yield Batch(feeds, extras, count)
+        yield _rows(batch, slice(start, start + count))
+
+
+def _rows(batch: Batch, rows: slice | NDArray[np.intp]) -> Batch:
+    """Return some samples of a batch, with the extras that have one row per sample."""
+    feeds = {name: array[rows] if array.ndim else array for name, array in batch.feeds.items()}
+    extras = {
+        name: array[rows] if array.ndim and len(array) == batch.samples else array
+        for name, array in batch.extras.items()
+    }
+    return Batch(feeds, extras, len(np.arange(batch.samples)[rows]))
+
+
+def _is_held_out(index: int, units: int) -> bool:
+    """Tell of one of so many samples, or batches; of few, in any order, one is held out."""
+    period = min(HELD_OUT, units)
+    return index % period == period // 2
+
+
+def _pick_batches(data: Data, units: int, *, held_out: bool) -> Iterator[Batch]:
+    for index, batch in enumerate(data.batches()):
+        if _is_held_out(index, units) == held_out:
+            yield batch
+
+
+def _pick_rows(data: Data, units: int, *, held_out: bool) -> Iterator[Batch]:
+    first = 0
+    for batch in data.batches():
+        rows = [i for i in range(batch.samples) if _is_held_out(first + i, units) == held_out]
+        first += batch.samples
+        if rows:
+            yield _rows(batch, np.array(rows, dtype=np.intp))
 
 
 def _shape(spec: InputSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:

@@ -200,7 +200,7 @@ def check(
     if unknown := [name for name in logits if name not in names]:
         msg = f"'{unknown[0]}' is no output of the models"
         raise UsageError(msg, note=f"outputs: {', '.join(names)}", remedy="Name one of these.")
-    comparison = _Comparison(names, metric, tuple(logits))
+    comparison = Comparison(names, metric, tuple(logits))
     for batch in data.batches():
         outputs = pair.run(batch)
         comparison.update(*outputs, batch)
@@ -284,16 +284,30 @@ class _Pair:
         return self.original.run(first, self.original_values), self.artifact.run(second, self.artifact_values)
 
 
-class _Comparison:
-    """Accumulates every metric over the batches."""
+class Comparison:
+    """Accumulates every metric over the batches.
 
-    def __init__(self, names: Sequence[str], metric: str, logits: tuple[str, ...]) -> None:
+    Args:
+        names: of the outputs.
+        metric: one of `METRICS`, or ``pkg.mod:callable``.
+        logits: names of the outputs that are logits; without any, the rule in `metrics` tells.
+
+    Raises:
+        ActxError: the user's metric cannot be imported.
+    """
+
+    def __init__(self, names: Sequence[str], metric: str, logits: tuple[str, ...] = ()) -> None:
         self._metric = metric
         self._user = None if metric in METRICS else UserMetric(metric)
         self._meters = {name: OutputMeter(name, logits=(name in logits) if logits else None) for name in names}
         self.accuracy = AccuracyMeter(logits)
 
     def update(self, original: Arrays, artifact: Arrays, batch: Batch) -> None:
+        """Add the outputs of both models on one batch.
+
+        Raises:
+            ActxError: two outputs differ in shape or type, or the user's metric fails.
+        """
         if self._user is not None:
             self._user.update(original, artifact, {**batch.extras, **batch.feeds}, batch.samples)
         for name, meter in list(self._meters.items()):
@@ -304,6 +318,7 @@ class _Comparison:
         self.accuracy.update(original, artifact, batch.extras)
 
     def outputs(self) -> tuple[OutputDrift, ...]:
+        """Return the drift of every output that could be compared."""
         return tuple(meter.result() for meter in self._meters.values())
 
     def notes(self, *, judged: bool) -> list[str]:
@@ -319,7 +334,11 @@ class _Comparison:
         return remarks
 
     def require_numbers(self) -> None:
-        """Raise where there is nothing to compare."""
+        """Check that there is something to compare.
+
+        Raises:
+            IncomparableError: both models give NaN or infinity everywhere.
+        """
         outputs = [out for out in self.outputs() if out.elements]
         if outputs and all(out.not_compared == out.elements for out in outputs):
             raise IncomparableError(
@@ -329,6 +348,11 @@ class _Comparison:
             )
 
     def drift(self) -> tuple[str | None, float]:
+        """Return the worst output, None for a metric of the user's, and the drift.
+
+        Raises:
+            UsageError: the metric applies to none of the outputs.
+        """
         outputs = self.outputs()
         if self._user is None:
             return worst(outputs, self._metric)

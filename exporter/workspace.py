@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ORIGINAL = "original.onnx"
 
 
-def _portable(model: ir.Model) -> ir.Model:
+def portable(model: ir.Model) -> ir.Model:
     """Return the model with standard ops in place of actx nodes: an original must run on any machine."""
     if all(node.domain != DOMAIN for node in model.graph):
         return model
@@ -37,7 +37,7 @@ def workspace(loaded: LoadedModel) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="actx-") as folder:
         path = Path(folder) / ORIGINAL
         try:
-            save({ORIGINAL: _portable(loaded.model)}, Path(folder))
+            save({ORIGINAL: portable(loaded.model)}, Path(folder))
             yield path
         except ActxError as error:
             error.what = error.what.replace(str(path), str(loaded.source))

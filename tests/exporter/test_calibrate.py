@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,13 +13,15 @@ import pytest
 from onnx import numpy_helper
 
 from actx.exporter.calibrate import SiteStatistics, calibrate
+from actx.exporter.checkpoint import Checkpoint
 from actx.exporter.data import Batch, Data
 from actx.exporter.errors import ActxError
 from actx.exporter.lift import Site, lift
 from actx.exporter.load.prepare import prepare
-from tests.networks import HIDDEN, SPELLINGS, WIDTH, onnx_mlp
+from tests.networks import HIDDEN, SPELLINGS, WIDTH, many_sites, onnx_mlp
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -111,3 +114,92 @@ def test_the_interval_is_the_range_widened_about_its_centre(low: float, high: fl
     assert left < low <= high < right
     assert right - left == pytest.approx(max(1.25 * (high - low), 2e-3, 1e-3 * abs(low + high)))
     assert (left + right) / 2 == pytest.approx((low + high) / 2)
+
+
+# --- checkpoints ---
+
+
+def batches_of(sizes: tuple[int, ...], seed: int = 0) -> list[NDArray[Any]]:
+    rng = np.random.default_rng(seed)
+    return [rng.uniform(-1, 1, (size, 3, WIDTH)).astype(np.float32) for size in sizes]
+
+
+def ending(arrays: list[NDArray[Any]], after: int) -> Data:
+    """Data whose source is interrupted behind so many batches."""
+
+    def batches() -> Iterator[Batch]:
+        yield from list(data_of(arrays).batches())[:after]
+        raise KeyboardInterrupt
+
+    return replace(data_of(arrays), _open=batches)
+
+
+def states(statistics: Mapping[str, SiteStatistics]) -> list[tuple[object, ...]]:
+    found = statistics.values()
+    return [(s.low, s.high, s.elements, s.zeros, s.undefined, s.density and s.density.key) for s in found]
+
+
+@pytest.fixture
+def mlp(tmp_path: Path) -> tuple[Path, tuple[Site, ...]]:
+    return saved(many_sites(3), tmp_path)
+
+
+@pytest.mark.parametrize("after", [0, 1, 3, 4])
+def test_an_interrupted_pass_goes_on(tmp_path: Path, mlp: tuple[Path, tuple[Site, ...]], after: int) -> None:
+    arrays = batches_of((2, 3, 1, 4))
+    checkpoint = Checkpoint(tmp_path / "pass.npz", "digest of the model", seconds=0)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(*mlp, ending(arrays, after), checkpoint=checkpoint)
+    seen: list[int] = []
+    found = calibrate(*mlp, data_of(arrays), progress=lambda done, _: seen.append(done), checkpoint=checkpoint)
+    assert states(found) == states(calibrate(*mlp, data_of(arrays)))
+    assert seen == [2, 5, 6, 10][max(after - 1, 0) :]
+
+
+def test_a_complete_pass_is_not_repeated(tmp_path: Path, mlp: tuple[Path, tuple[Site, ...]]) -> None:
+    arrays = batches_of((2, 3))
+    checkpoint = Checkpoint(tmp_path / "pass.npz", "digest of the model")
+    first = calibrate(*mlp, data_of(arrays), checkpoint=checkpoint)
+    seen: list[int] = []
+    again = calibrate(*mlp, data_of(arrays), progress=lambda done, _: seen.append(done), checkpoint=checkpoint)
+    assert states(first) == states(again)
+    assert seen == [5]
+    assert [file.name for file in tmp_path.glob("pass*")] == ["pass.npz"]
+
+
+def test_more_data_goes_on_behind_the_data_that_was_seen(tmp_path: Path, mlp: tuple[Path, tuple[Site, ...]]) -> None:
+    arrays = batches_of((2, 3, 4))
+    checkpoint = Checkpoint(tmp_path / "pass.npz", "digest of the model")
+    calibrate(*mlp, data_of(arrays[:2]), checkpoint=checkpoint)
+    seen: list[int] = []
+    found = calibrate(*mlp, data_of(arrays), progress=lambda done, _: seen.append(done), checkpoint=checkpoint)
+    assert seen == [5, 9]
+    assert states(found) == states(calibrate(*mlp, data_of(arrays)))
+
+
+@pytest.mark.parametrize("other", ["batch", "fewer", "model", "sites", "damaged", "empty"])
+def test_a_pass_over_anything_else_begins_anew(tmp_path: Path, mlp: tuple[Path, tuple[Site, ...]], other: str) -> None:
+    path, sites = mlp
+    arrays = batches_of((2, 3, 1))
+    checkpoint = Checkpoint(tmp_path / "pass.npz", "digest of the model")
+    calibrate(path, sites, data_of(arrays), checkpoint=checkpoint)
+    if other == "batch":
+        arrays[1] = np.nextafter(arrays[1], np.float32(2))
+    elif other == "fewer":
+        arrays = arrays[:2]
+    elif other == "model":
+        checkpoint = replace(checkpoint, model="another")
+    elif other == "sites":
+        sites = sites[:2]
+    else:
+        content = checkpoint.file.read_bytes()
+        checkpoint.file.write_bytes(content[: len(content) // 2] if other == "damaged" else b"")
+    seen: list[int] = []
+    found = calibrate(path, sites, data_of(arrays), progress=lambda done, _: seen.append(done), checkpoint=checkpoint)
+    assert seen == [2, 5, 6][: len(arrays)]
+    assert states(found) == states(calibrate(path, sites, data_of(arrays)))
+
+
+def test_a_checkpoint_that_cannot_be_written(tmp_path: Path, mlp: tuple[Path, tuple[Site, ...]]) -> None:
+    with pytest.raises(ActxError, match="cannot write"):
+        calibrate(*mlp, data_of(batches_of((1,))), checkpoint=Checkpoint(tmp_path / "missing" / "pass.npz", ""))

@@ -14,8 +14,12 @@ from hypothesis import strategies as st
 
 from actx.exporter.data import (
     DTYPES,
+    Data,
     InputSpec,
     cast_feeds,
+    digest,
+    head,
+    hold_out,
     import_activations,
     import_callable,
     load_data,
@@ -394,3 +398,108 @@ def test_modules_that_register_nothing_or_fail(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ActxError, match="cannot be imported") as caught:
         import_activations("registers.nowhere")
     assert "Run from the folder" in caught.value.remedy
+
+
+# --- parts of data ---
+
+
+def rows_of(data: Data) -> list[float]:
+    return [float(row) for feeds in data for row in feeds["x"][:, 0]]
+
+
+def numbered(folder: Path, *sizes: int, specs: tuple[InputSpec, ...] = (X,), **options: Any) -> Data:
+    """Sample i is three times i; files of these sizes, or one file."""
+    first = 0
+    for index, size in enumerate(sizes):
+        label = np.arange(first, first + size)
+        x = np.repeat(label[:, None], 3, axis=1).astype(np.float32)
+        save(folder / f"{index:03}.npz", x=x, label=label, note=np.array(["constant"]))
+        first += size
+    source = folder if len(sizes) > 1 else folder / "000.npz"
+    return load_data(str(source), specs, **options)
+
+
+@pytest.mark.parametrize("sizes", [(2,), (3,), (1, 1), (7,), (100,), (5, 9, 2), (1,) * 15, (8,) * 8])
+def test_rows_are_held_out_of_few_batches(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    data = numbered(tmp_path, *sizes)
+    rest, held = hold_out(data)
+    total = sum(sizes)
+    assert sorted(rows_of(rest) + rows_of(held)) == list(range(total))
+    assert rows_of(held) == rows_of(hold_out(data)[1])
+    assert rest.samples + held.samples == total
+    assert total // 4 <= held.samples <= max(1, total // 4 + 1)
+    gaps = np.diff([-1, *rows_of(held), total])
+    assert gaps.max() <= 4
+    assert rest.notes == held.notes
+    assert rest.notes[-1].startswith(f"{held.samples} of {total} samples were held out")
+    for batch in (*rest.batches(), *held.batches()):
+        assert batch.extras["label"].tolist() == batch.feeds["x"][:, 0].tolist()
+        assert batch.samples == len(batch.feeds["x"])
+        assert batch.extras["note"].tolist() == ["constant"]
+
+
+def test_whole_batches_are_held_out_of_many(tmp_path: Path) -> None:
+    data = numbered(tmp_path, *range(1, 18))
+    rest, held = hold_out(data)
+    assert [len(feeds["x"]) for feeds in held] == [3, 7, 11, 15]
+    assert [len(feeds["x"]) for feeds in rest] == [1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 16, 17]
+    assert (rest.samples, held.samples) == (117, 36)
+
+
+def test_batches_that_the_model_fixes_stay_whole(tmp_path: Path) -> None:
+    fixed = (InputSpec("x", "float32", (4, 3)),)
+    rest, held = hold_out(numbered(tmp_path, 23, specs=fixed))
+    assert [len(feeds["x"]) for feeds in rest] == [4] * 4
+    assert rows_of(held) == [8, 9, 10, 11]
+    with pytest.raises(ActxError, match="has one batch, and none to hold out"):
+        hold_out(numbered(tmp_path, 7, specs=fixed))
+
+
+def test_one_sample_cannot_be_split(tmp_path: Path) -> None:
+    with pytest.raises(ActxError, match="has one sample, and none to hold out"):
+        hold_out(numbered(tmp_path, 1))
+
+
+def test_scalars_are_in_every_part() -> None:
+    specs = (X, InputSpec("scale", "float32", ()))
+    rest, held = hold_out(synthetic_data(specs, {"n": 4}))
+    assert (rest.samples, held.samples) == (3, 1)
+    assert next(iter(rest))["scale"] == next(iter(held))["scale"]
+
+
+def test_a_held_out_part_notices_a_source_that_changed(tmp_path: Path) -> None:
+    _, held = hold_out(numbered(tmp_path, 20, 20))
+    numbered(tmp_path, 20, 4)
+    with pytest.raises(ActxError, match="gave 24 samples in this pass and 40 in the first"):
+        list(held)
+
+
+@pytest.mark.parametrize(("samples", "sizes"), [(1, [1]), (5, [5]), (6, [5, 1]), (13, [5, 8]), (14, [5, 8, 1])])
+def test_the_first_samples(tmp_path: Path, samples: int, sizes: list[int]) -> None:
+    part = head(numbered(tmp_path, 5, 8, 2), samples)
+    assert [batch.samples for batch in part.batches()] == sizes
+    assert rows_of(part) == list(range(samples))
+    assert part.samples == samples
+    assert part.notes[-1] == f"the first {samples} of 15 samples"
+
+
+def test_no_more_than_there_are(tmp_path: Path) -> None:
+    data = numbered(tmp_path, 5, 8)
+    assert head(data, 13) is data
+    assert head(data, 99) is data
+    with pytest.raises(UsageError, match="at least 1"):
+        head(data, 0)
+
+
+@pytest.mark.parametrize(("samples", "expected"), [(1, 4), (7, 4), (8, 8), (99, 12)])
+def test_the_first_whole_batches(tmp_path: Path, samples: int, expected: int) -> None:
+    data = numbered(tmp_path, 15, specs=(InputSpec("x", "float32", (4, 3)),))
+    assert rows_of(head(data, samples)) == list(range(expected))
+
+
+def test_a_digest_tells_arrays_apart() -> None:
+    x = np.arange(6, dtype=np.float32)
+    same = [{"x": x, "y": x[:2]}, {"y": np.array([0, 1], np.float32), "x": x.copy()}]
+    others = [{"x": x}, {"z": x}, {"x": x.reshape(2, 3)}, {"x": x.astype(np.int32)}, {"x": -x}, {"x": x[::-1]}, {}]
+    assert len({digest(arrays) for arrays in same}) == 1
+    assert len({digest(arrays) for arrays in (*same, *others)}) == 1 + len(others)
