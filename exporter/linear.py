@@ -62,6 +62,13 @@ class Layer:
         return x
 
     @property
+    def adder(self) -> ir.Node:
+        """The node that reads the bias."""
+        producer = self.output.producer()
+        assert producer is not None
+        return producer
+
+    @property
     def weight_axis(self) -> int:
         """The axis of the weight that runs over what the layer gives."""
         transposed = self.node.attributes.get_int("transB", 0)
@@ -105,6 +112,13 @@ class Layer:
         old = constant_of(self.weight)
         laid = matrix.T if self.weight_axis == 0 else matrix
         return ir.Tensor(laid.reshape(old.shape.numpy()).astype(old.dtype.numpy()), dtype=old.dtype)
+
+    def scaled(self, factors: NDArray[np.float64]) -> ir.Tensor[Any]:
+        """Return the weight with what gives each output multiplied by one of `factors`, float64 [outputs]."""
+        old = constant_of(self.weight)
+        weight = old.numpy().astype(np.float64)
+        shape = [-1 if axis == self.weight_axis else 1 for axis in range(weight.ndim)]
+        return ir.Tensor((weight * factors.reshape(shape)).astype(old.dtype.numpy()), dtype=old.dtype)
 
     def bias_tensor(self, offsets: NDArray[np.float64]) -> ir.Tensor[Any]:
         """Return a bias [outputs] in the shape and type of the layer's own."""

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
 
+# Ends the name of a constant that the export changed.
+OWN = "/actx/own"
+
+
 @dataclass(frozen=True)
 class _Absorption:
     """A constant input of a node that is to be multiplied by a factor."""
@@ -57,7 +61,7 @@ def fold_slope(
     if scaled is None:
         return False
     for (node, index), tensor in scaled.items():
-        _replace(graph, node, index, tensor)
+        replace_constant(graph, node, index, tensor)
     return True
 
 
@@ -155,9 +159,9 @@ def _scaled(absorptions: Sequence[_Absorption]) -> dict[tuple[ir.Node, int], ir.
     return scaled
 
 
-def _replace(graph: ir.Graph, node: ir.Node, index: int, tensor: ir.Tensor[Any]) -> None:
-    """Give the node a constant of its own."""
-    name = f"{_present(node.inputs[index]).name}/actx/scaled"
+def replace_constant(graph: ir.Graph, node: ir.Node, index: int, tensor: ir.Tensor[Any]) -> None:
+    """Give a node a constant of its own in the place of one that others may read."""
+    name = f"{str(_present(node.inputs[index]).name).removesuffix(OWN)}{OWN}"
     while name in graph.initializers:
         name += "_"
     tensor.name = name

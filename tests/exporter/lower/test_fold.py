@@ -424,9 +424,9 @@ def test_weights_of_constant_nodes_are_folded() -> None:
 
 def test_names_of_scaled_weights_are_new() -> None:
     proto = network(plain)
-    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(3, np.float32), "up.weight/actx/scaled"))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(3, np.float32), "up.weight/actx/own"))
     proto.graph.output.append(helper.make_tensor_value_info("copy", 1, [3]))
-    proto.graph.node.append(helper.make_node("Identity", ["up.weight/actx/scaled"], ["copy"], "copy"))
+    proto.graph.node.append(helper.make_node("Identity", ["up.weight/actx/own"], ["copy"], "copy"))
     model = prepared(proto)
     lowered = lower(model, choices_of(model))
     np.testing.assert_array_equal(in_runtime(lowered.portable, feeds(proto))[1], np.ones(3))
