@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import sys
 import tempfile
 import time
@@ -218,6 +219,7 @@ def _start(ray: Any, jobs: int) -> None:
     local = {"address": "local", "num_cpus": jobs, "include_dashboard": False}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # by default a cluster that Ray starts reports home
     try:
+        _reach(address or "")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what Ray says about its own code
             ray.init(**({"address": address} if address else local), logging_level="ERROR", log_to_driver=False)
@@ -225,6 +227,13 @@ def _start(ray: Any, jobs: int) -> None:
         what = f"the Ray cluster at {address} cannot be joined" if address else "a Ray cluster cannot be started here"
         note = f"{type(error).__name__}: {error}"
         raise ActxError(what, note=note, remedy="Check RAY_ADDRESS, or run with --executor local.") from error
+
+
+def _reach(address: str) -> None:
+    """Raise OSError where nobody listens: Ray itself tries for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _check_size(cpus: int, jobs: int) -> None:

@@ -367,6 +367,9 @@ def test_requests_that_cannot_be_met(network: Network, tmp_path: Path, monkeypat
         run_trials(bench, pairs, Log(), jobs=0)
     with pytest.raises(UsageError, match="at least 2 with the executor ray"):
         run_trials(bench, pairs, Log(), executor="ray")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ActxError, match=r"the Ray cluster at 127\.0\.0\.1:1 cannot be joined"):
+        run_trials(bench, pairs, Log(), jobs=2, executor="ray")
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ActxError, match="Ray cannot be loaded") as caught:
         run_trials(bench, pairs, Log(), jobs=2, executor="ray")
