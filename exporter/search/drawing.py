@@ -90,7 +90,7 @@ def draw(
     path = check_picture(path)
     figure = new_figure(7.4, 4.8)
     axes = figure.subplots()
-    scale = _Scale.of([budget, 0.0, *(point.drift for point in (*front, *verified))])
+    scale = _Scale.of([budget, 0.0, *(point.drift for point in front), *(one.drift for one in verified)])
     _draw_frame(axes, scale, metric)
     _draw_front(axes, scale, front, original_ms)
     _draw_budget(axes, scale, budget)
