@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 # Returns a site with a form fitted, or raises ActxError where it cannot be had.
 Fitter: TypeAlias = Callable[[Site, Form], Choice]
 
-SECONDS = 3.0
+SECONDS = 5.0  # a bound: rounds end as `latency` says once there are enough of them
 KIND, MODEL_KIND = "site latency", "model latency"
 _VALUES_AT_ONCE = 32  # all are in memory
 
