@@ -37,7 +37,7 @@ from actx.exporter.search.log import measurement_key
 from actx.exporter.targets import Files, Graph
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from actx.exporter.data import Arrays
     from actx.exporter.latency import Timed
@@ -187,15 +187,23 @@ def measure_site(bench: Bench, site: Site, forms: Sequence[Form], fit: Fitter) -
 
     Raises:
         TargetUnavailable: the kernels were asked for and cannot be had.
+        ActxError: the log cannot be written.
     """
     if bench.obstacle:
         return tuple(SiteLatency(form, None, None, bench.obstacle) for form in forms)
     try:
         part = bench.contexts.part(site)
-        found = _logged_or_measured(bench, site, part, forms, fit)
-    except ActxError as error:  # a part need not run by itself
+        structure = structure_key(bench, site, part)
+    except ActxError as error:
         return tuple(SiteLatency(form, None, None, error.what) for form in forms)
-    return tuple(found[form] for form in forms)
+    keys = {form: measurement_key(KIND, structure, str(form), bench.conditions) for form in forms}
+    refused = _measure_missing(
+        bench, site, part, {f: key for f, key in keys.items() if bench.log.get(key) is None}, fit
+    )
+    return tuple(
+        SiteLatency(form, None, None, refused[form]) if form in refused else _of_value(form, bench.log.get(keys[form]))
+        for form in forms
+    )
 
 
 def measure_model(bench: Bench) -> ModelLatency:
@@ -223,23 +231,25 @@ def structure_key(bench: Bench, site: Site, part: ir.Model) -> list[Any]:
     return [structure_of(part), [list(shape) for shape in shapes], site.kind]
 
 
-def _logged_or_measured(
-    bench: Bench, site: Site, part: ir.Model, forms: Sequence[Form], fit: Fitter
-) -> dict[Form, SiteLatency]:
-    structure = structure_key(bench, site, part)
-    keys = {form: measurement_key(KIND, structure, str(form), bench.conditions) for form in forms}
-    missing = [form for form in forms if bench.log.get(keys[form]) is None]
-    found: dict[Form, SiteLatency] = {}
+def _measure_missing(
+    bench: Bench, site: Site, part: ir.Model, keys: Mapping[Form, str], fit: Fitter
+) -> dict[Form, str]:
+    """Measure forms and put them into the log under their keys; return why those were refused that are not there then."""
+    refused: dict[Form, str] = {}
     choices = []
-    for form in missing:
+    for form in keys:
         try:
             choices.append(fit(site, form))
         except ActxError as error:  # of this site's numbers, and not of its structure: not for the log
-            found[form] = SiteLatency(form, None, None, error.what)
-    for form, value in _measured(bench, site, part, choices).items():
+            refused[form] = error.what
+    try:
+        values = _measured(bench, site, part, choices)
+    except ActxError as error:  # a part need not run by itself
+        return refused | {choice.form: error.what for choice in choices}
+    for form, value in values.items():
         about = {"site": site.name, "kind": site.kind, "form": str(form), "target": bench.target.name}
         bench.log.put(keys[form], KIND, about, value)
-    return {form: found[form] if form in found else _of_value(form, bench.log.get(keys[form])) for form in forms}
+    return refused
 
 
 def _measured(bench: Bench, site: Site, part: ir.Model, choices: Sequence[Choice]) -> dict[Form, dict[str, Any]]:
@@ -294,7 +304,7 @@ def _to_value(timed: Timed, seconds: float) -> dict[str, Any]:
     }
 
 
-def _of_value(form: Form, value: dict[str, Any]) -> SiteLatency:
+def _of_value(form: Form, value: Any) -> SiteLatency:
     if "reason" in value:
         return SiteLatency(form, None, None, value["reason"])
     comparison = value["comparison"]
