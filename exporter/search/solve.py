@@ -205,14 +205,15 @@ class _Program:
         """Return the options of least cost among those whose row sums up to the limit at most: 5."""
         if not len(self.places):
             return np.zeros(0, np.bool_)
-        unit = _SIZE / (max(abs(limit), float(np.abs(row).max())) or 1.0)
-        bound, margin = limit, ROUNDING
+        unit = max(abs(limit), float(np.abs(row).max())) or 1.0
+        within = limit + ROUNDING * unit
+        bound, margin = limit + ROUNDING / 2 * unit, ROUNDING  # what meets the limit exactly may be rounded
         for _ in range(_MAX_ATTEMPTS):
-            taken = self._solved(_scaled(cost), row * unit, bound * unit)
+            taken = self._solved(_scaled(cost), row / unit * _SIZE, bound / unit * _SIZE)
             total = math.fsum(row[taken])
-            if total <= limit + ROUNDING * abs(limit):
+            if total <= within:
                 return taken
-            bound, margin = min(bound, total) - margin * _SIZE / unit, 2 * margin
+            bound, margin = min(bound, total) - margin * unit, 2 * margin
         raise ActxError("the solver does not keep to the budget", note=f"after {_MAX_ATTEMPTS} attempts")
 
     def _solved(self, cost: NDArray[np.float64], row: NDArray[np.float64], limit: float) -> NDArray[np.bool_]:
@@ -233,7 +234,7 @@ class _Program:
 
 def _scaled(row: NDArray[np.float64]) -> NDArray[np.float64]:
     largest = float(np.abs(row).max())
-    return row * (_SIZE / largest) if largest else row
+    return row / largest * _SIZE if largest else row
 
 
 def _useful(options: Sequence[Option]) -> list[int]:

@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from actx.exporter.errors import UsageError
@@ -34,7 +34,10 @@ def everything(sites: Sites) -> Iterator[tuple[int, ...]]:
 @settings(deadline=None, max_examples=150)
 @given(sites=SITES, budget=st.one_of(DRIFTS, st.just(math.inf)), power=POWERS, tolerance=st.sampled_from([0.0, 0.25]))
 def test_no_combination_is_better(sites: Sites, budget: float, power: float, tolerance: float) -> None:
-    within = [choice for choice in everything(sites) if predicted(sites, choice, power) <= budget]
+    drifts = {choice: predicted(sites, choice, power) for choice in everything(sites)}
+    # Above the budget by rounding: it may be taken or not.
+    assume(not any(budget < drift <= budget * (1 + 10 * ROUNDING) for drift in drifts.values()))
+    within = [choice for choice, drift in drifts.items() if drift <= budget]
     most = max(saved(sites, choice) for choice in within)
     near = [choice for choice in within if saved(sites, choice) >= most - tolerance]
     least = min(predicted(sites, choice, power) for choice in near)
