@@ -17,8 +17,9 @@
    interval reaches 99 %, and the verdict is always `no difference`.
 6. Unless their number is given, rounds end when both intervals are at most 2 % wide, or after 50 rounds or 20 seconds,
    and not before 8.
-7. Of two ways to write a part of a model only the verdict is asked for (`compare`). Rounds then end for lack of time too,
-   whatever their number.
+7. Of ways to write a part of a model only the verdicts and the times are asked for (`compare_all`). Any number of artifacts
+   share the rounds, each judged by itself, with both runs of the original. Rounds end once all intervals are narrow, or for
+   lack of time, whatever their number; and where time is short, turns end early to leave it to the least number of rounds.
 8. The time per node comes from a separate run under the runtime's own profiler (`Runtime.node_times`).
 """
 
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from actx.exporter.runtimes.base import Breakdown, Runtime, Session
 
 Progress: TypeAlias = Callable[[int, int], None]
+Opened: TypeAlias = "tuple[Path, Runtime]"
 Verdict: TypeAlias = Literal["faster", "slower", "no difference"]
 
 # Rules 4 and 5.
@@ -60,6 +62,7 @@ MIN_ROUNDS = 8  # 2 * 0.5**8 < 1 - _NOISE_LEVEL
 _MIN_TURNS = 3
 _MAX_TURNS = 40
 _MAX_TURNS_NS = 2_000_000_000
+_SHARE_OF_TURNS = 0.5  # of the time of a round where that is short: the rest is for opening and the first runs
 _AGREEMENT = 0.02
 # Rule 6.
 _MAX_ROUNDS = 50
@@ -124,6 +127,21 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Timed:
+    """What one of several artifacts takes.
+
+    Attributes:
+        comparison: with the original.
+        original_ms: milliseconds of the original, median over rounds of both its sessions.
+        artifact_ms: milliseconds of the artifact, median over rounds.
+    """
+
+    comparison: Comparison
+    original_ms: float
+    artifact_ms: float
+
+
+@dataclass(frozen=True)
 class LatencyReport:
     """What was measured.
 
@@ -174,6 +192,11 @@ class Round(NamedTuple):
 
     start: NDArray[np.int64]
     turns: NDArray[np.int64]
+
+    def only(self, artifact: int) -> Round:
+        """Return what the first session, that of this number and the last took."""
+        rows = [0, artifact, len(self.turns) - 1]
+        return Round(self.start[rows], self.turns[rows])
 
 
 def profile(
@@ -262,30 +285,74 @@ def compare(
     seconds: float,
     seed: int = 0,
 ) -> Comparison:
-    """Compare two models as `profile` does, on one batch and for the verdict alone.
+    """Compare two models: `compare_all` of one artifact, for the verdict alone."""
+    pair = (original, original_runtime), [(artifact, runtime)]
+    return compare_all(*pair, feeds, seconds=seconds, seed=seed)[0].comparison
+
+
+def compare_all(
+    original: Opened,
+    artifacts: Sequence[Opened],
+    feeds: Arrays,
+    *,
+    seconds: float,
+    seed: int = 0,
+) -> list[Timed]:
+    """Compare several models with one as `profile` does, on one batch and in the same rounds.
 
     Args:
-        original: the model before.
-        artifact: the model after.
+        original: the model before, and what it is run in.
+        artifacts: the models after, likewise.
         feeds: one array per input; cast to the types that each takes.
-        runtime: what the artifact is run in.
-        original_runtime: what the original is run in.
         seconds: no round begins after them (rule 7).
         seed: of the order within rounds.
+
+    Returns:
+        One entry per artifact. With less than `MIN_ROUNDS` rounds the noise is infinite.
 
     Raises:
         ActxError: a model cannot be opened or run.
     """
-    runtimes = [original_runtime.in_turns(), runtime.in_turns()]
-    pair = (original, artifact)
-    cast = [cast_feeds(feeds, runtime.open(model).inputs) for runtime, model in zip(runtimes, pair, strict=True)]
+    models = [model for model, _ in (original, *artifacts)]
+    runtimes = [runtime.in_turns() for _, runtime in (original, *artifacts)]
+    cast = [cast_feeds(feeds, runtime.open(model).inputs) for runtime, model in zip(runtimes, models, strict=True)]
     rng = np.random.default_rng(seed)
+    most = min(_MAX_TURNS_NS, int(1e9 * seconds * _SHARE_OF_TURNS / MIN_ROUNDS))
 
     def measure(_: int) -> Round:
-        return _round((*pair, original), (*cast, cast[0]), (*runtimes, runtimes[0]), rng)
+        return _round((*models, models[0]), (*cast, cast[0]), (*runtimes, runtimes[0]), rng, most)
 
     with only_new_garbage():
-        return compare_latency(take_rounds(measure, seconds=seconds))
+        rounds = take_rounds(measure, seconds=seconds)
+    return [_timed([done.only(artifact) for done in rounds]) for artifact in range(1, len(models))]
+
+
+def time_model(model: Path, feeds: Arrays, *, runtime: Runtime, seconds: float) -> Latency:
+    """Measure one model on one batch, in as many rounds as a verdict needs at least.
+
+    Args:
+        model: the file.
+        feeds: one array per input, of the types that it takes; their first axis runs over samples.
+        runtime: what it is run in.
+        seconds: no round begins after them.
+
+    Raises:
+        ActxError: it cannot be opened or run.
+    """
+    turned = runtime.in_turns()
+    rng = np.random.default_rng(0)
+    most = min(_MAX_TURNS_NS, int(1e9 * seconds * _SHARE_OF_TURNS / MIN_ROUNDS))
+    with only_new_garbage():
+        rounds = take_rounds(lambda _: _round((model,), (feeds,), (turned,), rng, most), MIN_ROUNDS, seconds=seconds)
+    times = np.concatenate([done.turns[0] for done in rounds])
+    samples = max((len(array) for array in feeds.values() if array.ndim), default=1)
+    return summarize(times, samples * len(times))
+
+
+def _timed(rounds: Sequence[Round]) -> Timed:
+    """Judge the rounds of the original, one artifact and the original again."""
+    a, b, again = np.array([done.turns.min(axis=1) for done in rounds]).T / 1e6
+    return Timed(compare_latency(rounds), float(np.median([a, again])), float(np.median(b)))
 
 
 def take_rounds(
@@ -317,13 +384,16 @@ def take_rounds(
     return rounds
 
 
-def take_turns(run: Callable[[int], int], sessions: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def take_turns(
+    run: Callable[[int], int], sessions: int, rng: np.random.Generator, most: int = _MAX_TURNS_NS
+) -> NDArray[np.int64]:
     """Let the sessions take turns as rule 2 says.
 
     Args:
         run: runs the session of that number and returns the nanoseconds.
         sessions: how many there are.
         rng: gives the order within each turn.
+        most: nanoseconds after which no turn begins but the least number of them.
 
     Returns:
         The nanoseconds, shape (sessions, turns), without those of the first turn.
@@ -335,7 +405,7 @@ def take_turns(run: Callable[[int], int], sessions: int, rng: np.random.Generato
 
     turn()
     turns = [turn() for _ in range(_MIN_TURNS)]
-    while not _settled(turns):
+    while not _settled(turns, most):
         turns.append(turn())
     return np.array(turns, np.int64).T
 
@@ -382,7 +452,11 @@ def machine_notes(described: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _round(
-    models: Sequence[Path], feeds: Sequence[Arrays], runtimes: Sequence[Runtime], rng: np.random.Generator
+    models: Sequence[Path],
+    feeds: Sequence[Arrays],
+    runtimes: Sequence[Runtime],
+    rng: np.random.Generator,
+    most: int = _MAX_TURNS_NS,
 ) -> Round:
     """Measure one round: rules 1 and 2."""
     start = np.zeros((len(models), 2), np.int64)
@@ -397,12 +471,12 @@ def _round(
             sessions[which].run(feeds[which])  # with its checks
             start[which] = opened - begin, time.perf_counter_ns() - opened
             timers[which] = sessions[which].timer(feeds[which])
-        return Round(start, take_turns(lambda which: timers[which](), len(models), rng))
+        return Round(start, take_turns(lambda which: timers[which](), len(models), rng, most))
 
 
-def _settled(turns: Sequence[Sequence[int]]) -> bool:
+def _settled(turns: Sequence[Sequence[int]], most: int) -> bool:
     """Tell whether the turns so far are enough: rule 2."""
-    if len(turns) >= _MAX_TURNS or sum(map(sum, turns)) > _MAX_TURNS_NS:
+    if len(turns) >= _MAX_TURNS or sum(map(sum, turns)) > most:
         return True
     pairs = (heapq.nsmallest(2, times) for times in zip(*turns, strict=True))
     return all(second <= (1 + _AGREEMENT) * least for least, second in pairs)
@@ -425,7 +499,10 @@ def _intervals(rounds: Sequence[Round]) -> tuple[_Interval, _Interval]:
 
 
 def _is_narrow(rounds: Sequence[Round]) -> bool:
-    return all(high - low <= _NARROW for _, low, high in _intervals(rounds))
+    """Tell whether all artifacts' intervals are."""
+    artifacts = range(1, len(rounds[0].turns) - 1)
+    intervals = (_intervals([done.only(artifact) for done in rounds]) for artifact in artifacts)
+    return all(high - low <= _NARROW for pair in intervals for _, low, high in pair)
 
 
 def _median_interval(values: NDArray[np.float64], level: float) -> _Interval:

@@ -9,24 +9,21 @@ from __future__ import annotations
 import math
 import tempfile
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from actx.exporter import bundle
 from actx.exporter.errors import ActxError
 from actx.exporter.ffn.halves import Halves
 from actx.exporter.ffn.modes import Measured
 from actx.exporter.latency import compare
-from actx.exporter.lift.ops import op_of
 from actx.exporter.lift.rule import is_linear
-from actx.exporter.lower import lower
-from actx.exporter.save import save
-from actx.exporter.targets import Files, Graph
+from actx.exporter.part import read_values, structure_of, take_part, write_part
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     from actx.exporter.choose import Choice
     from actx.exporter.data import Arrays, Data
@@ -66,7 +63,7 @@ class Meter:
     options: RuntimeOptions
     wanted: bool
     seconds: float = SECONDS
-    _known: dict[tuple[object, ...], Measured] = field(default_factory=dict)
+    _known: dict[str, Measured] = field(default_factory=dict)
 
     def __call__(self, product: Product) -> Measured:
         """Return what packing a product of two layers is worth."""
@@ -82,11 +79,12 @@ class Meter:
     def _measured(self, product: Product) -> Measured:
         part = self._part(product)
         (x,) = part.graph.inputs
-        feeds = self._input(str(x.name))
+        batch = next(iter(self.data))
+        feeds = read_values(self.original, batch, [str(x.name)], self.options)
         names = {product.site, product.other_site}
         choices = [choice for choice in self.choices if choice.site.name in names]
         forms = [(choice.site.kind, str(choice.form)) for choice in choices]
-        key = (_structure(part), feeds[str(x.name)].shape, str(forms))
+        key = str((structure_of(part), feeds[str(x.name)].shape, forms))
         if key not in self._known:
             self._known[key] = self._compared(part, choices, product.site, feeds)
         return self._known[key]
@@ -101,23 +99,16 @@ class Meter:
         readers = end.consumers()
         if len(readers) == 1 and is_linear(readers[0]) and not end.is_graph_output():
             end = readers[0].outputs[0]
-        try:
-            graph = ir.convenience.extract(self.model.graph, [str(product.source.gate.input.name)], [str(end.name)])
-        except ValueError as error:  # the layer behind reads something else too
-            raise ActxError("the FFN cannot be taken out of the model", note=str(error)) from error
-        return ir.Model(graph, ir_version=self.model.ir_version)
-
-    def _input(self, name: str) -> Arrays:
-        """Return what the FFN reads of the first batch."""
-        batch = next(iter(self.data))
-        if name in batch:
-            return {name: batch[name]}
-        return self.options.open(self.original, [name]).run(batch, [name])
+        return take_part(self.model, [str(product.source.gate.input.name)], [str(end.name)])
 
     def _compared(self, part: ir.Model, choices: Sequence[Choice], site: str, feeds: Arrays) -> Measured:
         with tempfile.TemporaryDirectory(prefix="actx-") as folder:
-            kept = self._written(part, choices, (), Path(folder) / "kept")
-            packed = self._written(part, choices, (site,), Path(folder) / "packed")
+            write = partial(
+                write_part, part, choices, self.target,
+                options=self.options, quant=self.quant, fold=self.fold, kernels=self.kernels,
+            )  # fmt: skip
+            kept = write(Path(folder) / "kept")
+            packed = write(Path(folder) / "packed", packed=(site,))
             if not packed.on_target:
                 return Measured(None, f"{self.target.name} does not run here")
             found = compare(
@@ -131,22 +122,3 @@ class Meter:
         if math.isinf(found.noise):
             return Measured(None, f"{self.seconds:g} seconds are too short for a verdict")
         return Measured(found)
-
-    def _written(self, part: ir.Model, choices: Sequence[Choice], packed: Collection[str], folder: Path) -> Graph:
-        """Write the FFN one way and return what the target runs of it."""
-        folder.mkdir()
-        lowered = lower(part, choices, fold=self.fold, native=self.target.native, packed=packed)
-        graphs, models = {"portable": bundle.PORTABLE}, {bundle.PORTABLE: lowered.portable}
-        if lowered.native is not None:
-            graphs[self.target.name] = bundle.graph_name(self.target.name)
-            models[graphs[self.target.name]] = lowered.native
-        save(models, folder)
-        kernels = self.kernels if self.target.name in graphs else None
-        return self.target.graph(Files(folder, graphs, {}, self.quant), self.options, kernels)
-
-
-def _structure(part: ir.Model) -> tuple[object, ...]:
-    """Return what makes two FFNs take the same time: their ops, and the types and shapes of their weights."""
-    ops = tuple(op_of(node) for node in part.graph)
-    weights = tuple((str(value.dtype), str(value.shape)) for value in part.graph.initializers.values())
-    return (*ops, *weights)

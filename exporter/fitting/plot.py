@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from actx.exporter.errors import UsageError
+from actx.exporter.picture import check_picture, new_figure, write_picture
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
     from actx.exporter.fitting.problem import Function
 
 _POINTS = 4001
-_FORMATS = (".png", ".svg")
 _MARGIN = 0.25  # of the stretch between the outer knots, shown beyond them
 _LEAST_MARGIN = 1.0
 
@@ -39,23 +36,15 @@ def draw(fit: Fit, function: Function, name: str, path: Path | str) -> None:
         OSError: the file cannot be written.
 
     """
-    path = Path(path)
-    if path.suffix.lower() not in _FORMATS:
-        raise UsageError(
-            f"cannot draw to {path.name}", note=f"allowed suffixes: {', '.join(_FORMATS)}", remedy="Rename the output."
-        )
-    figure = Figure(figsize=(7.0, 5.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    path = check_picture(path)
+    figure = new_figure(7.0, 5.4)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     x = _points(fit)
     with np.errstate(all="ignore"):
         f = np.asarray(function(x), dtype=np.float64)
     _draw_curves(above, fit, x, f, name)
     _draw_error(below, fit, x, fit.spline(x) - f)
-    # The salt and the empty date keep the file the same from run to run.
-    with mpl.rc_context({"svg.hashsalt": "actx"}):
-        metadata = {"Date": None} if path.suffix.lower() == ".svg" else {"Software": None}
-        figure.savefig(path, dpi=150, metadata=metadata)
+    write_picture(figure, path)
 
 
 def _points(fit: Fit) -> NDArray[np.float64]:

@@ -115,6 +115,7 @@ class Target(ABC):
         summary: what it is, in a few words.
         fast: kinds of sites that it runs as one op about as fast as what would replace them: not rewritten unasked.
         forms: for the other kinds, the forms that are tried unasked, from the cheapest; none where it is best left alone.
+        candidates: the forms that the search tries at a site beside keeping it (row-wise sites have one form of their own).
         native: what its own graph is written in, beside the portable one (see `lower`); None where that is what it takes.
         schemes: values of ``--quant``; without a scheme the graph keeps the source's types.
         has_kernels: whether there are actx kernels for it.
@@ -125,6 +126,7 @@ class Target(ABC):
     summary: ClassVar[str]
     fast: ClassVar[frozenset[str]] = frozenset()
     forms: ClassVar[tuple[Form, ...]] = ()
+    candidates: ClassVar[tuple[Form, ...]] = ()
     native: ClassVar[Native | None] = None
     schemes: ClassVar[tuple[str, ...]] = ()
     has_kernels: ClassVar[bool] = False

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from actx.exporter.bundle import PORTABLE
 from actx.exporter.errors import TargetUnavailable
+from actx.exporter.fitting import Form
 from actx.exporter.runtimes import openvino
 from actx.exporter.targets.base import Abilities, Files, Graph, Target, refuse_kernels
 
@@ -25,6 +26,7 @@ class OpenVino(Target):
 
     name = "openvino"
     summary = "OpenVINO on a CPU"
+    candidates = tuple(map(Form.parse, ("relu", "hardswish", "poly:4", "poly:6", "poly:8", "poly:12")))
     native = "standard"
     schemes = ("bf16",)
 

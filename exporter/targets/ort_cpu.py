@@ -31,6 +31,10 @@ class OrtCpu(Target):
     summary = "ONNX Runtime on a CPU, with native kernels"
     fast = frozenset(kind for kind, cost in _COST_OF_OWN_OP.items() if cost < _WORTH_A_REWRITE)
     forms = tuple(Form("spline", (segments, 3)) for segments in (8, 16, 24, 32))
+    # One kernel runs them all, and larger tables cost it little.
+    candidates = tuple(
+        map(Form.parse, ("relu", "hardswish", "pwl:8", "pwl:16", "spline:8x3", "spline:16x3", "spline:32x3"))
+    )
     native = "actx"
     has_kernels = True
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from actx.exporter.bundle import engine_name
 from actx.exporter.errors import TargetUnavailable
+from actx.exporter.fitting import Form
 from actx.exporter.quantize import SCHEMES
 from actx.exporter.targets.base import Abilities, BuildRequest, Files, Graph, Progress, Target, portable, refuse_kernels
 from actx.exporter.tensorrt.build import build
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 class _TensorRt(Target):
     """A typed graph, and the engine that is built from it. A GPU runs any pointwise function at the speed of its memory."""
 
+    candidates = tuple(map(Form.parse, ("relu", "hardswish", "poly:4", "poly:8")))
     schemes = tuple(SCHEMES)
     has_engine = True
     builds_without_gpu = False

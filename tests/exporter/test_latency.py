@@ -19,12 +19,14 @@ from actx.exporter.data import InputSpec, synthetic_data
 from actx.exporter.errors import ActxError, UsageError
 from actx.exporter.latency import (
     Round,
+    compare_all,
     compare_latency,
     machine_notes,
     profile,
     summarize,
     take_rounds,
     take_turns,
+    time_model,
 )
 from actx.exporter.runtimes.onnxruntime import RuntimeOptions
 
@@ -191,6 +193,31 @@ def test_too_few_rounds_show_nothing(count: int) -> None:
     assert result.interval == (pytest.approx((2, 2)) if count > 5 else (0, math.inf))
     assert result.noise == math.inf
     assert compare_latency(rounds(np.full(8, 1000), np.full(8, 500), np.full(8, 1000))).verdict == "faster"
+
+
+def test_several_artifacts_share_rounds_and_are_judged_one_by_one() -> None:
+    found = simulated((1, 0.8, 1, 1.25, 1), 0, WEATHER["layout"])
+    verdicts = [compare_latency([done.only(artifact) for done in found]).verdict for artifact in (1, 2, 3)]
+    assert verdicts == ["faster", "no difference", "slower"]
+
+
+def test_several_real_models_are_compared_with_one(tmp_path: Path) -> None:
+    paths = [save(tmp_path / name, ERF_GELU) for name in "abc"]
+    options = RuntimeOptions(threads=1)
+    found = compare_all((paths[0], options), [(path, options) for path in paths[1:]], feeds(), seconds=2.0)
+    assert len(found) == 2
+    for one in found:
+        assert one.original_ms > 0
+        assert one.artifact_ms > 0
+    assert found[0].original_ms == found[1].original_ms
+    (hurried,) = compare_all((paths[0], options), [(paths[1], options)], feeds(), seconds=0.0)
+    assert (hurried.comparison.verdict, hurried.comparison.noise) == ("no difference", math.inf)
+
+
+def test_the_time_of_one_model(tmp_path: Path) -> None:
+    found = time_model(save(tmp_path / "m", ERF_GELU), feeds(), runtime=RuntimeOptions(threads=1), seconds=2.0)
+    assert 0 < found.min <= found.p50 <= found.p99
+    assert found.throughput == pytest.approx(5e3 / found.mean)
 
 
 def test_zero_times_are_taken() -> None:
