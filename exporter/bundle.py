@@ -140,6 +140,11 @@ def staging(out: Path, suffix: str = ".partial") -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def subfolder(folder: Path) -> Path:
+    """Make an empty folder in a staging folder."""
+    return Path(tempfile.mkdtemp(dir=folder))
+
+
 def commit(folder: Path, out: Path, *, force: bool) -> None:
     """Put a complete staging folder in the place of `out`.
 

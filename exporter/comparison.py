@@ -226,7 +226,11 @@ def _taps(
 ) -> Iterator[SiteTap]:
     for entry in manifest.sites:
         site = sites.get(entry.name)
-        if site is not None and entry.form != str(KEEP) and site.function.key == entry.function:
+        if site is None or entry.form == str(KEEP) or site.function.key != entry.function:
+            continue
+        if entry.recovery is not None and entry.recovery.layers:
+            yield tap_behind(site, entry.recovery.layers[0])
+        else:
             interval = None if entry.fit is None else entry.fit.interval
             yield tap(site, entry.input, entry.output, entry.scale, interval, owned, halves)
 
@@ -264,6 +268,11 @@ def tap(
     return SiteTap(
         site.name, site.evaluate, before, artifact_input, after, scale, scale, interval, multiplier, site.operands
     )  # fmt: skip
+
+
+def tap_behind(site: Site, layer: str) -> SiteTap:
+    """Return where to look at a site whose layers were refitted: at what the first of them gives, in both graphs."""
+    return SiteTap(site.name, None, layer, layer, layer)
 
 
 def owners_of(graph: Path) -> dict[str, str]:

@@ -46,6 +46,7 @@ class RequestEntry(_Strict):
     build: dict[str, Any]
     ffn: str = "auto"
     ffn_sites: dict[str, str] = {}
+    recover: bool = False
 
 
 class EngineEntry(_Strict):
@@ -111,6 +112,70 @@ class FfnEntry(_Strict):
     latency: RatioEntry | None
 
 
+class RecoveryEntry(_Strict):
+    """What became of a site under ``--recover`` (see `recover.SiteRecovery`).
+
+    `layers` are the values that the refitted layers give; where there are any, the site's own numbers in the graphs are no
+    longer `scale` times the original's, and sites are compared behind these layers. `before` and `after` are what they
+    lacked on held-out samples, relative to what they are to give.
+    """
+
+    layers: list[str]
+    moved: int
+    reason: str
+    strength: float | None
+    before: float | None
+    after: float | None
+
+
+class CandidateEntry(_Strict):
+    """One form that the search looked at, at one site.
+
+    `saved_ms` is what it saves per inference (0 is no difference), null where it was not measured; `drift` what it costs alone,
+    null where it was not measured or cannot be had; `reason` says why.
+    """
+
+    site: str
+    form: str
+    saved_ms: float | None
+    drift: float | Literal["inf"] | None
+    reason: str
+
+
+class PointEntry(_Strict):
+    """One choice: the forms in the order of the sites, and what is predicted of it."""
+
+    forms: list[str]
+    saved_ms: float
+    drift: float
+
+
+class VerifiedEntry(_Strict):
+    """One choice that was built: what was predicted and what was measured. `ratio` is null where latency was not measured."""
+
+    forms: list[str]
+    predicted_saved_ms: float
+    predicted_drift: float
+    drift: float | Literal["inf"]
+    verdict: str | None
+    ratio: float | None
+    taken: bool
+
+
+class SearchEntry(_Strict):
+    """How the forms were chosen. `original_ms` is one inference of the original on the target; `share` that of all sites."""
+
+    budget: float
+    metric: str
+    samples: int
+    original_ms: float
+    share: float | None
+    candidates: list[CandidateEntry]
+    front: list[PointEntry]
+    verified: list[VerifiedEntry]
+    reason: str
+
+
 class SiteEntry(_Strict):
     """One site and what became of it.
 
@@ -138,6 +203,7 @@ class SiteEntry(_Strict):
     fit: FitEntry | None
     statistics: StatisticsEntry | None
     ffn: FfnEntry | None = None
+    recovery: RecoveryEntry | None = None
 
 
 class Manifest(_Strict):
@@ -163,6 +229,7 @@ class Manifest(_Strict):
     drift: list[dict[str, Any]]
     latency: dict[str, Any] | None
     notes: list[str]
+    search: SearchEntry | None = None
 
     def write(self, path: Path) -> None:
         """Write the file.

@@ -1,62 +1,53 @@
-"""The pipeline: load, lift, calibrate, fit, choose, lower, check, profile, and the bundle that holds the result."""
+"""The pipeline: load, lift, calibrate, fit, choose, lower, recover, check, profile, and the bundle that holds the result."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import importlib.metadata
-import math
 import platform
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 from actx.exporter import bundle
-from actx.exporter.building import baseline, build_engine, profile_for, typed
-from actx.exporter.calibrate import SiteStatistics, calibrate
-from actx.exporter.choose import Choice, choose
-from actx.exporter.comparison import halves_of, owners_of, tap
+from actx.exporter.building import profile_for
+from actx.exporter.calibrate import calibrate
+from actx.exporter.checkpoint import Checkpoint
+from actx.exporter.choose import choose
+from actx.exporter.data import hold_out
 from actx.exporter.diagnosis import diagnose
-from actx.exporter.drift import DriftReport, SiteTap, check, check_applies
-from actx.exporter.errors import IncomparableError, RequirementError, TargetUnavailable, UsageError
-from actx.exporter.ffn.measurement import Meter
-from actx.exporter.ffn.modes import Decision, decide, explanations, parse_mode
-from actx.exporter.inspection import open_data, owners, products
-from actx.exporter.kernels import carry, check_architectures, choose_kernels
-from actx.exporter.latency import LatencyReport, profile
-from actx.exporter.lift import Site, lift
+from actx.exporter.drift import DriftReport, check_applies
+from actx.exporter.entries import search_entry, site_entry
+from actx.exporter.errors import RequirementError, TargetUnavailable, UsageError
+from actx.exporter.ffn.modes import explanations, parse_mode
+from actx.exporter.inspection import open_data
+from actx.exporter.kernels import check_architectures, choose_kernels
+from actx.exporter.lift import lift
 from actx.exporter.load import load
-from actx.exporter.lower import Lowered, Placement, lower
-from actx.exporter.manifest import (
-    MANIFEST,
-    CertificateEntry,
-    EngineEntry,
-    FfnEntry,
-    FitEntry,
-    Manifest,
-    RatioEntry,
-    RequestEntry,
-    SiteEntry,
-    SourceEntry,
-    StatisticsEntry,
-)
+from actx.exporter.making import Job, Made, Progress, Steps, make, measure_drift, measure_latency
+from actx.exporter.manifest import MANIFEST, Manifest, RequestEntry, SourceEntry
 from actx.exporter.metrics import check_metric
 from actx.exporter.runtimes.onnxruntime import DEFAULT, RuntimeOptions
-from actx.exporter.save import save
-from actx.exporter.targets import TARGETS, BuildRequest, Files, Graph, Target, check_scheme, find_target
+from actx.exporter.search.log import Log
+from actx.exporter.search.search import SEARCH_DEFAULT, Found, Plan, Search, SearchOptions
+from actx.exporter.search.verify import Verifier, draw_front
+from actx.exporter.targets import TARGETS, BuildRequest, Target, check_scheme, find_target
 from actx.exporter.tensorrt.options import BuildOptions
 from actx.exporter.workspace import workspace
 
 if TYPE_CHECKING:
-    from actx.exporter.data import Data, InputSpec
-    from actx.exporter.ffn.half import Half
-    from actx.exporter.fitting import Fit, Form
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from actx.exporter.data import InputSpec
+    from actx.exporter.fitting import Form
+    from actx.exporter.latency import LatencyReport
+    from actx.exporter.lift import Site
+    from actx.exporter.targets import Files, Graph
     from actx.exporter.tensorrt.shapes import ShapeRange
 
-# Called with the name of a step, how much of it is done and how much there is to do.
-Progress: TypeAlias = Callable[[str, int, int], None]
-
 PACKAGES = ("actx", "onnx", "onnx-ir", "onnxruntime", "torch", "numpy", "scipy")
+AUTO: Literal["auto"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -87,7 +78,7 @@ def export(
     *,
     target: str = "ort-cpu",
     quant: str | None = None,
-    form: Form | None = None,
+    form: Form | Literal["auto"] | None = None,
     sites: Mapping[str, Form] | None = None,
     data: str | None = None,
     held_out: str | None = None,
@@ -99,6 +90,8 @@ def export(
     weighted: bool = True,
     ffn: str = "auto",
     ffn_sites: Mapping[str, str] | None = None,
+    recover: bool = False,
+    search: SearchOptions = SEARCH_DEFAULT,
     measure_drift: bool = True,
     measure_latency: bool = True,
     runs: int | None = None,
@@ -120,10 +113,12 @@ def export(
         out: the bundle's folder.
         target: a name from `TARGETS`.
         quant: one of the target's schemes; None keeps the source's types.
-        form: for all sites; None keeps what the target runs fast and rewrites the rest closely.
+        form: for all sites. ``auto`` searches for the fastest forms within the budget, measured on the target and on the data;
+            None does that too where both are given and latency can be measured, and otherwise keeps what the target runs fast
+            and rewrites the rest closely.
         sites: forms for single sites, by name or pattern.
         data: samples to observe the sites on (see `load_data`), and without `held_out` drift and latency too. Without either
-            these are measured on random input, marked as synthetic.
+            these are measured on random input, marked as synthetic. Without `held_out` a search holds a quarter of it out.
         held_out: samples for drift and latency alone.
         inputs: types and dimensions that the user states.
         batch_size: samples per run.
@@ -133,6 +128,8 @@ def export(
         weighted: whether forms are fitted closer where the data is. Without data they are fitted evenly.
         ffn: of gated FFNs: ``pack`` both layers into one, ``keep`` them, or ``auto``, which packs where it measures faster.
         ffn_sites: the same for single sites, by name or pattern.
+        recover: whether the layers around rewritten sites are fitted anew (see `recover`). It needs data.
+        search: how forms are searched for.
         measure_drift: whether to check. A budget needs it.
         measure_latency: whether to profile.
         runs: rounds of the profile; None for as many as the verdict needs (see `latency`).
@@ -151,109 +148,277 @@ def export(
     Raises:
         DriftExceeded: the drift exceeds the budget; the bundle is then at ``OUT.rejected`` and `out` is as it was.
         NotBuilt: the bundle is complete but for what this machine cannot build or run.
-        TargetUnavailable: the kernels were asked for and cannot be had.
+        TargetUnavailable: the kernels were asked for and cannot be had, or forms were to be searched for and latency cannot be
+            measured here.
         UsageError, ActxError: see the steps.
     """
-    model, out = Path(model), Path(out)
-    goal = find_target(target)
-    check_scheme(goal, quant, data=data is not None)
-    _check_engine(goal, shapes, build)
-    _check_kernels(goal, kernels, with_kernels)
-    check_metric(metric)
-    mode, modes = parse_mode(ffn), {name: parse_mode(text) for name, text in (ffn_sites or {}).items()}
-    bundle.check_destination(out, force=force)
-    if max_drift is not None:
-        bundle.check_destination(bundle.rejected_place(out), force=True)
-    steps = _Steps(progress)
-    loaded = load(model, inputs=inputs, trust=trust, factory=factory, opset=opset)
-    if measure_drift or max_drift is not None:
-        check_applies(metric, loaded.model)
+    ask = _Ask(
+        Path(model), Path(out), target=target, quant=quant, form=form, sites=sites or {}, data=data, held_out=held_out,
+        inputs=inputs, batch_size=batch_size, metric=metric, max_drift=max_drift, fold=fold, weighted=weighted, ffn=ffn,
+        ffn_sites=ffn_sites or {}, recover=recover, search=search, measure_drift=measure_drift,
+        measure_latency=measure_latency, runs=runs, force=force, trust=trust, factory=factory, opset=opset,
+        kernels=kernels, with_kernels=with_kernels, shapes=shapes or {}, build=build, options=options, progress=progress,
+    )  # fmt: skip
+    with _prepared(ask) as prepared:
+        made, found, notes = _chosen(ask, prepared)
+        manifest = _manifest(ask, prepared, made, found, notes)
+        manifest.write(made.folder / MANIFEST)
+        exported = Exported(ask.out, manifest, made.drifts, made.latency)
+        return _finish(made, exported, found, force=force)
+
+
+def plan(
+    model: Path | str,
+    out: Path | str,
+    *,
+    target: str = "ort-cpu",
+    quant: str | None = None,
+    sites: Mapping[str, Form] | None = None,
+    data: str | None = None,
+    held_out: str | None = None,
+    inputs: Sequence[InputSpec] = (),
+    batch_size: int | None = None,
+    metric: str = "l2",
+    max_drift: float | None = None,
+    fold: bool = True,
+    weighted: bool = True,
+    recover: bool = False,
+    search: SearchOptions = SEARCH_DEFAULT,
+    trust: bool = False,
+    factory: str | None = None,
+    opset: int | None = None,
+    kernels: bool | None = None,
+    options: RuntimeOptions = DEFAULT,
+    progress: Progress | None = None,
+) -> Plan:
+    """Return what a search for the forms would measure, as `export` with form ``auto`` would. Nothing is written to `out`.
+
+    The model is loaded, and calibrated on the data.
+
+    Raises:
+        UsageError, ActxError, TargetUnavailable: as `export`.
+    """
+    ask = _Ask(
+        Path(model), Path(out), target=target, quant=quant, form=AUTO, sites=sites or {}, data=data, held_out=held_out,
+        inputs=inputs, batch_size=batch_size, metric=metric, max_drift=max_drift, fold=fold, weighted=weighted,
+        recover=recover, search=search, force=True, trust=trust, factory=factory, opset=opset, kernels=kernels,
+        options=options, progress=progress,
+    )  # fmt: skip
+    with _prepared(ask) as prepared:
+        assert prepared.search is not None
+        return prepared.search.plan()
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """The arguments of `export`."""
+
+    model: Path
+    out: Path
+    target: str
+    quant: str | None
+    form: Form | Literal["auto"] | None
+    sites: Mapping[str, Form]
+    data: str | None
+    held_out: str | None
+    inputs: Sequence[InputSpec]
+    batch_size: int | None
+    metric: str
+    max_drift: float | None
+    fold: bool
+    weighted: bool
+    recover: bool
+    search: SearchOptions
+    force: bool
+    trust: bool
+    factory: str | None
+    opset: int | None
+    kernels: bool | None
+    options: RuntimeOptions
+    progress: Progress | None
+    ffn: str = "auto"
+    ffn_sites: Mapping[str, str] = field(default_factory=dict)
+    measure_drift: bool = True
+    measure_latency: bool = True
+    runs: int | None = None
+    with_kernels: Sequence[str] = ()
+    shapes: Mapping[str, ShapeRange] = field(default_factory=dict)
+    build: BuildOptions | None = None
+
+    def check(self) -> None:
+        """Raise before any work where it cannot be had."""
+        goal = find_target(self.target)
+        check_scheme(goal, self.quant, data=self.data is not None)
+        _check_engine(goal, self.shapes, self.build)
+        _check_kernels(goal, self.kernels, self.with_kernels)
+        check_metric(self.metric)
+        if self.recover and self.data is None:
+            raise UsageError("--recover needs data", note="layers are refitted on samples", remedy="Give --data.")
+        if self.form == AUTO:
+            self._check_search()
+        bundle.check_destination(self.out, force=self.force)
+        if self.max_drift is not None:
+            bundle.check_destination(bundle.rejected_place(self.out), force=True)
+
+    def _check_search(self) -> None:
+        lacking = [name for name, value in (("--data", self.data), ("--max-drift", self.max_drift)) if value is None]
+        if lacking:
+            raise UsageError(
+                f"--form auto needs {' and '.join(lacking)}",
+                note="forms are chosen by the latency and drift that are measured on samples",
+                remedy="Give both, or name a form.",
+            )
+        if not self.measure_latency or not self.measure_drift:
+            raise UsageError(
+                "--form auto goes by latency and drift",
+                note="and one of them is not to be measured",
+                remedy="Leave --no-check and --no-profile out, or name a form.",
+            )
+
+    @property
+    def searches(self) -> bool:
+        """Whether forms are searched for, if that can be done here."""
+        measured = self.measure_latency and self.measure_drift
+        given = self.data is not None and self.max_drift is not None
+        return self.form == AUTO or (self.form is None and given and measured)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What an export has before the forms are chosen.
+
+    Attributes:
+        job: what is exported.
+        search: for the forms; None where they are not searched for.
+        folder: for files, beside the bundle's place.
+        unsearched: why they are not, where they would be; else empty.
+    """
+
+    job: Job
+    search: Search | None
+    folder: Path
+    unsearched: str = ""
+
+
+@contextlib.contextmanager
+def _prepared(ask: _Ask) -> Iterator[_Prepared]:
+    """Load, lift and calibrate."""
+    ask.check()
+    goal = find_target(ask.target)
+    modes = {name: parse_mode(text) for name, text in ask.ffn_sites.items()}
+    mode = parse_mode(ask.ffn)
+    steps = Steps(ask.progress)
+    loaded = load(ask.model, inputs=ask.inputs, trust=ask.trust, factory=ask.factory, opset=ask.opset)
+    if ask.measure_drift or ask.max_drift is not None:
+        check_applies(ask.metric, loaded.model)
     lifted = lift(loaded.model)
-    samples = open_data(loaded, data, batch_size, shapes)
-    measured = samples if held_out is None else open_data(loaded, held_out, batch_size)
-    to_build = None
+    samples = timed = open_data(loaded, ask.data, ask.batch_size, ask.shapes)
+    measured = samples
+    if ask.held_out is not None:
+        measured = timed = open_data(loaded, ask.held_out, ask.batch_size)
+    elif ask.searches:
+        samples, measured = hold_out(samples)
+    request = None
     if goal.has_engine:
-        to_build = BuildRequest(profile_for(loaded.inputs, shapes or {}, (samples, measured)), build or BuildOptions())
-    request = RequestEntry(
-        target=target,
-        form=None if form is None else str(form),
-        sites={name: str(pin) for name, pin in (sites or {}).items()},
-        fold=fold,
-        weighted=weighted,
-        metric=metric,
-        max_drift=max_drift,
-        data=data,
-        held_out=held_out,
-        quant=quant,
-        shapes={} if to_build is None else {dim: str(sizes) for dim, sizes in to_build.profile.ranges.items()},
-        build={} if to_build is None else to_build.options.to_dict(),
-        ffn=mode,
-        ffn_sites=dict(modes),
-    )
-    with bundle.staging(out) as folder, workspace(loaded) as original:
-        observed = {} if data is None else calibrate(original, lifted.sites, samples, options, steps("calibrate"))
-        choices = choose(
-            lifted.sites, goal, form=form, pins=sites, statistics=observed, fold=fold, weighted=weighted,
-            progress=steps("fit"),
+        profile = profile_for(loaded.inputs, ask.shapes, (samples, measured))
+        request = BuildRequest(profile, ask.build or BuildOptions())
+    log = ask.search.log or ask.out.with_name(f"{ask.out.name}.search.jsonl")
+    with bundle.staging(ask.out) as folder, workspace(loaded) as original:
+        checkpoint = Checkpoint(log.with_suffix(".npz"), loaded.sha256) if ask.searches else None
+        observed = (
+            calibrate(original, lifted.sites, samples, ask.options, steps("calibrate"), checkpoint) if ask.data else {}
+        )
+        job = Job(
+            loaded, lifted.sites, original, goal, ask.quant, samples, measured, timed, observed,
+            diagnose(lifted.sites, observed), request, ask.fold, ask.recover, mode, modes, ask.metric, ask.max_drift,
+            ask.measure_latency, ask.runs, ask.kernels, ask.with_kernels, ask.options, steps,
         )  # fmt: skip
-        meter = Meter(
-            loaded.model, original, choices, goal, quant, measured, fold, kernels, options, wanted=measure_latency
-        )
-        ffns = decide(loaded.model, lifted.sites, mode, modes, meter)
-        packed = {decision.sites[0] for decision in ffns if decision.packed}
-        lowered = lower(loaded.model, choices, fold=fold, native=goal.native, packed=packed)
-        graphs = _save(lowered, goal, quant, samples, folder, options, steps("quantize"))
-        carry(folder, with_kernels)
-        engines, missing = _build(goal, folder, graphs, to_build, steps("build"))
-        files = Files(folder, graphs, engines, quant)
-        graph = goal.graph(files, options, kernels if goal.name in graphs else None)
-        owned = owners_of(graph.onnx or graph.path)
-        faults = diagnose(lifted.sites, observed)
-        drifts: tuple[DriftReport, ...] = ()
-        if measure_drift or max_drift is not None:
-            compared = [graph, *_others(files, goal, graph, options)]
-            taps = _taps(choices, lowered, owned, halves_of(graph.onnx or graph.path))
-            drifts = tuple(
-                _check(
-                    original, one, measured, taps, metric, max_drift, options, steps,
-                    "check" if one is graph else f"check {one.path.name}", faults,
-                )
-                for one in compared
-            )  # fmt: skip
-        latency = None
-        if measure_latency and graph.on_target:
-            with baseline(goal, loaded.model, original, graph, quant, samples, to_build, options) as before:
-                latency = profile(
-                    before.path, graph.path, measured, runtime=graph.runtime, original_runtime=before.runtime, runs=runs,
-                    owners_original=owners(lifted.sites), owners_artifact=products(lifted.sites) | owned,
-                    progress=steps("profile"),
-                )  # fmt: skip
-        manifest = Manifest(
-            version=2,
-            created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-            source=SourceEntry(file=model.name, format=loaded.format, sha256=loaded.sha256, opset=loaded.opset),
-            request=request,
-            versions=_versions() | dict(goal.abilities().versions),
-            files=bundle.digests(folder),
-            graphs=graphs,
-            engines=engines,
-            sites=[
-                _entry(c, p, observed.get(c.site.name), ffns) for c, p in zip(choices, lowered.placements, strict=True)
-            ],
-            drift=[report.to_dict() for report in drifts],
-            latency=None if latency is None else latency.to_dict(),
-            notes=[
-                *dict.fromkeys((*samples.notes, *(drifts[0] if drifts else measured).notes)),
-                *(() if to_build is None else to_build.profile.notes),
-                *faults,
-                *explanations(ffns),
-                *_without_actx(goal, folder, graphs, to_build, missing),
-                *goal.remarks(loaded.inputs, rewritten=any(choice.rewritten for choice in choices)),
-                *_notes(lifted.sites, goal, files, graph, measured=bool(drifts) or latency is not None),
-            ],
-        )
-        manifest.write(folder / MANIFEST)
-        return _finish(folder, Exported(out, manifest, drifts, latency), missing, force=force)
+        if not ask.searches or ask.max_drift is None:
+            yield _Prepared(job, None, folder)
+            return
+        search = Search(job, ask.max_drift, ask.sites, ask.weighted, Log(log), ask.search)
+        obstacle = search.latency_bench.obstacle
+        if obstacle and ask.form is None:
+            yield _Prepared(job, None, folder, f"forms were not searched for: {obstacle}")
+            return
+        yield _Prepared(job, search, folder)
+
+
+def _chosen(ask: _Ask, prepared: _Prepared) -> tuple[Made, Found | None, list[str]]:
+    """Choose the forms, make the bundle's files and measure them; with remarks."""
+    job, search = prepared.job, prepared.search
+    if search is not None:
+        verifier = Verifier(job, search.log, prepared.folder)
+        found = search.run(verifier)
+        made, notes = verifier.final(found)
+        return made, found, notes
+    forms = choose(
+        job.sites, job.target, form=None if ask.form == AUTO else ask.form, pins=ask.sites, statistics=job.observed,
+        fold=job.fold, weighted=ask.weighted, progress=job.steps("fit"),
+    )  # fmt: skip
+    made = make(job, forms, bundle.subfolder(prepared.folder))
+    if ask.measure_drift or ask.max_drift is not None:
+        made = measure_drift(job, made)
+    if ask.measure_latency:
+        made = measure_latency(job, made)
+    return made, None, [prepared.unsearched] if prepared.unsearched else []
+
+
+def _manifest(ask: _Ask, prepared: _Prepared, made: Made, found: Found | None, notes: Sequence[str]) -> Manifest:
+    job, files, request = prepared.job, made.files, prepared.job.request
+    measured = bool(made.drifts) or made.latency is not None
+    if found is not None:
+        draw_front(found, job, made.folder)
+    return Manifest(
+        version=2,
+        created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        source=SourceEntry(
+            file=ask.model.name, format=job.loaded.format, sha256=job.loaded.sha256, opset=job.loaded.opset
+        ),
+        request=_request(ask, job, searched=found is not None),
+        versions=_versions() | dict(job.target.abilities().versions),
+        files=bundle.digests(made.folder),
+        graphs=dict(files.graphs),
+        engines=dict(files.engines),
+        sites=[
+            site_entry(c, p, job.observed.get(c.site.name), made.ffns, made.recovery.get(c.site.name))
+            for c, p in zip(made.choices, made.placements, strict=True)
+        ],
+        drift=[report.to_dict() for report in made.drifts],
+        latency=None if made.latency is None else made.latency.to_dict(),
+        notes=[
+            *dict.fromkeys((*job.samples.notes, *(made.drifts[0] if made.drifts else job.measured).notes)),
+            *(() if request is None else request.profile.notes),
+            *job.faults,
+            *notes,
+            *explanations(made.ffns),
+            *_without_actx(job.target, made.folder, files.graphs, request, made.missing),
+            *job.target.remarks(job.loaded.inputs, rewritten=any(choice.rewritten for choice in made.choices)),
+            *_notes(job.sites, job.target, files, made.graph, measured=measured),
+        ],
+        search=None if found is None else search_entry(found, job),
+    )
+
+
+def _request(ask: _Ask, job: Job, *, searched: bool) -> RequestEntry:
+    form = AUTO if searched else None if ask.form is None else str(ask.form)
+    return RequestEntry(
+        target=ask.target,
+        form=form,
+        sites={name: str(pin) for name, pin in ask.sites.items()},
+        fold=ask.fold,
+        weighted=ask.weighted,
+        metric=ask.metric,
+        max_drift=ask.max_drift,
+        data=ask.data,
+        held_out=ask.held_out,
+        quant=ask.quant,
+        shapes={} if job.request is None else {dim: str(sizes) for dim, sizes in job.request.profile.ranges.items()},
+        build={} if job.request is None else job.request.options.to_dict(),
+        ffn=job.ffn,
+        ffn_sites=dict(job.ffn_sites),
+        recover=ask.recover,
+    )
 
 
 def _check_engine(target: Target, shapes: Mapping[str, ShapeRange] | None, build: BuildOptions | None) -> None:
@@ -308,187 +473,6 @@ class NotBuilt(TargetUnavailable):
         self.exported = exported
 
 
-class _Steps:
-    """Progress of the pipeline, step by step."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress = progress
-
-    def __call__(self, step: str) -> Callable[[int, int], None] | None:
-        progress = self._progress
-        return None if progress is None else lambda done, total: progress(step, done, total)
-
-
-def _taps(
-    choices: Sequence[Choice], lowered: Lowered, owned: Mapping[str, str], halves: Mapping[str, Half]
-) -> list[SiteTap]:
-    return [
-        tap(choice.site, place.input, place.output, place.scale, choice.interval, owned, halves)
-        for choice, place in zip(choices, lowered.placements, strict=True)
-        if choice.rewritten
-    ]
-
-
-def _check(
-    original: Path,
-    graph: Graph,
-    data: Data,
-    taps: Sequence[SiteTap],
-    metric: str,
-    max_drift: float | None,
-    options: RuntimeOptions,
-    steps: _Steps,
-    label: str,
-    faults: Sequence[str],
-) -> DriftReport:
-    """Measure the drift of a graph, or of an engine; at the sites of the target's own graph."""
-    at_sites = taps if graph.on_target or graph.path.name != bundle.PORTABLE else ()
-    try:
-        return check(
-            original, graph.path, data, taps=at_sites, metric=metric, max_drift=max_drift, runtime=graph.runtime,
-            original_runtime=options, progress=steps(label),
-        )  # fmt: skip
-    except IncomparableError as error:
-        raise IncomparableError(error.what, note="; ".join([error.note, *faults[:1]]), remedy=error.remedy) from error
-
-
-def _others(files: Files, target: Target, graph: Graph, options: RuntimeOptions) -> list[Graph]:
-    """Return the other graphs of standard ops, which run in ONNX Runtime: that of an engine, and the portable one."""
-    names = [files.graphs[target.name]] if target.name in files.engines else []
-    paths = [files.folder / name for name in (*names, bundle.PORTABLE)]
-    return [Graph(path, options, "in ONNX Runtime", on_target=False) for path in paths if path != graph.path]
-
-
-def _build(
-    target: Target,
-    folder: Path,
-    graphs: Mapping[str, str],
-    request: BuildRequest | None,
-    progress: Callable[[int, int], None] | None,
-) -> tuple[dict[str, EngineEntry], TargetUnavailable | None]:
-    """Build the engine of a target that has one; what this machine lacks for that is returned."""
-    try:
-        if request is None:
-            target.require()
-            return {}, None
-        return {target.name: build_engine(target, folder, graphs[target.name], request, progress)}, None
-    except TargetUnavailable as missing:
-        return {}, missing
-
-
-def _finish(folder: Path, exported: Exported, missing: TargetUnavailable | None, *, force: bool) -> Exported:
-    """Commit the bundle where it belongs: a budget holds for every graph that was checked."""
-    drift = next((report for report in exported.drifts if not report), None)
-    if drift is None:
-        bundle.commit(folder, exported.path, force=force)
-        if missing is not None:
-            raise NotBuilt(exported, missing, _todo(exported)) from missing
-        return exported
-    rejected = bundle.rejected_place(exported.path)
-    bundle.commit(folder, rejected, force=True)
-    budget = "the artifact gives NaN or infinity" if drift.max_drift is None else f"the budget is {drift.max_drift:g}"
-    portable = exported.drifts[-1]
-    quant = exported.manifest.request.quant
-    if quant is not None and portable:  # the forms alone are within the budget
-        worst = f"; the forms alone drift by {portable.drift:.3g}, the rest is the scheme {quant}"
-        remedy = "Choose a finer scheme, or a larger budget."
-    else:
-        worst = f"; site {drift.worst_site} adds the most noise" if drift.worst_site else ""
-        remedy = "Choose a finer form for that site, or a larger budget."
-    raise DriftExceeded(
-        replace(exported, path=rejected),
-        f"the drift is {drift.drift:.6g} ({drift.metric}{', synthetic input' if drift.synthetic else ''})",
-        note=f"{budget}{worst}; measured on {drift.graph}",
-        remedy=f"The bundle is at {rejected}. {remedy}",
-    )
-
-
-def _todo(exported: Exported) -> str:
-    """Say what is left to do on the device."""
-    if TARGETS[exported.manifest.request.target].has_engine:
-        return f"On the device, actx build {exported.path} makes the engine of what is in it."
-    return f"Nothing was measured on the target: run actx check and actx profile MODEL {exported.path} where it is."
-
-
-def _save(
-    lowered: Lowered,
-    target: Target,
-    quant: str | None,
-    data: Data,
-    folder: Path,
-    options: RuntimeOptions,
-    progress: Callable[[int, int], None] | None,
-) -> dict[str, str]:
-    graphs = {"portable": bundle.PORTABLE}
-    models = {bundle.PORTABLE: lowered.portable}
-    own = lowered.native
-    if target.has_engine:
-        own = typed(lowered.portable, quant, data, options, progress)
-    if own is not None:
-        graphs[target.name] = bundle.graph_name(target.name)
-        models[graphs[target.name]] = own
-    save(models, folder)
-    return graphs
-
-
-def _entry(choice: Choice, place: Placement, observed: SiteStatistics | None, ffns: Sequence[Decision]) -> SiteEntry:
-    site = choice.site
-    ffn = next((decision for decision in ffns if site.name in decision.sites), None)
-    return SiteEntry(
-        name=site.name,
-        kind=site.kind,
-        entries=list(site.entries),
-        parameters={name: value.tolist() for name, value in site.parameters.items()},
-        function=site.function.key,
-        gated=site.gate is not None,
-        shape=None if site.shape is None else list(site.shape),
-        dtype=site.dtype.numpy().name,
-        form=str(choice.form),
-        reason=choice.reason,
-        lowering=place.lowering,
-        own_mathematics=place.own,
-        input=place.input,
-        output=place.output,
-        scale=place.scale,
-        fit=None if choice.fit is None else _fit_entry(choice.fit),
-        statistics=None if observed is None else _statistics_entry(observed),
-        ffn=None if ffn is None else _ffn_entry(ffn),
-    )
-
-
-def _ffn_entry(decision: Decision) -> FfnEntry:
-    found = decision.measured
-    return FfnEntry(
-        mode=decision.mode,
-        packed=decision.packed,
-        reason=decision.reason,
-        latency=None
-        if found is None
-        else RatioEntry(verdict=found.verdict, ratio=found.paired_ratio, interval=found.interval),
-    )
-
-
-def _statistics_entry(observed: SiteStatistics) -> StatisticsEntry:
-    return StatisticsEntry(
-        low=observed.low, high=observed.high, elements_per_sample=observed.elements, zeros=observed.zeros
-    )
-
-
-def _fit_entry(fit: Fit) -> FitEntry:
-    ratio, proved = fit.ratio, fit.certificate
-    return FitEntry(
-        max_error=fit.max_error if math.isfinite(fit.max_error) else "inf",
-        interval=fit.bounds,
-        ratio_to_law=None if isinstance(ratio, float) and math.isinf(ratio) else ratio,
-        slope=fit.slope,
-        segments=fit.spline.segments,
-        degree=fit.spline.degree,
-        tails=fit.tail_degrees,
-        rms_error=fit.rms,
-        certificate=None if proved is None else CertificateEntry(error=proved.error, interval=proved.interval),
-    )
-
-
 def _without_actx(
     target: Target,
     folder: Path,
@@ -513,6 +497,47 @@ def _notes(sites: Sequence[Site], target: Target, files: Files, graph: Graph, *,
         drift = f"drift was measured on {graph.path.name} {graph.reason}; " if measured else ""
         notes.append(f"{drift}latency on {target.name} was not measured")
     return notes
+
+
+def _finish(made: Made, exported: Exported, found: Found | None, *, force: bool) -> Exported:
+    """Commit the bundle where it belongs: a budget holds for every graph that was checked."""
+    drift = next((report for report in exported.drifts if not report), None)
+    if drift is None:
+        bundle.commit(made.folder, exported.path, force=force)
+        if made.missing is not None:
+            raise NotBuilt(exported, made.missing, _todo(exported)) from made.missing
+        return exported
+    rejected = bundle.rejected_place(exported.path)
+    bundle.commit(made.folder, rejected, force=True)
+    budget = "the artifact gives NaN or infinity" if drift.max_drift is None else f"the budget is {drift.max_drift:g}"
+    portable = exported.drifts[-1]
+    quant = exported.manifest.request.quant
+    if quant is not None and portable:  # the forms alone are within the budget
+        worst = f"; the forms alone drift by {portable.drift:.3g}, the rest is the scheme {quant}"
+        remedy = "Choose a finer scheme, or a larger budget."
+    else:
+        worst = f"; site {drift.worst_site} adds the most noise" if drift.worst_site else ""
+        remedy = "Choose a finer form for that site, or a larger budget."
+        if found is not None and found.in_the_way:
+            worst = f"; in the way are {_listed(found.in_the_way)}"
+            remedy = "Leave these sites to the search, or choose a larger budget."
+    raise DriftExceeded(
+        replace(exported, path=rejected),
+        f"the drift is {drift.drift:.6g} ({drift.metric}{', synthetic input' if drift.synthetic else ''})",
+        note=f"{budget}{worst}; measured on {drift.graph}",
+        remedy=f"The bundle is at {rejected}. {remedy}",
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _todo(exported: Exported) -> str:
+    """Say what is left to do on the device."""
+    if TARGETS[exported.manifest.request.target].has_engine:
+        return f"On the device, actx build {exported.path} makes the engine of what is in it."
+    return f"Nothing was measured on the target: run actx check and actx profile MODEL {exported.path} where it is."
 
 
 def _versions() -> dict[str, str]:

@@ -206,6 +206,16 @@ def measure_site(bench: Bench, site: Site, forms: Sequence[Form], fit: Fitter) -
     )
 
 
+def unmeasured(bench: Bench, site: Site, forms: Sequence[Form]) -> tuple[str, ...]:
+    """Return the keys of the forms that would have to be measured at a site; equal ones are one measurement."""
+    try:
+        structure = structure_key(bench, site, bench.contexts.part(site))
+    except ActxError:
+        return ()
+    keys = (measurement_key(KIND, structure, str(form), bench.conditions) for form in forms)
+    return tuple(key for key in keys if bench.log.get(key) is None)
+
+
 def measure_model(bench: Bench) -> ModelLatency:
     """Measure the original on the batch, in the target's runtime; from the log where it is there.
 

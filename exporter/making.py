@@ -1,0 +1,273 @@
+"""Make a bundle's files of chosen forms, and measure them: an export once, a search for every choice that it verifies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias
+
+from actx.exporter import bundle
+from actx.exporter.building import baseline, build_engine, typed
+from actx.exporter.comparison import halves_of, owners_of, tap, tap_behind
+from actx.exporter.drift import DriftReport, SiteTap, check
+from actx.exporter.errors import IncomparableError, TargetUnavailable
+from actx.exporter.ffn.measurement import Meter
+from actx.exporter.ffn.modes import Decision, Mode, decide
+from actx.exporter.inspection import owners, products
+from actx.exporter.kernels import carry
+from actx.exporter.latency import LatencyReport, profile
+from actx.exporter.lower import Lowered, Placement, lower
+from actx.exporter.recover import SiteRecovery, recover
+from actx.exporter.save import save
+from actx.exporter.targets import BuildRequest, Files, Graph, Target
+from actx.exporter.workspace import portable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from actx.exporter.calibrate import SiteStatistics
+    from actx.exporter.choose import Choice
+    from actx.exporter.data import Data
+    from actx.exporter.ffn.half import Half
+    from actx.exporter.lift import Site
+    from actx.exporter.load import LoadedModel
+    from actx.exporter.manifest import EngineEntry
+    from actx.exporter.runtimes.onnxruntime import RuntimeOptions
+
+# Called with the name of a step, how much of it is done and how much there is to do.
+Progress: TypeAlias = Callable[[str, int, int], None]
+
+
+class Steps:
+    """Progress of the pipeline, step by step."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+
+    def __call__(self, step: str) -> Callable[[int, int], None] | None:
+        """Return what the step reports to."""
+        progress = self._progress
+        return None if progress is None else lambda done, total: progress(step, done, total)
+
+
+@dataclass(frozen=True)
+class Job:
+    """All of an export that is fixed before the forms are.
+
+    Attributes:
+        loaded: the model.
+        sites: what lift found.
+        original: the model as a file.
+        target: what it is for.
+        quant: the scheme.
+        samples: to calibrate on.
+        measured: to measure drift on.
+        timed: to measure latency on.
+        observed: at every site, where there is data.
+        faults: what is wrong with sites.
+        request: what an engine is built for; None where the target has none.
+        fold: whether slopes are folded into layers.
+        recover: whether layers are refitted.
+        ffn: of gated FFNs, for the whole model.
+        ffn_sites: the same for single sites.
+        metric: of the drift.
+        max_drift: the budget.
+        measure_latency: whether latency may be measured at all.
+        runs: rounds of the profile.
+        kernels: as of `export`.
+        with_kernels: architectures whose library the bundle gets.
+        options: how models are run.
+        steps: told of every step.
+    """
+
+    loaded: LoadedModel
+    sites: tuple[Site, ...]
+    original: Path
+    target: Target
+    quant: str | None
+    samples: Data
+    measured: Data
+    timed: Data
+    observed: Mapping[str, SiteStatistics]
+    faults: Sequence[str]
+    request: BuildRequest | None
+    fold: bool
+    recover: bool
+    ffn: Mode
+    ffn_sites: Mapping[str, Mode]
+    metric: str
+    max_drift: float | None
+    measure_latency: bool
+    runs: int | None
+    kernels: bool | None
+    with_kernels: Sequence[str]
+    options: RuntimeOptions
+    steps: Steps
+
+
+@dataclass(frozen=True)
+class Made:
+    """Files of a bundle, without its manifest.
+
+    Attributes:
+        folder: where they are.
+        choices: the form of every site.
+        placements: where every site is.
+        recovery: what became of rewritten sites, by name; empty where nothing was to be refitted.
+        ffns: what became of gated FFNs.
+        files: what is in the folder.
+        missing: what this machine lacks to build the engine, or to run it.
+        graph: what is run here.
+        drifts: as measured, of what runs here first; empty where that was not asked for.
+        latency: as measured, or None.
+    """
+
+    folder: Path
+    choices: tuple[Choice, ...]
+    placements: tuple[Placement, ...]
+    recovery: Mapping[str, SiteRecovery]
+    ffns: tuple[Decision, ...]
+    files: Files
+    missing: TargetUnavailable | None
+    graph: Graph
+    drifts: tuple[DriftReport, ...] = ()
+    latency: LatencyReport | None = None
+
+
+def make(job: Job, choices: tuple[Choice, ...], folder: Path, *, ffns: tuple[Decision, ...] | None = None) -> Made:
+    """Write the files of a bundle into an empty folder.
+
+    Args:
+        job: what is exported.
+        choices: the form of every site.
+        folder: it exists.
+        ffns: what is to become of gated FFNs, where that is known already.
+
+    Raises:
+        UsageError, ActxError: as `export`.
+    """
+    loaded, goal, steps = job.loaded, job.target, job.steps
+    if ffns is None:
+        meter = Meter(
+            loaded.model, job.original, choices, goal, job.quant, job.timed, job.fold, job.kernels, job.options,
+            wanted=job.measure_latency,
+        )  # fmt: skip
+        ffns = decide(loaded.model, job.sites, job.ffn, job.ffn_sites, meter)
+    packed = {decision.sites[0] for decision in ffns if decision.packed}
+    lowered = lower(loaded.model, choices, fold=job.fold, native=goal.native, packed=packed)
+    recovery: dict[str, SiteRecovery] = {}
+    if job.recover:
+        recovered = recover(
+            lowered, choices, portable(loaded.model), job.samples, metric=job.metric, options=job.options,
+            progress=steps("recover"),
+        )  # fmt: skip
+        lowered, recovery = recovered.lowered, {entry.site: entry for entry in recovered.sites}
+    graphs = _save(lowered, goal, job.quant, job.samples, folder, job.options, steps("quantize"))
+    carry(folder, job.with_kernels)
+    engines, missing = _build(goal, folder, graphs, job.request, steps("build"))
+    files = Files(folder, graphs, engines, job.quant)
+    graph = goal.graph(files, job.options, job.kernels if goal.name in graphs else None)
+    return Made(folder, choices, lowered.placements, recovery, ffns, files, missing, graph)
+
+
+def measure_drift(job: Job, made: Made) -> Made:
+    """Measure the drift of what runs here, then of the other graphs of standard ops."""
+    path = made.graph.onnx or made.graph.path
+    taps = _taps(made.choices, made.placements, made.recovery, owners_of(path), halves_of(path))
+    compared = [made.graph, *_others(made.files, job.target, made.graph, job.options)]
+    drifts = tuple(
+        _check(job, one, taps, "check" if one is made.graph else f"check {one.path.name}") for one in compared
+    )
+    return replace(made, drifts=drifts)
+
+
+def measure_latency(job: Job, made: Made) -> Made:
+    """Measure the latency of what runs here, where that is the target's."""
+    graph = made.graph
+    if not graph.on_target:
+        return made
+    owned = owners_of(graph.onnx or graph.path)
+    with baseline(
+        job.target, job.loaded.model, job.original, graph, job.quant, job.samples, job.request, job.options
+    ) as before:
+        latency = profile(
+            before.path, graph.path, job.timed, runtime=graph.runtime, original_runtime=before.runtime, runs=job.runs,
+            owners_original=owners(job.sites), owners_artifact=products(job.sites) | owned,
+            progress=job.steps("profile"),
+        )  # fmt: skip
+    return replace(made, latency=latency)
+
+
+def _taps(
+    choices: Sequence[Choice],
+    placements: Sequence[Placement],
+    recovery: Mapping[str, SiteRecovery],
+    owned: Mapping[str, str],
+    halves: Mapping[str, Half],
+) -> list[SiteTap]:
+    taps = []
+    for choice, place in zip(choices, placements, strict=True):
+        refitted = recovery[choice.site.name].layers if choice.site.name in recovery else ()
+        if refitted:
+            taps.append(tap_behind(choice.site, refitted[0]))
+        elif choice.rewritten:
+            taps.append(tap(choice.site, place.input, place.output, place.scale, choice.interval, owned, halves))
+    return taps
+
+
+def _check(job: Job, graph: Graph, taps: Sequence[SiteTap], label: str) -> DriftReport:
+    """Measure the drift of a graph, or of an engine; at the sites of the target's own graph."""
+    at_sites = taps if graph.on_target or graph.path.name != bundle.PORTABLE else ()
+    try:
+        return check(
+            job.original, graph.path, job.measured, taps=at_sites, metric=job.metric, max_drift=job.max_drift,
+            runtime=graph.runtime, original_runtime=job.options, progress=job.steps(label),
+        )  # fmt: skip
+    except IncomparableError as error:
+        note = "; ".join([error.note, *job.faults[:1]])
+        raise IncomparableError(error.what, note=note, remedy=error.remedy) from error
+
+
+def _others(files: Files, target: Target, graph: Graph, options: RuntimeOptions) -> list[Graph]:
+    """Return the other graphs of standard ops, which run in ONNX Runtime: that of an engine, and the portable one."""
+    names = [files.graphs[target.name]] if target.name in files.engines else []
+    paths = [files.folder / name for name in (*names, bundle.PORTABLE)]
+    return [Graph(path, options, "in ONNX Runtime", on_target=False) for path in paths if path != graph.path]
+
+
+def _build(
+    target: Target,
+    folder: Path,
+    graphs: Mapping[str, str],
+    request: BuildRequest | None,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[dict[str, EngineEntry], TargetUnavailable | None]:
+    """Build the engine of a target that has one; what this machine lacks for that is returned."""
+    try:
+        if request is None:
+            target.require()
+            return {}, None
+        return {target.name: build_engine(target, folder, graphs[target.name], request, progress)}, None
+    except TargetUnavailable as missing:
+        return {}, missing
+
+
+def _save(
+    lowered: Lowered,
+    target: Target,
+    quant: str | None,
+    data: Data,
+    folder: Path,
+    options: RuntimeOptions,
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, str]:
+    graphs = {"portable": bundle.PORTABLE}
+    models = {bundle.PORTABLE: lowered.portable}
+    own = lowered.native
+    if target.has_engine:
+        own = typed(lowered.portable, quant, data, options, progress)
+    if own is not None:
+        graphs[target.name] = bundle.graph_name(target.name)
+        models[graphs[target.name]] = own
+    save(models, folder)
+    return graphs
