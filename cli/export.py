@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from actx.exporter.fitting import Form
-    from actx.exporter.manifest import SiteEntry
+    from actx.exporter.manifest import SearchEntry, SiteEntry
     from actx.exporter.pipeline import Exported
+    from actx.exporter.search.search import Plan
 
 EXAMPLE = "Example: actx export model.pt2 --form pwl:16 --data calib.npz --max-drift 0.01 --metric cosine -o out"
 
@@ -43,7 +45,7 @@ def command(
             help="fp16, int8, int8-fp16 or bf16, where the target has it (actx targets). Without it: the model's own types.",
         ),
     ] = None,
-    form: options.FormText = None,
+    form: options.ExportForm = None,
     site: Annotated[
         list[str] | None,
         typer.Option(
@@ -51,6 +53,7 @@ def command(
         ),
     ] = None,
     ffn: options.Ffn = None,
+    recover: options.Recover = False,
     data: options.DataSource = None,
     held_out: options.HeldOut = None,
     inputs: options.Inputs = None,
@@ -62,6 +65,12 @@ def command(
     batch_size: options.BatchSize = None,
     metric: options.Metric = "l2",
     max_drift: options.MaxDrift = None,
+    log: options.Log = None,
+    jobs: options.Jobs = 0,
+    executor: options.ExecutorName = "local",
+    max_time: options.MaxTime = None,
+    search_samples: options.SearchSamples = 128,
+    dry_run: options.DryRun = False,
     fold: Annotated[
         bool, typer.Option("--fold/--no-fold", help="Fold the slope of hardswish into the layers around it.")
     ] = True,
@@ -94,29 +103,54 @@ def command(
 ) -> None:
     """Rewrite a model into a bundle, check it and profile it.
 
+    With --data and --max-drift the forms are searched for: the fastest on the target within the budget.
     A bundle whose drift exceeds --max-drift goes to OUT.rejected, the exit code is then 3 and OUT is left as it was. Where this
     machine lacks what the target needs, the exit code is 4 and OUT holds all the same what actx build finishes on the device.
     """
     from actx.cli import printing  # noqa: PLC0415 - the help must answer without the library
-    from actx.exporter import export  # noqa: PLC0415
+    from actx.exporter.pipeline import export, plan  # noqa: PLC0415
     from actx.exporter.tensorrt.options import BuildOptions  # noqa: PLC0415
 
     options.register_activations(activations)
+    search = options.search_options(log, jobs, executor, max_time, search_samples)
+    shared: dict[str, Any] = {
+        "target": target, "quant": quant, "sites": _pins(site), "data": data, "held_out": held_out,
+        "inputs": options.parse_inputs(inputs), "batch_size": batch_size, "metric": metric, "max_drift": max_drift,
+        "fold": fold, "weighted": weighted, "recover": recover, "search": search, "trust": trust, "factory": factory,
+        "opset": opset, "kernels": kernels, "options": options.runtime_options(threads),
+    }  # fmt: skip
+    if dry_run:
+        with printing.progress_bar() as progress:
+            planned = plan(model, out, **shared, progress=progress)
+        print_plan(planned, json=json)
+        return
     with reported(json=json) as done, printing.progress_bar() as progress:
         done.exported = export(
-            model, out, target=target, quant=quant, form=options.parse_form(form), sites=_pins(site), data=data,
-            held_out=held_out, inputs=options.parse_inputs(inputs), batch_size=batch_size,
-            metric=metric, max_drift=max_drift, fold=fold,
-            weighted=weighted, **_ffn(ffn), measure_drift=check, measure_latency=profile, kernels=kernels,
-            with_kernels=_names(with_kernels), shapes=engine.parse_shapes(shape),
+            model, out, **shared, form="auto" if form == options.AUTO else options.parse_form(form), **_ffn(ffn),
+            measure_drift=check, measure_latency=profile, with_kernels=_names(with_kernels),
+            shapes=engine.parse_shapes(shape),
             build=BuildOptions(**engine.parse_build(
                 compute_capabilities=compute_capability, timing_cache=timing_cache, workspace=workspace,
                 version_compatible=version_compatible, strip_weights=strip_weights, refit=refit, dla_core=dla,
                 hardware_compatibility=hardware_compatibility, tf32=tf32, optimization_level=builder_level,
             )),
-            runs=runs, force=force, trust=trust,
-            factory=factory, opset=opset, options=options.runtime_options(threads), progress=progress,
+            runs=runs, force=force, progress=progress,
         )  # fmt: skip
+
+
+def print_plan(plan: Plan, *, json: bool) -> None:
+    """Print what a search would measure."""
+    from actx.cli import printing  # noqa: PLC0415
+
+    if json:
+        printing.print_json(asdict(plan))
+        return
+    printing.print_line(
+        f"to measure: latency of {printing.count(plan.latencies, 'form')}, each for all sites of one structure;"
+    )
+    printing.print_line(f"drift of {plan.trials} pairs of a site and a form at most, of those that save time")
+    printing.print_line(f"in the log: {printing.count(plan.known, 'measurement')}")
+    printing.print_line(f"about {plan.seconds:.0f} s at most, and then each choice that is built and verified")
 
 
 def _names(text: str | None) -> list[str]:
@@ -180,7 +214,35 @@ def _ffn(texts: list[str] | None) -> dict[str, Any]:
 def _remark(site: SiteEntry) -> str:
     if site.own_mathematics:
         return " (the source's own)"
+    if site.recovery is not None and site.recovery.layers:
+        return " (layers refitted)"
     return f" (slope {site.scale:.4g} folded)" if site.scale != 1 else ""
+
+
+def _print_search(search: SearchEntry) -> None:
+    """Print what can be had under other budgets, and what was built."""
+    from actx.cli import printing  # noqa: PLC0415
+
+    rows = [
+        [f"{search.original_ms - point.saved_ms:.2f}", f"{point.drift:.3g}", _summary(point.forms)]
+        for point in search.front
+    ]
+    printing.print_table("what can be had, as predicted", ("ms", f"drift ({search.metric})", "forms"), rows)
+    built = [
+        [
+            f"{found.predicted_drift:.3g}", f"{float(found.drift):.3g}", found.verdict or "-",
+            "-" if found.ratio is None else f"{found.ratio:.3f}", "taken" if found.taken else "", _summary(found.forms),
+        ]
+        for found in search.verified
+    ]  # fmt: skip
+    if built:
+        columns = ("predicted drift", "measured", "latency", "ratio", "", "forms")
+        printing.print_table(f"built and verified, within {search.budget:g}", columns, built)
+
+
+def _summary(forms: list[str]) -> str:
+    """Say how many sites have each form, the most frequent first."""
+    return ", ".join(f"{number} {form}" for form, number in Counter(forms).most_common())
 
 
 def _packed(site: SiteEntry) -> str:
@@ -207,6 +269,8 @@ def print_exported(exported: Exported) -> None:
     printing.print_table(
         f"{printing.count(len(rows), 'site')} of {manifest.source.file} for {manifest.request.target}", columns, rows
     )
+    if manifest.search is not None:
+        _print_search(manifest.search)
     if exported.drift is not None:
         printing.print_drift(exported.drift)
     for report in exported.drifts[1:]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from actx.exporter.data import InputSpec
     from actx.exporter.fitting import Form
     from actx.exporter.runtimes.onnxruntime import RuntimeOptions
+    from actx.exporter.search.search import SearchOptions
 
 FORMS = (
     "keep",
@@ -28,6 +29,8 @@ FORMS = (
     "spline:32x3",
     "polynorm",
 )
+AUTO = "auto"
+EXECUTORS = ("local", "ray")
 TARGETS = ("ort-cpu", "openvino", "trt", "trt-rtx", "onnx")
 SCHEMES = ("fp16", "bf16", "int8", "int8-fp16")
 FFN = ("auto", "pack", "keep")
@@ -37,6 +40,16 @@ METRICS = ("l2", "cosine", "max_abs", "kl", "top1")
 def complete_form(incomplete: str) -> list[str]:
     """Complete the value of --form."""
     return [form for form in FORMS if form.startswith(incomplete)]
+
+
+def complete_export_form(incomplete: str) -> list[str]:
+    """Complete the value of --form of a verb that searches."""
+    return [form for form in (AUTO, *FORMS) if form.startswith(incomplete)]
+
+
+def complete_executor(incomplete: str) -> list[str]:
+    """Complete the value of --executor."""
+    return [name for name in EXECUTORS if name.startswith(incomplete)]
 
 
 def complete_ffn(incomplete: str) -> list[str]:
@@ -147,6 +160,49 @@ FormText = Annotated[
         help="Of every site: keep, relu, hardswish, pwl:K, poly:N, spline:KxD, polynorm. Without it: what suits the target.",
     ),
 ]
+ExportForm = Annotated[
+    str | None,
+    typer.Option(
+        "--form",
+        metavar="FORM",
+        autocompletion=complete_export_form,
+        help="Of every site: keep, relu, hardswish, pwl:K, poly:N, spline:KxD, polynorm. Or auto, the default with --data and "
+        "--max-drift: the fastest within that, measured. Without it otherwise: what suits the target.",
+    ),
+]
+Recover = Annotated[
+    bool, typer.Option("--recover", help="Fit the layers around rewritten sites anew on --data, without training.")
+]
+Log = Annotated[
+    Path | None,
+    typer.Option("--log", metavar="FILE", help="Measurements of the search, to go on from. Default: OUT.search.jsonl."),
+]
+Jobs = Annotated[
+    int,
+    typer.Option("--jobs", metavar="N", min=0, help="Drifts of single forms to measure at once, 0 for one per core."),
+]
+ExecutorName = Annotated[
+    str,
+    typer.Option(
+        "--executor",
+        metavar="NAME",
+        autocompletion=complete_executor,
+        help="Where these run: local, or ray for the cluster at RAY_ADDRESS.",
+    ),
+]
+MaxTime = Annotated[
+    float | None,
+    typer.Option("--max-time", metavar="S", min=0, help="Seconds after which the search measures no further form."),
+]
+SearchSamples = Annotated[
+    int,
+    typer.Option(
+        "--search-samples", metavar="N", min=1, help="Samples of --data that the drift of a form is measured on."
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what the search would measure, and how long it would take.")
+]
 
 
 Ffn = Annotated[
@@ -180,6 +236,13 @@ def parse_form(text: str | None) -> Form | None:
     from actx.exporter.fitting import Form  # noqa: PLC0415
 
     return None if text is None else Form.parse(text)
+
+
+def search_options(log: Path | None, jobs: int, executor: str, max_time: float | None, samples: int) -> SearchOptions:
+    """Return how forms are searched for."""
+    from actx.exporter.search.search import SearchOptions  # noqa: PLC0415
+
+    return SearchOptions(log, jobs, executor, max_time, samples)  # type: ignore[arg-type]  # it is checked there
 
 
 def runtime_options(

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from actx.exporter.pipeline import export
     from actx.exporter.rewriting import rewrite
     from actx.exporter.runtimes.onnxruntime import RuntimeOptions
+    from actx.exporter.search.search import SearchOptions
 
 __all__ = [
     "ActxError",
     "Form",
     "InputSpec",
     "RuntimeOptions",
+    "SearchOptions",
     "build",
     "check",
     "export",
@@ -40,6 +42,7 @@ _HOMES = {
     "Form": "fitting",
     "InputSpec": "data",
     "RuntimeOptions": "runtimes.onnxruntime",
+    "SearchOptions": "search.search",
     "build": "building",
     "check": "comparison",
     "export": "pipeline",

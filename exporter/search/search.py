@@ -57,6 +57,9 @@ TOLERANCE = 0.01
 AIM = 0.9
 
 
+_NOTHING, _LATE = "saves nothing", "not measured: the time was over"
+
+
 @dataclass(frozen=True)
 class SearchOptions:
     """How to search.
@@ -135,7 +138,7 @@ class Candidate:
         if self.latency.saved_ms is None:
             return self.latency.reason
         if self.trial is None:
-            return "" if self.latency.saved_ms > 0 else "saves nothing"
+            return _LATE if self.latency.saved_ms > 0 else _NOTHING
         return self.trial.reason
 
 
@@ -334,7 +337,7 @@ class Search:
         for done, site in enumerate(sites):
             forms = self._forms(site)
             if self._late and unmeasured(self.latency_bench, site, forms):
-                measured = tuple(SiteLatency(form, None, None, "not measured: the time was over") for form in forms)
+                measured = tuple(SiteLatency(form, None, None, _LATE) for form in forms)
             else:
                 measured = measure_site(self.latency_bench, site, forms, self.fit)
             found.update({(site.name, latency.form): latency for latency in measured})
@@ -474,10 +477,9 @@ class _Choosing:
         known = [candidate for candidate in self.candidates if candidate.site == site.name]
         if any(candidate.option is not None for candidate in known):
             return Choice(site, KEEP, None, "kept: no form of it is worth its drift")
-        reasons = dict.fromkeys(candidate.reason for candidate in known if candidate.reason)
-        if not known or set(reasons) == {"saves nothing"}:
+        if not known or any(candidate.reason == _NOTHING for candidate in known):
             return Choice(site, KEEP, None, f"kept: no form is faster on {self.search.job.target.name}")
-        return Choice(site, KEEP, None, f"kept: {next(reason for reason in reasons if reason != 'saves nothing')}")
+        return Choice(site, KEEP, None, f"kept: {known[0].reason}")
 
     def _verified(self, pick: Sequence[int], verify: Verify) -> Verified:
         choices = self._choices(pick)

@@ -37,6 +37,8 @@ SIGNATURES = {
             "weighted",
             "ffn",
             "ffn_sites",
+            "recover",
+            "search",
         ),
         *("measure_drift", "measure_latency", "runs", "force", "trust", "factory", "opset", "kernels"),
         *("with_kernels", "shapes", "build", "options", "progress"),
@@ -54,6 +56,7 @@ SIGNATURES = {
         "progress",
     ],
     "rewrite": ["module", "args", "forms", "kwargs", "dynamic_shapes", "statistics", "fold"],
+    "SearchOptions": ["log", "jobs", "executor", "max_time", "samples"],
     "session": ["bundle", "options", "kernels", "trust"],
 }
 
