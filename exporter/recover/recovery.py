@@ -335,7 +335,7 @@ class _Work:
         return _Refitted(held.power, after, power, change.strength, kept=True)
 
     def _moments(self, layer: Layer) -> tuple[Moments, Moments, float]:
-        """Return what a layer reads and lacks on both parts of the data, and the squares of what it is to give on the second."""
+        """Return what a layer reads and lacks on both parts of the data, and the power of what it is to give where held out."""
         inputs, outputs = layer.matrix().shape
         moments = Moments(inputs, outputs), Moments(inputs, outputs)
         read, given = str(layer.input.name), str(layer.output.name)
