@@ -97,8 +97,12 @@ class Layer:
 
     def matrix(self) -> NDArray[np.float64]:
         """Return the weight of a pointwise layer as float64 [inputs, outputs]."""
-        weight = constant_of(self.weight).numpy().astype(np.float64)
-        flat = weight.reshape(weight.shape[:2])
+        return self.read(constant_of(self.weight))
+
+    def read(self, weight: ir.TensorProtocol) -> NDArray[np.float64]:
+        """Return another weight of the layer's layout as `matrix` does."""
+        exact = weight.numpy().astype(np.float64)
+        flat = exact.reshape(exact.shape[:2])
         return flat.T if self.weight_axis == 0 else flat
 
     def offsets(self) -> NDArray[np.float64]:
@@ -108,23 +112,21 @@ class Layer:
         return constant_of(self.bias).numpy().astype(np.float64).reshape(-1)
 
     def tensor(self, matrix: NDArray[np.float64]) -> ir.Tensor[Any]:
-        """Return a weight [inputs, outputs] in the layout and type of the layer's own."""
+        """Return a weight [inputs, outputs] in the layout and type of the layer's own; infinite what the type does not hold."""
         old = constant_of(self.weight)
-        laid = matrix.T if self.weight_axis == 0 else matrix
-        return ir.Tensor(laid.reshape(old.shape.numpy()).astype(old.dtype.numpy()), dtype=old.dtype)
+        return _typed(matrix.T if self.weight_axis == 0 else matrix, old)
 
     def scaled(self, factors: NDArray[np.float64]) -> ir.Tensor[Any]:
         """Return the weight with what gives each output multiplied by one of `factors`, float64 [outputs]."""
         old = constant_of(self.weight)
         weight = old.numpy().astype(np.float64)
         shape = [-1 if axis == self.weight_axis else 1 for axis in range(weight.ndim)]
-        return ir.Tensor((weight * factors.reshape(shape)).astype(old.dtype.numpy()), dtype=old.dtype)
+        return _typed(weight * factors.reshape(shape), old)
 
     def bias_tensor(self, offsets: NDArray[np.float64]) -> ir.Tensor[Any]:
         """Return a bias [outputs] in the shape and type of the layer's own."""
         assert self.bias is not None
-        old = constant_of(self.bias)
-        return ir.Tensor(offsets.reshape(old.shape.numpy()).astype(old.dtype.numpy()), dtype=old.dtype)
+        return _typed(offsets, constant_of(self.bias))
 
     def rows(self, values: NDArray[Any]) -> NDArray[Any]:
         """Return a tensor that the layer reads or gives with one row per place: [places, channels]."""
@@ -233,6 +235,8 @@ def layers_behind(value: ir.Value, role: str) -> tuple[Layer, ...]:
 def _reading(node: ir.Node, value: ir.Value, role: str) -> Layer:
     if op_of(node) not in PACKABLE or node.inputs[0] is not value or list(node.inputs).count(value) != 1:
         raise Refusal(f"{role} is read by {node.op_type}, which is no layer")
+    if node.graph is not value.graph:
+        raise Refusal(f"{role} is read within a body")
     output, what = node.outputs[0], f"what reads {role}"
     readers = output.consumers()
     biased = len(readers) == 1 and op_of(readers[0]) == ADD and not output.is_graph_output()
@@ -251,6 +255,13 @@ def _is_pointwise(conv: ir.Node, weight: ir.TensorProtocol) -> bool:
     automatic = attributes.get_string("auto_pad", "NOTSET")
     kernel = weight.shape.numpy()[2:]
     return set(kernel) <= {1} and set(strides) <= {1} and set(pads) <= {0} and automatic in {"NOTSET", "VALID"}
+
+
+def _typed(numbers: NDArray[np.float64], old: ir.TensorProtocol) -> ir.Tensor[Any]:
+    """Return numbers in the shape and type of another tensor."""
+    with np.errstate(over="ignore"):
+        typed = numbers.reshape(old.shape.numpy()).astype(old.dtype.numpy(), order="C")
+    return ir.Tensor(typed, dtype=old.dtype)
 
 
 def constant_of(value: ir.Value) -> ir.TensorProtocol:

@@ -7,7 +7,8 @@
    otherwise be led astray on the other.
 3. Of each channel that is kept which comes closer on held-out inputs.
 
-Inputs are counted per channel in bins of equal width in arsinh(x), as in `Density`.
+Inputs are counted per channel in bins of equal width in arsinh(x), as in `Density`; what is beyond `REACH` counts as if it were
+there.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Histogram:
     """
 
     def __init__(self, channels: int) -> None:
-        self.counts: NDArray[np.int64] = np.zeros((channels, BINS), np.int64)
+        self.counts: NDArray[np.int32] = np.zeros((channels, BINS), np.int32)
 
     @property
     def middles(self) -> NDArray[np.float64]:
@@ -78,11 +79,11 @@ class Histogram:
         """Count inputs [places, C]; what is not finite is left out."""
         scale = BINS / (2 * _REACH)
         known = np.isfinite(rows)
-        with np.errstate(invalid="ignore"):
-            places = (np.arcsinh(rows.astype(np.float32)) + np.float32(_REACH)) * np.float32(scale)
-            bins = np.clip(np.where(known, places, 0), 0, BINS - 1).astype(np.int64)
+        finite = np.where(known, rows, 0).astype(np.float32)
+        bins = np.clip((np.arcsinh(finite) + np.float32(_REACH)) * np.float32(scale), 0, BINS - 1).astype(np.int64)
         bins += np.arange(rows.shape[1]) * BINS
-        self.counts += np.bincount(bins[known], minlength=self.counts.size).reshape(self.counts.shape)
+        counts = np.bincount(bins[known], minlength=self.counts.size)
+        self.counts += counts.reshape(self.counts.shape).astype(np.int32)
 
 
 def align(function: Function, form: Function, fitted: Histogram, held: Histogram, *, offset: bool) -> Alignment:
@@ -95,19 +96,19 @@ def align(function: Function, form: Function, fitted: Histogram, held: Histogram
         held: inputs to judge on, with the same bins.
         offset: whether o may be other than 0.
     """
-    x = fitted.middles
-    f = function(x)
+    seen = (fitted.counts.any(axis=0)) | (held.counts.any(axis=0))  # elsewhere a function may be infinite
+    x, of_fitted, of_held = fitted.middles[seen], _shares(fitted)[:, seen], _shares(held)[:, seen]
     slopes, shifts = (grid.ravel() for grid in np.meshgrid(SLOPES, SHIFTS, indexing="ij"))
-    candidates = form(x[:, None] * slopes + shifts)
-    with np.errstate(all="ignore"):
-        gains, offsets, errors = _regressions(_shares(fitted), f, candidates, offset=offset)
-        variance = _mean(_shares(fitted), np.square(f)) - np.square(_mean(_shares(fitted), f))
+    with np.errstate(all="ignore"):  # what is not finite is not chosen
+        f, candidates = function(x), form(x[:, None] * slopes + shifts)
+        gains, offsets, errors = _regressions(of_fitted, f, candidates, offset=offset)
+        variance = np.maximum(of_fitted @ np.square(f) - np.square(of_fitted @ f), 0)
         distance = np.square(gains - 1) + np.square(shifts) + np.square(slopes - 1)
         scores = errors + PENALTY * variance[:, None] * distance
-    best = np.where(np.isfinite(scores), scores, np.inf).argmin(axis=1)
-    each = np.arange(len(best))
-    gain, moved = gains[each, best], offsets[each, best]
-    better = _is_closer(_shares(held), f, form(x), gain[:, None] * candidates[:, best].T + moved[:, None])
+        best = np.where(np.isfinite(scores), scores, np.inf).argmin(axis=1)
+        each = np.arange(len(best))
+        gain, moved = gains[each, best], offsets[each, best]
+        better = _is_closer(of_held, f, form(x), gain[:, None] * candidates[:, best].T + moved[:, None])
     return Alignment(
         np.where(better, slopes[best], 1.0),
         np.where(better, shifts[best], 0.0),
@@ -118,21 +119,17 @@ def align(function: Function, form: Function, fitted: Histogram, held: Histogram
 
 def _shares(histogram: Histogram) -> NDArray[np.float64]:
     """Return the distribution of every channel, [C, BINS]; zeros where nothing was counted."""
-    return histogram.counts / np.maximum(histogram.counts.sum(axis=1, keepdims=True), 1)
-
-
-def _mean(shares: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    mean: NDArray[np.float64] = shares @ values
-    return mean
+    shares: NDArray[np.float64] = histogram.counts / np.maximum(histogram.counts.sum(axis=1, keepdims=True), 1)
+    return shares
 
 
 def _regressions(
     shares: NDArray[np.float64], f: NDArray[np.float64], candidates: NDArray[np.float64], *, offset: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Return s, o and the mean square error, each [C, candidates]."""
-    mean_f, mean_ff = _mean(shares, f)[:, None], _mean(shares, np.square(f))[:, None]
-    mean_g, mean_gg = _mean(shares, candidates), _mean(shares, np.square(candidates))
-    mean_fg = _mean(shares, f[:, None] * candidates)
+    mean_f, mean_ff = (shares @ f)[:, None], (shares @ np.square(f))[:, None]
+    mean_g, mean_gg = shares @ candidates, shares @ np.square(candidates)
+    mean_fg = shares @ (f[:, None] * candidates)
     centre = mean_g if offset else np.zeros_like(mean_g)
     spread = np.maximum(mean_gg - centre * mean_g, 0)
     gains = np.clip((mean_fg - centre * mean_f) / np.maximum(spread, 1e-30), *GAINS)
@@ -146,5 +143,5 @@ def _is_closer(
     shares: NDArray[np.float64], f: NDArray[np.float64], before: NDArray[np.float64], after: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
     """3. `after` is [C, BINS]; a channel of which nothing was held out is not moved."""
-    closer: NDArray[np.bool_] = (shares * np.square(f - after)).sum(axis=1) < _mean(shares, np.square(f - before))
+    closer: NDArray[np.bool_] = (shares * np.square(f - after)).sum(axis=1) < shares @ np.square(f - before)
     return closer
