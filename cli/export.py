@@ -145,12 +145,13 @@ def print_plan(plan: Plan, *, json: bool) -> None:
     if json:
         printing.print_json(asdict(plan))
         return
-    printing.print_line(
-        f"to measure: latency of {printing.count(plan.latencies, 'form')}, each for all sites of one structure;"
-    )
-    printing.print_line(f"drift of {plan.trials} pairs of a site and a form at most, of those that save time")
-    printing.print_line(f"in the log: {printing.count(plan.known, 'measurement')}")
-    printing.print_line(f"about {plan.seconds:.0f} s at most, and then each choice that is built and verified")
+    rows = [
+        ["latency of a form, for all sites of one structure", str(plan.latencies)],
+        ["drift of a form at a site, at most", str(plan.trials)],
+        ["in the log already", str(plan.known)],
+    ]
+    title = f"about {plan.seconds:.0f} s at most, and then the choices that are built and verified"
+    printing.print_table(title, ("to measure", "number"), rows)
 
 
 def _names(text: str | None) -> list[str]:

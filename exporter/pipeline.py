@@ -7,6 +7,7 @@ import datetime as dt
 import importlib.metadata
 import platform
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,6 +32,7 @@ from actx.exporter.metrics import check_metric
 from actx.exporter.runtimes.onnxruntime import DEFAULT, RuntimeOptions
 from actx.exporter.search.log import Log
 from actx.exporter.search.search import SEARCH_DEFAULT, Found, Plan, Search, SearchOptions
+from actx.exporter.search.site_latency import obstacle
 from actx.exporter.search.verify import Verifier, draw_front
 from actx.exporter.targets import TARGETS, BuildRequest, Target, check_scheme, find_target
 from actx.exporter.tensorrt.options import BuildOptions
@@ -274,13 +276,29 @@ class _Ask:
                 note="and one of them is not to be measured",
                 remedy="Leave --no-check and --no-profile out, or name a form.",
             )
+        if self.obstacle:
+            raise TargetUnavailable(
+                "forms cannot be chosen here: their latency is not measured",
+                note=self.obstacle,
+                remedy="Run the same command where the target is, or name a form with --form.",
+            )
+
+    @cached_property
+    def obstacle(self) -> str:
+        """Why forms cannot be searched for here; empty where they can."""
+        return obstacle(find_target(self.target), self.quant, self.options, self.kernels)
 
     @property
-    def searches(self) -> bool:
+    def would_search(self) -> bool:
         """Whether forms are searched for, if that can be done here."""
         measured = self.measure_latency and self.measure_drift
         given = self.data is not None and self.max_drift is not None
         return self.form == AUTO or (self.form is None and given and measured)
+
+    @property
+    def searches(self) -> bool:
+        """Whether they are."""
+        return self.would_search and not self.obstacle
 
 
 @dataclass(frozen=True)
@@ -334,14 +352,11 @@ def _prepared(ask: _Ask) -> Iterator[_Prepared]:
             ask.measure_latency, ask.runs, ask.kernels, ask.with_kernels, ask.options, steps,
         )  # fmt: skip
         if not ask.searches or ask.max_drift is None:
-            yield _Prepared(job, None, folder)
+            yield _Prepared(
+                job, None, folder, f"forms were not searched for: {ask.obstacle}" if ask.would_search else ""
+            )
             return
-        search = Search(job, ask.max_drift, ask.sites, ask.weighted, Log(log), ask.search)
-        obstacle = search.latency_bench.obstacle
-        if obstacle and ask.form is None:
-            yield _Prepared(job, None, folder, f"forms were not searched for: {obstacle}")
-            return
-        yield _Prepared(job, search, folder)
+        yield _Prepared(job, Search(job, ask.max_drift, ask.sites, ask.weighted, Log(log), ask.search), folder)
 
 
 def _chosen(ask: _Ask, prepared: _Prepared) -> tuple[Made, Found | None, list[str]]:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from actx.exporter.choose import KEEP, Choice, choose, matches
 from actx.exporter.data import head
-from actx.exporter.errors import TargetUnavailable, UsageError
+from actx.exporter.errors import UsageError
 from actx.exporter.inspection import owners
 from actx.exporter.search import site_latency
 from actx.exporter.search.execute import Executor, run_trials
@@ -215,7 +215,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Search:
-    """The search for one export.
+    """The search for one export, on a machine where `site_latency.obstacle` knows none.
 
     Attributes:
         job: what is exported.
@@ -241,14 +241,8 @@ class Search:
             verify: builds a choice and measures it.
 
         Raises:
-            TargetUnavailable: latency cannot be measured here.
             ActxError: a model cannot be run, or the log not be written.
         """
-        if self.latency_bench.obstacle:
-            raise TargetUnavailable(
-                "forms cannot be chosen here: their latency is not measured", note=self.latency_bench.obstacle,
-                remedy="Run the same command where the target is, or name a form with --form.",
-            )  # fmt: skip
         whole = measure_model(self.latency_bench)
         assert whole.milliseconds is not None
         share = self._share()

@@ -116,21 +116,13 @@ class Bench:
 
     @cached_property
     def obstacle(self) -> str:
-        """5. Say why nothing can be measured here; empty where it can."""
-        name = self.target.name
-        if self.target.has_engine:
-            return f"{name} runs engines, and none is built of a part: export with --form and profile the bundles on the device"
-        if not self.graph.on_target:
-            install = self.target.abilities().install
-            return f"{name} does not run here ({self.graph.reason}): search where it does. {install}".strip()
-        return ""
+        """5."""
+        return obstacle(self.target, self.quant, self.options, self.kernels)
 
     @cached_property
     def graph(self) -> Graph:
         """What this machine runs of a bundle with a graph of the target's own; there is no file."""
-        own = graph_name(self.target.name)
-        graphs = {"portable": PORTABLE, self.target.name: own}
-        return self.target.graph(Files(Path(), graphs, {}, self.quant), self.options, self.kernels)
+        return _own_graph(self.target, self.quant, self.options, self.kernels)
 
     @cached_property
     def conditions(self) -> dict[str, Any]:
@@ -164,6 +156,26 @@ class Bench:
             some = read_values(self.original, self.batch, ordered[start : start + _VALUES_AT_ONCE], self.options)
             found.update({name: array.shape for name, array in some.items()})
         return found
+
+
+def obstacle(target: Target, quant: str | None, options: RuntimeOptions, kernels: bool | None) -> str:
+    """5. Say why nothing can be measured here; empty where it can.
+
+    Raises:
+        TargetUnavailable: the kernels were asked for and cannot be had.
+    """
+    if target.has_engine:
+        return f"{target.name} runs engines, and none is built of a part: export with --form, and profile on the device"
+    graph = _own_graph(target, quant, options, kernels)
+    if graph.on_target:
+        return ""
+    install = target.abilities().install
+    return f"{target.name} does not run here ({graph.reason}): search where it does. {install}".strip()
+
+
+def _own_graph(target: Target, quant: str | None, options: RuntimeOptions, kernels: bool | None) -> Graph:
+    graphs = {"portable": PORTABLE, target.name: graph_name(target.name)}
+    return target.graph(Files(Path(), graphs, {}, quant), options, kernels)
 
 
 def candidates(target: Target, site: Site) -> tuple[Form, ...]:
