@@ -80,8 +80,13 @@ def _taken(out: Path) -> bool:
 
 def rejected_place(out: Path) -> Path:
     """Return where a bundle goes that misses a requirement."""
+    return beside(out, REJECTED)
+
+
+def beside(out: Path, suffix: str) -> Path:
+    """Return the path beside a bundle's that has its name with a suffix."""
     named = out if out.name not in {"", ".."} else out.resolve()
-    return named.with_name(named.name + REJECTED)
+    return named.with_name(named.name + suffix)
 
 
 def is_bundle(path: Path) -> bool:

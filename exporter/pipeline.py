@@ -120,7 +120,7 @@ def export(
             and rewrites the rest closely.
         sites: forms for single sites, by name or pattern.
         data: samples to observe the sites on (see `load_data`), and without `held_out` drift and latency too. Without either
-            these are measured on random input, marked as synthetic. Without `held_out` a search holds a quarter of it out.
+            these are measured on random input, marked as synthetic. A search, and recovery, hold a quarter of it out for that.
         held_out: samples for drift and latency alone.
         inputs: types and dimensions that the user states.
         batch_size: samples per run.
@@ -334,13 +334,13 @@ def _prepared(ask: _Ask) -> Iterator[_Prepared]:
     measured = samples
     if ask.held_out is not None:
         measured = timed = open_data(loaded, ask.held_out, ask.batch_size)
-    elif ask.searches:
+    elif ask.searches or ask.recover:
         samples, measured = hold_out(samples)
     request = None
     if goal.has_engine:
         profile = profile_for(loaded.inputs, ask.shapes, (samples, measured))
         request = BuildRequest(profile, ask.build or BuildOptions())
-    log = ask.search.log or ask.out.with_name(f"{ask.out.name}.search.jsonl")
+    log = ask.search.log or bundle.beside(ask.out, ".search.jsonl")
     with bundle.staging(ask.out) as folder, workspace(loaded) as original:
         checkpoint = Checkpoint(log.with_suffix(".npz"), loaded.sha256) if ask.searches else None
         observed = (
@@ -363,7 +363,7 @@ def _chosen(ask: _Ask, prepared: _Prepared) -> tuple[Made, Found | None, list[st
     """Choose the forms, make the bundle's files and measure them; with remarks."""
     job, search = prepared.job, prepared.search
     if search is not None:
-        verifier = Verifier(job, search.log, prepared.folder)
+        verifier = Verifier(job, search.log, prepared.folder, search.latency_bench.conditions)
         found = search.run(verifier)
         made, notes = verifier.final(found)
         return made, found, notes

@@ -28,6 +28,7 @@ from actx.exporter.search.log import measurement_key
 from actx.exporter.search.search import Found, Outcome
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from actx.exporter.choose import Choice
@@ -45,13 +46,14 @@ class Verifier:
         job: what is exported.
         log: of the search.
         folder: for files.
+        conditions: what latency depends on besides the model, as JSON values.
     """
 
-    def __init__(self, job: Job, log: Log, folder: Path) -> None:
+    def __init__(self, job: Job, log: Log, folder: Path, conditions: Mapping[str, Any]) -> None:
         self._job, self._log, self._folder = job, log, folder
         self._made: Made | None = None
         self._fresh: set[str] = set()
-        self._conditions = self._describe()
+        self._conditions = [*self._describe(), dict(conditions)]
 
     def __call__(self, choices: tuple[Choice, ...], key: str) -> Outcome:
         """Build a choice and measure it."""
@@ -108,8 +110,7 @@ class Verifier:
         graph = {"ffn": job.ffn, "ffn_sites": dict(job.ffn_sites), "recover": job.recover, "fold": job.fold}
         asked = {"metric": job.metric, "budget": job.max_drift, "runs": job.runs, "kernels": job.kernels}
         recovered = [digest(batch.feeds) for batch in job.samples.batches()] if job.recover else []
-        return [job.loaded.sha256, job.loaded.opset, data, recovered, graph, asked, job.target.name, job.quant,
-                job.options.in_turns().describe()]  # fmt: skip
+        return [job.loaded.sha256, job.loaded.opset, data, recovered, graph, asked]
 
 
 def draw_front(found: Found, job: Job, folder: Path) -> None:
