@@ -72,8 +72,8 @@ def run_trials(
         what = f"the number of jobs must be at least {least} with the executor {executor}"
         raise UsageError(what, note=f"got {jobs}", remedy=f"Give --jobs {least} or more.")
     keys = {pair: trial_key(bench, *pair) for pair in pairs}
-    known = {pair: log.get(key) for pair, key in keys.items()}
-    results = {pair: TrialResult.from_dict(value) for pair, value in known.items() if value is not None}
+    known = {pair: log.get(key, TrialResult.from_dict) for pair, key in keys.items()}
+    results = {pair: result for pair, result in known.items() if result is not None}
     if progress is not None:
         progress(len(results), len(keys))
     if len(results) < len(keys):

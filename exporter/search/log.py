@@ -13,13 +13,15 @@ import fcntl
 import hashlib
 import json
 import os
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from actx.exporter.errors import ActxError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
+
+T = TypeVar("T")
 
 _FIELDS = ("key", "kind", "about", "value")
 
@@ -47,9 +49,22 @@ class Log:
             raise ActxError(f"cannot read {path}", note=str(error), remedy="Give another file.") from error
         self._values = dict(entry for line in lines if (entry := _entry(line)) is not None)
 
-    def get(self, key: str) -> Any | None:
-        """Return the value, a JSON value, that was put last; None where there is none."""
-        return self._values.get(key)
+    def get(self, key: str, read: Callable[[Any], T]) -> T | None:
+        """Return the value that was put last.
+
+        Args:
+            key: what it is found by.
+            read: makes it of the JSON value.
+
+        Returns:
+            None where there is none, or one that cannot be read: the file is the user's, who may have changed it.
+        """
+        if key not in self._values:
+            return None
+        try:
+            return read(self._values[key])
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
 
     def put(self, key: str, kind: str, about: Mapping[str, Any], value: Any) -> None:
         """Keep a value.

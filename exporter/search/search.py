@@ -264,7 +264,11 @@ class Search:
             begin = time.monotonic()
             bench = self._trial_bench(Path(folder))
             one = 2 * (time.monotonic() - begin)
-            missing = [pair for pair in pairs if self.log.get(trial_key(bench, pair[0].name, pair[1])) is None]
+            missing = [
+                pair
+                for pair in pairs
+                if self.log.get(trial_key(bench, pair[0].name, pair[1]), TrialResult.from_dict) is None
+            ]
         seconds = len(structures) * self.latency_bench.seconds + len(missing) * one / self._jobs
         return Plan(len(structures), len(missing), 2 * len(pairs) - len(structures) - len(missing), seconds)
 
@@ -364,15 +368,13 @@ class Search:
         bench = self.latency_bench
         shapes = {name: list(array.shape) for name, array in bench.batch.items()}
         key = measurement_key("activation share", self.job.loaded.sha256, shapes, bench.conditions)
-        value = self.log.get(key)
-        if value is None:
-            runtime = bench.graph.runtime
-            value = {
-                "share": runtime.node_times(self.job.original, bench.batch, owners(self.job.sites)).activation_share
-            }
-            self.log.put(key, "activation share", {"target": self.job.target.name}, value)
-        share: float | None = value["share"]
-        return share
+        known = self.log.get(key, lambda value: [None if value["share"] is None else float(value["share"])])
+        if known is not None:
+            return known[0]
+        times = bench.graph.runtime.node_times(self.job.original, bench.batch, owners(self.job.sites))
+        about = {"target": self.job.target.name}
+        self.log.put(key, "activation share", about, {"share": times.activation_share})
+        return times.activation_share
 
 
 @dataclass

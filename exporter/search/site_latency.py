@@ -210,12 +210,10 @@ def measure_site(bench: Bench, site: Site, forms: Sequence[Form], fit: Fitter) -
         return tuple(SiteLatency(form, None, None, error.what) for form in forms)
     keys = {form: measurement_key(KIND, structure, str(form), bench.conditions) for form in forms}
     refused = _measure_missing(
-        bench, site, part, {f: key for f, key in keys.items() if bench.log.get(key) is None}, fit
+        bench, site, part, {f: key for f, key in keys.items() if bench.log.get(key, partial(_of_value, f)) is None}, fit
     )
-    return tuple(
-        SiteLatency(form, None, None, refused[form]) if form in refused else _of_value(form, bench.log.get(keys[form]))
-        for form in forms
-    )
+    known = {form: bench.log.get(key, partial(_of_value, form)) for form, key in keys.items()}
+    return tuple(known[form] or SiteLatency(form, None, None, refused.get(form, "not measured")) for form in forms)
 
 
 def unmeasured(bench: Bench, site: Site, forms: Sequence[Form]) -> tuple[str, ...]:
@@ -224,8 +222,8 @@ def unmeasured(bench: Bench, site: Site, forms: Sequence[Form]) -> tuple[str, ..
         structure = structure_key(bench, site, bench.contexts.part(site))
     except ActxError:
         return ()
-    keys = (measurement_key(KIND, structure, str(form), bench.conditions) for form in forms)
-    return tuple(key for key in keys if bench.log.get(key) is None)
+    keys = {form: measurement_key(KIND, structure, str(form), bench.conditions) for form in forms}
+    return tuple(key for form, key in keys.items() if bench.log.get(key, partial(_of_value, form)) is None)
 
 
 def measure_model(bench: Bench) -> ModelLatency:
@@ -239,12 +237,11 @@ def measure_model(bench: Bench) -> ModelLatency:
         return ModelLatency(None, bench.obstacle)
     shapes = {name: list(array.shape) for name, array in bench.batch.items()}
     key = measurement_key(MODEL_KIND, structure_of(bench.model), shapes, bench.conditions)
-    value = bench.log.get(key)
-    if value is None:
-        runtime = bench.graph.runtime
-        value = {"ms": time_model(bench.original, bench.batch, runtime=runtime, seconds=bench.seconds).p50}
-        bench.log.put(key, MODEL_KIND, {"target": bench.target.name, "shapes": shapes}, value)
-    return ModelLatency(value["ms"])
+    known = bench.log.get(key, lambda value: float(value["ms"]))
+    if known is None:
+        known = time_model(bench.original, bench.batch, runtime=bench.graph.runtime, seconds=bench.seconds).p50
+        bench.log.put(key, MODEL_KIND, {"target": bench.target.name, "shapes": shapes}, {"ms": known})
+    return ModelLatency(known)
 
 
 def structure_key(bench: Bench, site: Site, part: ir.Model) -> list[Any]:
@@ -328,7 +325,7 @@ def _to_value(timed: Timed, seconds: float) -> dict[str, Any]:
 
 def _of_value(form: Form, value: Any) -> SiteLatency:
     if "reason" in value:
-        return SiteLatency(form, None, None, value["reason"])
+        return SiteLatency(form, None, None, str(value["reason"]))
     comparison = value["comparison"]
     low, high = comparison["interval"]
-    return SiteLatency(form, value["saved_ms"], Comparison(**comparison | {"interval": (low, high)}))
+    return SiteLatency(form, float(value["saved_ms"]), Comparison(**comparison | {"interval": (low, high)}))

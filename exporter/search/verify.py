@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import datetime as dt
 import shutil
-from dataclasses import asdict, replace
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
@@ -39,6 +40,22 @@ KIND = "verified choice"
 FRONT = "front.svg"
 
 
+@dataclass(frozen=True)
+class _Reports:
+    """What was measured of a choice.
+
+    Attributes:
+        when: in UTC.
+        drifts, latency: the reports.
+        ffns: what became of gated FFNs, which goes by what is measured too.
+    """
+
+    when: str
+    drifts: tuple[DriftReport, ...]
+    latency: LatencyReport | None
+    ffns: tuple[Decision, ...]
+
+
 class Verifier:
     """Verifies the choices of one search.
 
@@ -57,47 +74,44 @@ class Verifier:
 
     def __call__(self, choices: tuple[Choice, ...], key: str) -> Outcome:
         """Build a choice and measure it."""
-        value = self._value(choices, key)
-        drift = max((report.drift for report in _drifts(value)), default=0.0)
-        latency = _latency(value)
-        if latency is None:
+        reports = self._reports(choices, key)
+        drift = max((report.drift for report in reports.drifts), default=0.0)
+        if reports.latency is None:
             return Outcome(drift)
-        return Outcome(drift, latency.comparison.verdict, latency.comparison.paired_ratio)
+        return Outcome(drift, reports.latency.comparison.verdict, reports.latency.comparison.paired_ratio)
 
     def final(self, found: Found) -> tuple[Made, list[str]]:
         """Return the files and reports of what a search has found, with remarks."""
         key = measurement_key("choice", []) if found.taken is None else found.taken.key
-        value = self._value(found.choices, key)
-        fresh = measurement_key(KIND, key, self._conditions) in self._fresh
+        reports = self._reports(found.choices, key)
         made = self._made
         if made is None or _forms(made.choices) != _forms(found.choices):
-            made = self._make(found.choices, value)
+            made = self._make(found.choices, reports.ffns)
         notes = [found.reason]
-        if not fresh:
-            notes.append(
-                f"drift and latency of this choice were measured at {value['when']}: the log of the search has them"
-            )
-        return replace(made, choices=found.choices, drifts=_drifts(value), latency=_latency(value)), notes
+        if reports.when not in self._fresh:
+            notes.append(f"drift and latency of this choice were measured at {reports.when}: the search's log has them")
+        return replace(made, choices=found.choices, drifts=reports.drifts, latency=reports.latency), notes
 
-    def _value(self, choices: tuple[Choice, ...], key: str) -> dict[str, Any]:
+    def _reports(self, choices: tuple[Choice, ...], key: str) -> _Reports:
         """2. Return what the log has of a choice, after it was measured where needed."""
         full = measurement_key(KIND, key, self._conditions)
-        value = self._log.get(full)
-        if value is None:
-            made = measure_drift(self._job, self._make(choices, None))
-            if all(made.drifts):
-                made = measure_latency(self._job, made)
-            value = _to_value(made)
-            self._fresh.add(full)
-            about = {"target": self._job.target.name, "forms": [str(choice.form) for choice in choices]}
-            self._log.put(full, KIND, about, value)
-        return dict(value)
+        known = self._log.get(full, _REPORTS.validate_python)
+        if known is not None:
+            return known
+        made = measure_drift(self._job, self._make(choices))
+        if all(made.drifts):
+            made = measure_latency(self._job, made)
+        when = dt.datetime.now(dt.UTC).isoformat(timespec="microseconds")
+        self._fresh.add(when)
+        reports = _Reports(when, made.drifts, made.latency, made.ffns)
+        about = {"target": self._job.target.name, "forms": [str(choice.form) for choice in choices]}
+        self._log.put(full, KIND, about, json_values(asdict(reports)))
+        return reports
 
-    def _make(self, choices: tuple[Choice, ...], value: dict[str, Any] | None) -> Made:
+    def _make(self, choices: tuple[Choice, ...], ffns: tuple[Decision, ...] | None = None) -> Made:
         """3."""
         if self._made is not None:
             shutil.rmtree(self._made.folder, ignore_errors=True)
-        ffns = None if value is None else _FFNS.validate_python(value["ffns"])
         self._made = make(self._job, choices, bundle.subfolder(self._folder), ffns=ffns)
         return self._made
 
@@ -117,35 +131,20 @@ def draw_front(found: Found, job: Job, folder: Path) -> None:
     """Draw what can be had, and what was built."""
     assert job.max_drift is not None
     marks = [
-        Mark(built.saved_ms, built.outcome.drift, "taken" if built is found.taken else "") for built in found.verified
+        Mark(built.saved_ms, built.outcome.drift, _summary(built.choices) if built is found.taken else "")
+        for built in found.verified
     ]
-    draw(found.front, marks, job.max_drift, found.original_ms, folder / FRONT, metric=job.metric)
+    draw(found.front, marks, job.max_drift, found.original_ms, folder / FRONT, metric=f"drift ({job.metric})")
+
+
+def _summary(choices: tuple[Choice, ...]) -> str:
+    return ", ".join(f"{number} {form}" for form, number in Counter(_forms(choices)).most_common())
 
 
 def _forms(choices: tuple[Choice, ...]) -> list[str]:
     return [str(choice.form) for choice in choices]
 
 
-_DRIFT = TypeAdapter(DriftReport)
-_LATENCY = TypeAdapter(LatencyReport)
-_FFNS = TypeAdapter(tuple[Decision, ...])
-# What their modules import for type checkers alone.
-_LATENCY.rebuild(_types_namespace={"Breakdown": Breakdown})
-_FFNS.rebuild(_types_namespace={"Comparison": Comparison})
-
-
-def _to_value(made: Made) -> dict[str, Any]:
-    return {
-        "when": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "drifts": [json_values(asdict(report)) for report in made.drifts],
-        "latency": None if made.latency is None else json_values(asdict(made.latency)),
-        "ffns": [json_values(asdict(decision)) for decision in made.ffns],
-    }
-
-
-def _drifts(value: dict[str, Any]) -> tuple[DriftReport, ...]:
-    return tuple(_DRIFT.validate_python(report) for report in value["drifts"])
-
-
-def _latency(value: dict[str, Any]) -> LatencyReport | None:
-    return None if value["latency"] is None else _LATENCY.validate_python(value["latency"])
+_REPORTS = TypeAdapter(_Reports)
+# Their modules import some of these for type checkers alone.
+_REPORTS.rebuild(_types_namespace={kind.__name__: kind for kind in (Breakdown, Comparison, Decision, DriftReport)})

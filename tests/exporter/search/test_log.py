@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+def same(value: Any) -> Any:
+    return value
+
+
 def test_values_are_found_again(tmp_path: Path) -> None:
     file = tmp_path / "search" / "log.jsonl"
     log = Log(file)
@@ -23,9 +27,9 @@ def test_values_are_found_again(tmp_path: Path) -> None:
     log.put("b", "latency", {}, [1, 2.5])
     log.put("a", "sensitivity", {"site": "ffn"}, {"drift": 1e-300, "reason": "\n"})
     for found in (log, Log(file)):
-        assert found.get("a") == {"drift": 1e-300, "reason": "\n"}
-        assert found.get("b") == [1, 2.5]
-        assert found.get("c") is None
+        assert found.get("a", same) == {"drift": 1e-300, "reason": "\n"}
+        assert found.get("b", same) == [1, 2.5]
+        assert found.get("c", same) is None
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["kind"] for line in lines] == ["sensitivity", "latency", "sensitivity"]
     assert lines[0]["about"] == {"site": "ffn"}
@@ -34,8 +38,8 @@ def test_values_are_found_again(tmp_path: Path) -> None:
 def test_without_a_file_values_are_kept_in_memory() -> None:
     log = Log()
     log.put("a", "latency", {}, 1)
-    assert log.get("a") == 1
-    assert Log().get("a") is None
+    assert log.get("a", same) == 1
+    assert Log().get("a", same) is None
 
 
 @pytest.mark.parametrize("cut", [1, 2, 20, 10_000])
@@ -46,10 +50,10 @@ def test_a_line_that_was_cut_short_is_removed(tmp_path: Path, cut: int) -> None:
     whole = file.read_bytes()
     file.write_bytes(whole[: -min(cut, len(whole) // 3)])
     log = Log(file)
-    assert [log.get(key) for key in "abc"] == ["a", "b", None]
+    assert [log.get(key, same) for key in "abc"] == ["a", "b", None]
     log.put("d", "latency", {}, "d")
     log.put("c", "latency", {}, "c")
-    assert [Log(file).get(key) for key in "abcd"] == list("abcd")
+    assert [Log(file).get(key, same) for key in "abcd"] == list("abcd")
     assert all(json.loads(line) for line in file.read_text().splitlines())
 
 
@@ -57,7 +61,7 @@ def test_a_file_of_nothing_whole(tmp_path: Path) -> None:
     file = tmp_path / "log.jsonl"
     file.write_bytes(b'{"key": "a", "kind"')
     Log(file).put("b", "latency", {}, 1)
-    assert Log(file).get("b") == 1
+    assert Log(file).get("b", same) == 1
     assert len(file.read_text().splitlines()) == 1
 
 
@@ -73,9 +77,9 @@ def test_lines_of_another_version_are_not_read_and_stay(tmp_path: Path) -> None:
     ]
     file.write_bytes("\n".join(foreign).encode() + b"\0\0\xff\n")
     log = Log(file)
-    assert log.get("a") is None
+    assert log.get("a", same) is None
     log.put("b", "latency", {}, 2)
-    assert Log(file).get("b") == 2
+    assert Log(file).get("b", same) == 2
     assert file.read_bytes().startswith("\n".join(foreign).encode())
 
 
@@ -89,7 +93,7 @@ def test_several_processes_append_to_one_file(tmp_path: Path) -> None:
     running = [subprocess.Popen([sys.executable, "-c", code, str(file), str(i)]) for i in range(3)]
     assert [process.wait() for process in running] == [0, 0, 0]
     log = Log(file)
-    assert all(log.get(f"{process}-{i}") == "x" * 5000 for process in range(3) for i in range(100))
+    assert all(log.get(f"{process}-{i}", same) == "x" * 5000 for process in range(3) for i in range(100))
 
 
 def test_a_file_that_cannot_be_used(tmp_path: Path) -> None:
@@ -102,7 +106,7 @@ def test_a_file_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(ActxError, match="cannot write"):
         log.put("a", "latency", {}, 1)
-    assert log.get("a") is None
+    assert log.get("a", same) is None
 
 
 def test_keys_tell_what_is_measured_apart() -> None:
@@ -111,3 +115,11 @@ def test_keys_tell_what_is_measured_apart() -> None:
     assert len(keys) == 6
     with pytest.raises(ValueError, match="not JSON compliant"):
         measurement_key("a", float("inf"))
+
+
+def test_a_value_that_cannot_be_read_is_as_if_it_were_not_there(tmp_path: Path) -> None:
+    file = tmp_path / "log.jsonl"
+    log = Log(file)
+    for key, value in {"a": {"ms": "soon"}, "b": [], "c": None, "d": {"ms": 2}}.items():
+        log.put(key, "test", {}, value)
+    assert [Log(file).get(key, lambda value: float(value["ms"])) for key in "abcd"] == [None, None, None, 2.0]
