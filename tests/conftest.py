@@ -28,6 +28,7 @@ Split: TypeAlias = Literal["calibration", "held_out"]
 Batch: TypeAlias = "dict[str, NDArray[np.int64]]"
 
 TEXTS_PER_SPLIT = 64
+FURTHER_TEXTS = 192
 BATCH = 8
 # Words of text i: short queries and paragraphs in turn.
 WORDS = (5, 9, 14, 20, 28, 40, 60, 90)
@@ -45,12 +46,41 @@ PACKAGES = (
 )
 
 
-def _docstrings() -> list[str]:
-    """Docstrings of the modules of the standard library: real English on many subjects, there on every machine."""
+def _modules() -> Iterator[ast.Module]:
+    """The modules of the standard library: what is written there is English on many subjects, on every machine."""
     stdlib = Path(sysconfig.get_path("stdlib"))
     files = [file for folder in (".", *PACKAGES) for file in sorted((stdlib / folder).glob("[a-z]*.py"))]
-    trees = (ast.parse(file.read_bytes()) for file in files)
-    return [text for tree in trees if (text := ast.get_docstring(tree)) and len(text.split()) >= WORDS[0]]
+    return (ast.parse(file.read_bytes()) for file in files)
+
+
+def _docstrings() -> list[str]:
+    return [text for tree in _modules() if (text := ast.get_docstring(tree)) and len(text.split()) >= WORDS[0]]
+
+
+def _chosen() -> list[str]:
+    """The docstrings of 128 modules, those to calibrate on and those held out in turn."""
+    return _spread(_docstrings(), 2 * TEXTS_PER_SPLIT)
+
+
+def _spread(found: list[str], count: int) -> list[str]:
+    return [found[i] for i in np.linspace(0, len(found) - 1, count).astype(int)]
+
+
+def encoder_texts() -> dict[Split, list[str]]:
+    """64 calibration and 64 held-out English texts of 5 to 90 words; no module's text is in both."""
+    cut = [" ".join(text.split()[: WORDS[i // 2 % len(WORDS)]]) for i, text in enumerate(_chosen())]
+    return {"calibration": cut[0::2], "held_out": cut[1::2]}
+
+
+def further_texts() -> list[str]:
+    """192 more texts to calibrate on: docstrings of classes and functions, of modules whose text is not held out."""
+    held = set(_chosen()[1::2])
+    nodes = (node for tree in _modules() if ast.get_docstring(tree) not in held for node in ast.walk(tree))
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    found = [ast.get_docstring(node) or "" for node in nodes if isinstance(node, kinds)]
+    long = dict.fromkeys(text for text in found if len(text.split()) >= WORDS[3])
+    further = _spread(list(long), FURTHER_TEXTS)
+    return [" ".join(text.split()[: WORDS[i % len(WORDS)]]) for i, text in enumerate(further)]
 
 
 # These take minutes each: whoever starts one last waits for it alone.
@@ -81,10 +111,7 @@ def no_names_are_left_behind() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def texts() -> dict[Split, list[str]]:
     """64 calibration and 64 held-out English texts of 5 to 90 words; no module's text is in both."""
-    documents = _docstrings()
-    chosen = [documents[i] for i in np.linspace(0, len(documents) - 1, 2 * TEXTS_PER_SPLIT).astype(int)]
-    cut = [" ".join(text.split()[: WORDS[i // 2 % len(WORDS)]]) for i, text in enumerate(chosen)]
-    return {"calibration": cut[0::2], "held_out": cut[1::2]}
+    return encoder_texts()
 
 
 @pytest.fixture(scope="session")
@@ -101,16 +128,16 @@ def encoder_data(encoder_folder: Path, texts: dict[Split, list[str]]) -> Callabl
 
     A batch is ``input_ids`` and ``attention_mask``, int64 [8, tokens], with another number of tokens in every batch.
     """
+    return lambda split: encoder_batches(encoder_folder, texts[split])
+
+
+def encoder_batches(folder: Path, texts: list[str]) -> list[Batch]:
+    """Texts in batches of 8, those of similar length together."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(encoder_folder)
-
-    def batches(split: Split) -> list[Batch]:
-        chosen = sorted(texts[split], key=lambda text: (len(text.split()) // 25, text))
-        groups = [chosen[i : i + BATCH] for i in range(0, len(chosen), BATCH)]
-        return [_tokenized(tokenizer, group) for group in groups]
-
-    return batches
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    chosen = sorted(texts, key=lambda text: (len(text.split()) // 25, text))
+    return [_tokenized(tokenizer, chosen[i : i + BATCH]) for i in range(0, len(chosen), BATCH)]
 
 
 def _tokenized(tokenizer: Any, group: list[str]) -> Batch:

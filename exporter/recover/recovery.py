@@ -59,7 +59,7 @@ class SiteRecovery:
 
     Attributes:
         site: its name.
-        layers: names of the values that the refitted layers give; none where nothing was kept.
+        layers: names of the values that the layers behind it give whose constants were changed; none where nothing was kept.
         moved: channels whose form was moved.
         reason: what was done, or why nothing was.
         strength: of the ridge of the first layer; None where none was refitted.
@@ -286,7 +286,7 @@ class _Work:
         )
         return SiteRecovery(
             task.choice.site.name,
-            kept,
+            task.layers if moved else kept,
             moved,
             "refitted" if kept else "not refitted: held-out samples lack no less with it",
             next((found.strength for found in refits if found.kept), None),

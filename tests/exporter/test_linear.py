@@ -241,3 +241,11 @@ def test_a_layer_in_a_body_is_left_alone() -> None:
     tanh = next(iter(model.graph))
     with pytest.raises(Refusal, match="it is read within a body"):
         layers_behind(tanh.outputs[0], "it")
+
+
+def test_a_weight_that_the_caller_may_give_is_not_constant() -> None:
+    model, output = built(*LAYERS["matmul"])
+    weight = model.graph.initializers["layer.weight"]
+    model.graph.inputs.append(weight)
+    with pytest.raises(Refusal, match="the weight of it is not constant"):
+        layer_before(output, "it")

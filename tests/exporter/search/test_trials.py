@@ -150,6 +150,16 @@ def test_a_trial_measures_the_drift_of_that_one_change(network: Network, tmp_pat
     assert expected.drift > 0
 
 
+@pytest.mark.parametrize("form", [RELU, PWL])
+def test_a_trial_with_recovery_drifts_less(network: Network, tmp_path: Path, form: Form) -> None:
+    bench = network.bench(tmp_path / "bench", "cosine")
+    name = network.sites[1].name
+    without, found = (run_trial(replace(bench, recover=recovers), name, form) for recovers in (False, True))
+    assert without.drift is not None
+    assert found.drift is not None
+    assert 0 < found.drift < without.drift
+
+
 def test_a_form_that_a_site_cannot_have_is_a_result(network: Network, tmp_path: Path) -> None:
     bench = network.bench(tmp_path / "bench")
     name = bench.sites[0].name
