@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import tempfile
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -28,6 +27,7 @@ from actx.exporter.drift import Comparison
 from actx.exporter.errors import ActxError
 from actx.exporter.lower import lower
 from actx.exporter.metrics import METRICS, json_values
+from actx.exporter.recover import recover
 from actx.exporter.runtimes.onnxruntime import DEFAULT, RuntimeOptions
 from actx.exporter.save import save
 from actx.exporter.search.log import measurement_key
@@ -251,9 +251,9 @@ def _model(folder: Path, identity: str) -> ir.Model:  # noqa: ARG001 - another m
 
 
 def _recovered(bench: Bench, lowered: Lowered, choice: Choice) -> Lowered:
-    recover = importlib.import_module("actx.exporter.recover").recover
-    result: Lowered = recover(lowered, [choice], bench.folder / ORIGINAL, bench.as_data(), bench.runtime).lowered
-    return result
+    original = ir.load(bench.folder / ORIGINAL)
+    data, options = bench.as_data(), bench.runtime
+    return recover(lowered, [choice], original, data, metric=bench.metric, options=options).lowered
 
 
 def _drift(bench: Bench, model: ir.Model) -> float:
