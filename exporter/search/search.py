@@ -401,12 +401,12 @@ class _Choosing:
         self.power = POWERS.get(job.metric, 1.0)
         self.forms: list[list[Form]] = []
         self.options: list[list[Option]] = []
-        self.fixed: list[float] = []
+        self.fixed: list[Option] = []
         for site in job.sites:
             known = [(c.form, c.option) for c in self.candidates if c.site == site.name and c.option is not None]
             pin = search.pinned(site)
             if pin is not None:
-                self.fixed += [option.drift for _, option in known if option is not None]
+                self.fixed += [option for _, option in known if option is not None]
                 known = []
             self.forms.append([pin or KEEP, *(form for form, _ in known)])
             kept = Option(str(self.forms[-1][0]), 0.0, 0.0)
@@ -441,7 +441,7 @@ class _Choosing:
 
     def _left(self, limit: float) -> float:
         """Return what the pinned sites leave of a limit."""
-        left = limit**self.power - math.fsum(drift**self.power for drift in self.fixed)
+        left = limit**self.power - math.fsum(option.drift**self.power for option in self.fixed)
         return float(max(left, 0.0) ** (1 / self.power))
 
     def _rescaled(self, drift: float, measured: float) -> float:
@@ -481,14 +481,19 @@ class _Choosing:
         choices = self._choices(pick)
         pairs = [(choice.site.name, choice.form) for choice in choices if choice.rewritten]
         key = measurement_key("choice", [self.keys[pair] for pair in pairs])
-        drift = math.fsum(
-            [predicted(self.options, pick, self.power) ** self.power, *(d**self.power for d in self.fixed)]
-        )
-        outcome = verify(choices, key)
-        return Verified(choices, key, saved(self.options, pick), drift ** (1 / self.power), outcome)
+        point = self._with_pins(Point(saved(self.options, pick), predicted(self.options, pick, self.power), pick))
+        return Verified(choices, key, point.saved_ms, point.drift, verify(choices, key))
 
     def _front(self) -> tuple[Point, ...]:
-        return front(self.options, self.power, tolerance_ms=TOLERANCE * self.original_ms)
+        points = front(self.options, self.power, tolerance_ms=TOLERANCE * self.original_ms)
+        return tuple(self._with_pins(point) for point in points)
+
+    def _with_pins(self, point: Point) -> Point:
+        """Add what the pinned sites save and cost."""
+        pins = [*self.fixed, Option("", point.saved_ms, point.drift)]
+        one_each = [[option] for option in pins]
+        every = (0,) * len(pins)
+        return Point(saved(one_each, every), predicted(one_each, every, self.power), point.choice)
 
     def _in_the_way(self, taken: Verified | None) -> tuple[str, ...]:
         budget = self.search.budget
