@@ -481,7 +481,8 @@ class _Choosing:
         choices = self._choices(pick)
         pairs = [(choice.site.name, choice.form) for choice in choices if choice.rewritten]
         key = measurement_key("choice", [self.keys[pair] for pair in pairs])
-        point = self._with_pins(Point(saved(self.options, pick), predicted(self.options, pick, self.power), pick))
+        point = Point(saved(self.options, pick), predicted(self.options, pick, self.power), tuple(pick))
+        point = self._with_pins(point)
         return Verified(choices, key, point.saved_ms, point.drift, verify(choices, key))
 
     def _front(self) -> tuple[Point, ...]:
