@@ -29,6 +29,7 @@ from actx.exporter.making import Job, Made, Progress, Steps, make, measure_drift
 from actx.exporter.manifest import MANIFEST, Manifest, RequestEntry, SourceEntry
 from actx.exporter.metrics import check_metric
 from actx.exporter.runtimes.onnxruntime import DEFAULT, RuntimeOptions
+from actx.exporter.search import site_latency
 from actx.exporter.search.log import Log
 from actx.exporter.search.search import SEARCH_DEFAULT, Found, Plan, Search, SearchOptions
 from actx.exporter.search.verify import Verifier, draw_front
@@ -305,6 +306,8 @@ def _prepared(ask: _Ask) -> Iterator[_Prepared]:
     """Load, lift and calibrate."""
     ask.check()
     goal = find_target(ask.target)
+    obstacle = _obstacle(ask, goal)
+    searches = ask.searches and not obstacle
     modes = {name: parse_mode(text) for name, text in ask.ffn_sites.items()}
     mode = parse_mode(ask.ffn)
     steps = Steps(ask.progress)
@@ -316,7 +319,7 @@ def _prepared(ask: _Ask) -> Iterator[_Prepared]:
     measured = samples
     if ask.held_out is not None:
         measured = timed = open_data(loaded, ask.held_out, ask.batch_size)
-    elif ask.searches:
+    elif searches:
         samples, measured = hold_out(samples)
     request = None
     if goal.has_engine:
@@ -324,7 +327,7 @@ def _prepared(ask: _Ask) -> Iterator[_Prepared]:
         request = BuildRequest(profile, ask.build or BuildOptions())
     log = ask.search.log or ask.out.with_name(f"{ask.out.name}.search.jsonl")
     with bundle.staging(ask.out) as folder, workspace(loaded) as original:
-        checkpoint = Checkpoint(log.with_suffix(".npz"), loaded.sha256) if ask.searches else None
+        checkpoint = Checkpoint(log.with_suffix(".npz"), loaded.sha256) if searches else None
         observed = (
             calibrate(original, lifted.sites, samples, ask.options, steps("calibrate"), checkpoint) if ask.data else {}
         )
@@ -333,15 +336,27 @@ def _prepared(ask: _Ask) -> Iterator[_Prepared]:
             diagnose(lifted.sites, observed), request, ask.fold, ask.recover, mode, modes, ask.metric, ask.max_drift,
             ask.measure_latency, ask.runs, ask.kernels, ask.with_kernels, ask.options, steps,
         )  # fmt: skip
-        if not ask.searches or ask.max_drift is None:
-            yield _Prepared(job, None, folder)
-            return
-        search = Search(job, ask.max_drift, ask.sites, ask.weighted, Log(log), ask.search)
-        obstacle = search.latency_bench.obstacle
-        if obstacle and ask.form is None:
-            yield _Prepared(job, None, folder, f"forms were not searched for: {obstacle}")
-            return
-        yield _Prepared(job, search, folder)
+        search = None
+        if searches and ask.max_drift is not None:
+            search = Search(job, ask.max_drift, ask.sites, ask.weighted, Log(log), ask.search)
+        yield _Prepared(job, search, folder, f"forms were not searched for: {obstacle}" if obstacle else "")
+
+
+def _obstacle(ask: _Ask, target: Target) -> str:
+    """Say why forms that would be searched for cannot be here; empty where they can.
+
+    Raises:
+        TargetUnavailable: it was asked for.
+    """
+    if not ask.searches:
+        return ""
+    found = site_latency.obstacle(target, ask.quant, ask.options, ask.kernels)
+    if found and ask.form == AUTO:
+        raise TargetUnavailable(
+            "forms cannot be chosen here: their latency is not measured", note=found,
+            remedy="Run the same command where the target is, or name a form with --form.",
+        )  # fmt: skip
+    return found
 
 
 def _chosen(ask: _Ask, prepared: _Prepared) -> tuple[Made, Found | None, list[str]]:

@@ -81,6 +81,11 @@ def no_names_are_left_behind() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def texts() -> dict[Split, list[str]]:
     """64 calibration and 64 held-out English texts of 5 to 90 words; no module's text is in both."""
+    return split_texts()
+
+
+def split_texts() -> dict[Split, list[str]]:
+    """Return what the fixture `texts` is."""
     documents = _docstrings()
     chosen = [documents[i] for i in np.linspace(0, len(documents) - 1, 2 * TEXTS_PER_SPLIT).astype(int)]
     cut = [" ".join(text.split()[: WORDS[i // 2 % len(WORDS)]]) for i, text in enumerate(chosen)]
@@ -105,12 +110,14 @@ def encoder_data(encoder_folder: Path, texts: dict[Split, list[str]]) -> Callabl
 
     tokenizer = AutoTokenizer.from_pretrained(encoder_folder)
 
-    def batches(split: Split) -> list[Batch]:
-        chosen = sorted(texts[split], key=lambda text: (len(text.split()) // 25, text))
-        groups = [chosen[i : i + BATCH] for i in range(0, len(chosen), BATCH)]
-        return [_tokenized(tokenizer, group) for group in groups]
+    return lambda split: encoder_batches(tokenizer, texts[split])
 
-    return batches
+
+def encoder_batches(tokenizer: Any, texts: list[str]) -> list[Batch]:
+    """Return texts of similar length together, 8 to a batch."""
+    chosen = sorted(texts, key=lambda text: (len(text.split()) // 25, text))
+    groups = [chosen[i : i + BATCH] for i in range(0, len(chosen), BATCH)]
+    return [_tokenized(tokenizer, group) for group in groups]
 
 
 def _tokenized(tokenizer: Any, group: list[str]) -> Batch:

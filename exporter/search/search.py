@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from actx.exporter.choose import KEEP, Choice, choose, matches
 from actx.exporter.data import head
-from actx.exporter.errors import TargetUnavailable, UsageError
+from actx.exporter.errors import UsageError
 from actx.exporter.inspection import owners
 from actx.exporter.search import site_latency
 from actx.exporter.search.execute import Executor, run_trials
@@ -203,7 +203,7 @@ class Plan:
     Attributes:
         latencies: single forms whose latency is not in the log, each for all sites of one structure.
         trials: pairs of a site and a form whose drift may have to be measured; fewer where a form turns out to save nothing.
-        known: measurements of both kinds that are in the log.
+        known: what of both kinds is in the log, counted for every site.
         seconds: about how long that takes at most; verifying choices comes on top.
     """
 
@@ -218,7 +218,7 @@ class Search:
     """The search for one export.
 
     Attributes:
-        job: what is exported.
+        job: what is exported, for a target whose latency can be measured here (see `site_latency.obstacle`).
         budget: largest drift.
         pins: forms of single sites, by name or pattern.
         weighted: whether forms are fitted closer where the data is.
@@ -241,14 +241,8 @@ class Search:
             verify: builds a choice and measures it.
 
         Raises:
-            TargetUnavailable: latency cannot be measured here.
             ActxError: a model cannot be run, or the log not be written.
         """
-        if self.latency_bench.obstacle:
-            raise TargetUnavailable(
-                "forms cannot be chosen here: their latency is not measured", note=self.latency_bench.obstacle,
-                remedy="Run the same command where the target is, or name a form with --form.",
-            )  # fmt: skip
         whole = measure_model(self.latency_bench)
         assert whole.milliseconds is not None
         share = self._share()
@@ -262,17 +256,16 @@ class Search:
 
     def plan(self) -> Plan:
         """Return what a search would measure, without measuring it."""
-        structures: dict[str, None] = {}
         pairs = [(site, form) for site in self.sites for form in self._forms(site)]
-        for site in self.sites:
-            structures.update(dict.fromkeys(unmeasured(self.latency_bench, site, self._forms(site))))
+        latencies = [key for site in self.sites for key in unmeasured(self.latency_bench, site, self._forms(site))]
+        structures = set(latencies)
         with tempfile.TemporaryDirectory(prefix="actx-") as folder:
             begin = time.monotonic()
             bench = self._trial_bench(Path(folder))
             one = 2 * (time.monotonic() - begin)
             missing = [pair for pair in pairs if self.log.get(trial_key(bench, pair[0].name, pair[1])) is None]
         seconds = len(structures) * self.latency_bench.seconds + len(missing) * one / self._jobs
-        return Plan(len(structures), len(missing), 2 * len(pairs) - len(structures) - len(missing), seconds)
+        return Plan(len(structures), len(missing), 2 * len(pairs) - len(latencies) - len(missing), seconds)
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -485,7 +478,9 @@ class _Choosing:
         choices = self._choices(pick)
         pairs = [(choice.site.name, choice.form) for choice in choices if choice.rewritten]
         key = measurement_key("choice", [self.keys[pair] for pair in pairs])
-        point = self._with_pins(Point(saved(self.options, pick), predicted(self.options, pick, self.power), pick))
+        point = self._with_pins(
+            Point(saved(self.options, pick), predicted(self.options, pick, self.power), tuple(pick))
+        )
         return Verified(choices, key, point.saved_ms, point.drift, verify(choices, key))
 
     def _front(self) -> tuple[Point, ...]:
@@ -515,8 +510,8 @@ class _Choosing:
             text = f"{rewritten} of {len(taken.choices)} sites are rewritten: drift {taken.outcome.drift:.3g}"
             limit = "within" if taken.outcome.drift <= budget else "over"
             ratio = "" if taken.outcome.ratio is None else f", {taken.outcome.ratio:.3f} times as fast"
-            return f"{text}, {limit} the budget of {budget:g}{ratio}"
-        share = self._amdahl()
+            return f"{text}, {limit} the budget of {budget:g}{ratio}{self._unknown()}"
+        share = self._amdahl() + self._unknown()
         if not any(len(options) > 1 for options in self.options):
             return f"no form is measured to be faster on {job.target.name}: the original stays{share}"
         if not verified:
@@ -525,6 +520,11 @@ class _Choosing:
         if best.outcome.drift > budget:
             return f"no choice that was built is within the budget of {budget:g}: the original stays{share}"
         return f"no choice is measured to be faster as a whole: the original stays{share}"
+
+    def _unknown(self) -> str:
+        """Say what the time was too short for."""
+        late = sum(candidate.reason == _LATE for candidate in self.candidates)
+        return f"; {late} of {len(self.candidates)} forms were {_LATE}" if late else ""
 
     def _amdahl(self) -> str:
         """Say what could be gained at best (Amdahl's law)."""
