@@ -203,7 +203,7 @@ class Plan:
     Attributes:
         latencies: single forms whose latency is not in the log, each for all sites of one structure.
         trials: pairs of a site and a form whose drift may have to be measured; fewer where a form turns out to save nothing.
-        known: measurements of both kinds that are in the log.
+        known: what of both kinds is in the log, counted for every site.
         seconds: about how long that takes at most; verifying choices comes on top.
     """
 
@@ -218,7 +218,7 @@ class Search:
     """The search for one export, on a machine where `site_latency.obstacle` knows none.
 
     Attributes:
-        job: what is exported.
+        job: what is exported, for a target whose latency can be measured here (see `site_latency.obstacle`).
         budget: largest drift.
         pins: forms of single sites, by name or pattern.
         weighted: whether forms are fitted closer where the data is.
@@ -256,10 +256,9 @@ class Search:
 
     def plan(self) -> Plan:
         """Return what a search would measure, without measuring it."""
-        structures: dict[str, None] = {}
         pairs = [(site, form) for site in self.sites for form in self._forms(site)]
-        for site in self.sites:
-            structures.update(dict.fromkeys(unmeasured(self.latency_bench, site, self._forms(site))))
+        latencies = [key for site in self.sites for key in unmeasured(self.latency_bench, site, self._forms(site))]
+        structures = set(latencies)
         with tempfile.TemporaryDirectory(prefix="actx-") as folder:
             begin = time.monotonic()
             bench = self._trial_bench(Path(folder))
@@ -270,7 +269,7 @@ class Search:
                 if self.log.get(trial_key(bench, pair[0].name, pair[1]), TrialResult.from_dict) is None
             ]
         seconds = len(structures) * self.latency_bench.seconds + len(missing) * one / self._jobs
-        return Plan(len(structures), len(missing), 2 * len(pairs) - len(structures) - len(missing), seconds)
+        return Plan(len(structures), len(missing), 2 * len(pairs) - len(latencies) - len(missing), seconds)
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -512,8 +511,8 @@ class _Choosing:
             text = f"{rewritten} of {len(taken.choices)} sites are rewritten: drift {taken.outcome.drift:.3g}"
             limit = "within" if taken.outcome.drift <= budget else "over"
             ratio = "" if taken.outcome.ratio is None else f", {taken.outcome.ratio:.3f} times as fast"
-            return f"{text}, {limit} the budget of {budget:g}{ratio}"
-        share = self._amdahl()
+            return f"{text}, {limit} the budget of {budget:g}{ratio}{self._unknown()}"
+        share = self._amdahl() + self._unknown()
         if not any(len(options) > 1 for options in self.options):
             return f"no form is measured to be faster on {job.target.name}: the original stays{share}"
         if not verified:
@@ -522,6 +521,11 @@ class _Choosing:
         if best.outcome.drift > budget:
             return f"no choice that was built is within the budget of {budget:g}: the original stays{share}"
         return f"no choice is measured to be faster as a whole: the original stays{share}"
+
+    def _unknown(self) -> str:
+        """Say what the time was too short for."""
+        late = sum(candidate.reason == _LATE for candidate in self.candidates)
+        return f"; {late} of {len(self.candidates)} forms were {_LATE}" if late else ""
 
     def _amdahl(self) -> str:
         """Say what could be gained at best (Amdahl's law)."""

@@ -8,7 +8,8 @@
    measured again.
 4. What is saved is ``original * (1 - 1/ratio)`` of the ratio within rounds where the verdict is `faster` or `slower`, else 0.
    With too little time for a verdict nothing is said of the form.
-5. On targets that run engines, and where the target's runtime is not, nothing is measured, and the reason says so.
+5. On targets that run engines or are no one runtime, and where the target's runtime is not, nothing is measured, and the
+   reason says so.
 """
 
 from __future__ import annotations
@@ -116,13 +117,13 @@ class Bench:
 
     @cached_property
     def obstacle(self) -> str:
-        """5."""
+        """5. Say why nothing can be measured here; empty where it can."""
         return obstacle(self.target, self.quant, self.options, self.kernels)
 
     @cached_property
     def graph(self) -> Graph:
         """What this machine runs of a bundle with a graph of the target's own; there is no file."""
-        return _own_graph(self.target, self.quant, self.options, self.kernels)
+        return _graph(self.target, self.quant, self.options, self.kernels)
 
     @cached_property
     def conditions(self) -> dict[str, Any]:
@@ -159,21 +160,30 @@ class Bench:
 
 
 def obstacle(target: Target, quant: str | None, options: RuntimeOptions, kernels: bool | None) -> str:
-    """5. Say why nothing can be measured here; empty where it can.
+    """5. Say why no form of a target can be measured here; empty where it can.
+
+    Args:
+        target: what the export is for.
+        quant: its scheme.
+        options: how models are run.
+        kernels: as of the export.
 
     Raises:
         TargetUnavailable: the kernels were asked for and cannot be had.
     """
+    name = target.name
     if target.has_engine:
-        return f"{target.name} runs engines, and none is built of a part: export with --form, and profile on the device"
-    graph = _own_graph(target, quant, options, kernels)
-    if graph.on_target:
-        return ""
-    install = target.abilities().install
-    return f"{target.name} does not run here ({graph.reason}): search where it does. {install}".strip()
+        return f"{name} runs engines, and none is built of a part: export with --form and profile the bundles on the device"
+    if not target.candidates:
+        return f"{name} is for any runtime: which form is fast is measured for one, such as ort-cpu or openvino"
+    graph = _graph(target, quant, options, kernels)
+    if not graph.on_target:
+        install = target.abilities().install
+        return f"{name} does not run here ({graph.reason}): search where it does. {install}".strip()
+    return ""
 
 
-def _own_graph(target: Target, quant: str | None, options: RuntimeOptions, kernels: bool | None) -> Graph:
+def _graph(target: Target, quant: str | None, options: RuntimeOptions, kernels: bool | None) -> Graph:
     graphs = {"portable": PORTABLE, target.name: graph_name(target.name)}
     return target.graph(Files(Path(), graphs, {}, quant), options, kernels)
 
