@@ -529,7 +529,9 @@ class _Choosing:
 
     def _amdahl(self) -> str:
         """Say what could be gained at best (Amdahl's law)."""
-        if self.share is None or not 0 <= self.share < 1:
+        if self.share is None:
+            return "; what share of its latency its sites take was not measured"
+        if not 0 <= self.share < 1:
             return ""
         bound = 1 / (1 - self.share)
         return f"; its sites take {self.share:.1%} of its latency: without any it would be {bound:.3f} times as fast"

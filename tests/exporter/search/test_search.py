@@ -303,7 +303,6 @@ def test_a_search_that_was_killed_goes_on(setting: Setting) -> None:
     assert set(found.values()) == {1}
     manifest = bundle.read_bundle(case.out)[1]
     assert [site.form for site in manifest.sites] == forms_of(undisturbed)
-    assert not [path for path in case.folder.iterdir() if path.name.startswith(".")]
 
 
 def start(case: Case) -> subprocess.Popen[bytes]:
@@ -385,7 +384,8 @@ def test_a_network_of_relus_stays(tmp_path: Path) -> None:
     exported = Case.make(tmp_path / "case", 1, activation="Relu").export(1e-6)
     assert forms_of(exported) == ["keep"]
     assert exported.manifest.search is not None
-    assert "the original stays; its sites take" in exported.manifest.search.reason
+    assert "the original stays; " in exported.manifest.search.reason
+    assert "its latency" in exported.manifest.search.reason
 
 
 def test_a_budget_that_no_form_is_within(setting: Setting) -> None:
