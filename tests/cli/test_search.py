@@ -64,8 +64,8 @@ def test_a_dry_run_keeps_only_what_it_calibrated(actx: Actx, case: Case) -> None
     before = {file.name for file in case.folder.iterdir()}
     result = actx("export", *arguments(case, "--max-drift", 1e-2, "--dry-run"))
     assert (result.code, result.err) == (0, "")
-    assert "to measure: latency of 7 forms" in result.out
-    assert "in the log: 0 measurements" in result.out
+    numbers = [line.split()[-1] for line in result.out.splitlines()[2:]]
+    assert numbers == ["7", "7", "0"]
     result = actx("export", *arguments(case, "--max-drift", 1e-2, "--dry-run", "--json"))
     planned = json.loads(result.out)
     assert (planned["latencies"], planned["trials"], planned["known"]) == (7, 7, 0)
