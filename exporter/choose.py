@@ -7,8 +7,8 @@
 4. Without a form, what the target runs as one fast op, or what is an `actx::Spline` already, is kept; every other site takes
    the first of the target's own forms that is within `DEFAULT_ERROR`.
 
-A form that was asked for is fitted closer where the data is, but for those of mixtures and of single channels; rule 4 bounds
-the largest error, wherever it is.
+A form that was asked for is fitted closer where the data is, but for those of mixtures and of single channels, and those
+that are within `DEFAULT_ERROR` everywhere; rule 4 bounds the largest error, wherever it is.
 """
 
 from __future__ import annotations
@@ -280,6 +280,12 @@ class _Fitter:
     def _once(
         self, function: ScalarFunction, form: Form, interval: tuple[float, float] | None, density: Density | None
     ) -> Fit:
+        """Fit one function. What is within `DEFAULT_ERROR` everywhere needs no density: one fit is for all sites of it."""
+        if density is not None:
+            even = self._once(function, form, interval, None)
+            if even.core_error <= DEFAULT_ERROR and math.isfinite(even.max_error):
+                return replace(even, rms=density.rms(even.spline(density.places) - function(density.places)))
+
         def fitted() -> Fit:
             require_bounded(function, interval)
             return fit(function, form, interval=interval, fold=self._fold, density=density)
