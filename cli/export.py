@@ -120,6 +120,7 @@ def command(
         "opset": opset, "kernels": kernels, "options": options.runtime_options(threads),
     }  # fmt: skip
     if dry_run:
+        _check_dry_run(form)
         with printing.progress_bar() as progress:
             planned = plan(model, out, **shared, progress=progress)
         print_plan(planned, json=json)
@@ -138,6 +139,15 @@ def command(
         )  # fmt: skip
 
 
+def _check_dry_run(form: str | None) -> None:
+    from actx.exporter.errors import UsageError  # noqa: PLC0415
+
+    if form not in {None, options.AUTO}:
+        raise UsageError(
+            f"--dry-run is for a search, and --form {form} names a form", remedy="Leave --form out, or --dry-run."
+        )
+
+
 def print_plan(plan: Plan, *, json: bool) -> None:
     """Print what a search would measure."""
     from actx.cli import printing  # noqa: PLC0415
@@ -146,12 +156,12 @@ def print_plan(plan: Plan, *, json: bool) -> None:
         printing.print_json(asdict(plan))
         return
     rows = [
-        ["latency of a form, for all sites of one structure", str(plan.latencies)],
-        ["drift of a form at a site, at most", str(plan.trials)],
-        ["in the log already", str(plan.known)],
+        ["to do: latency of a form, for all sites of one structure", str(plan.latencies)],
+        ["to do: drift of a form at a site, at most", str(plan.trials)],
+        ["of both in the log already", str(plan.known)],
     ]
     title = f"about {plan.seconds:.0f} s at most, and then the choices that are built and verified"
-    printing.print_table(title, ("to measure", "number"), rows)
+    printing.print_table(title, ("measurement", "number"), rows)
 
 
 def _names(text: str | None) -> list[str]:
@@ -193,6 +203,8 @@ def _pins(texts: list[str] | None) -> dict[str, Form]:
     pins = {}
     for text in texts or ():
         name, separator, form = text.rpartition("=")
+        if form == options.AUTO:
+            raise UsageError(f"--site {text!r} pins no form", remedy="Leave it out: sites without a pin are searched.")
         parsed = options.parse_form(form) if separator and name else None
         if parsed is None:
             raise UsageError(
@@ -238,7 +250,7 @@ def _print_search(search: SearchEntry) -> None:
     ]  # fmt: skip
     if built:
         columns = ("predicted drift", "measured", "latency", "ratio", "", "forms")
-        printing.print_table(f"built and verified, within {search.budget:g}", columns, built)
+        printing.print_table(f"built and verified; the budget is {search.budget:g}", columns, built)
 
 
 def _summary(forms: list[str]) -> str:

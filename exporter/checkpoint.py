@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from actx.exporter.errors import ActxError
+from actx.exporter.errors import ActxError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,6 +40,23 @@ class Checkpoint:
                 return dict(archive) if str(archive["key"]) == key else None
         except _BROKEN:
             return None
+
+    def check(self) -> None:
+        """Check that there is nothing else at its place.
+
+        Raises:
+            UsageError: there is a file that is no checkpoint.
+        """
+        try:
+            with self.file.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                ours = "key" in archive.files
+        except FileNotFoundError:
+            return
+        except _BROKEN:
+            ours = False
+        if not ours:
+            what = f"{self.file} is there, and no checkpoint of a calibration"
+            raise UsageError(what, remedy="Give another --log, which it lies beside, or move the file.")
 
     def save(self, key: str, arrays: Arrays) -> None:
         """Write the arrays; a crash leaves the file as it was before.

@@ -30,6 +30,7 @@ from actx.exporter.making import Job, Made, Progress, Steps, make, measure_drift
 from actx.exporter.manifest import MANIFEST, Manifest, RequestEntry, SourceEntry
 from actx.exporter.metrics import check_metric
 from actx.exporter.runtimes.onnxruntime import DEFAULT, RuntimeOptions
+from actx.exporter.search.execute import check_executor
 from actx.exporter.search.log import Log
 from actx.exporter.search.search import SEARCH_DEFAULT, Found, Plan, Search, SearchOptions
 from actx.exporter.search.site_latency import obstacle
@@ -258,6 +259,10 @@ class _Ask:
             raise UsageError("--recover needs data", note="layers are refitted on samples", remedy="Give --data.")
         if self.form == AUTO:
             self._check_search()
+        if self.searches:
+            check_executor(self.search.executor)
+            Log(self.log)
+            Checkpoint(self.checkpoint, "").check()
         bundle.check_destination(self.out, force=self.force)
         if self.max_drift is not None:
             bundle.check_destination(bundle.rejected_place(self.out), force=True)
@@ -277,11 +282,23 @@ class _Ask:
                 remedy="Leave --no-check and --no-profile out, or name a form.",
             )
         if self.obstacle:
+            goal = find_target(self.target)
+            elsewhere = bool(goal.candidates) and not goal.has_engine
             raise TargetUnavailable(
                 "forms cannot be chosen here: their latency is not measured",
                 note=self.obstacle,
-                remedy="Run the same command where the target is, or name a form with --form.",
+                remedy=f"{'Run the same command where the target is, or name' if elsewhere else 'Name'} a form with --form.",
             )
+
+    @property
+    def log(self) -> Path:
+        """The file of the search's measurements."""
+        return self.search.log or bundle.beside(self.out, ".search.jsonl")
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file of the calibration that a search can go on from."""
+        return self.log.with_name(f"{self.log.name}.npz")
 
     @cached_property
     def obstacle(self) -> str:
@@ -294,6 +311,13 @@ class _Ask:
         measured = self.measure_latency and self.measure_drift
         given = self.data is not None and self.max_drift is not None
         return self.form == AUTO or (self.form is None and given and measured)
+
+    @property
+    def unsearched(self) -> str:
+        """Say why forms are not searched for although data and a budget are given and no form is named."""
+        if self.form is not None or self.data is None or self.max_drift is None:
+            return ""
+        return f"forms were not searched for: {self.obstacle or 'latency and drift were not both to be measured'}"
 
     @property
     def searches(self) -> bool:
@@ -340,9 +364,8 @@ def _prepared(ask: _Ask) -> Iterator[_Prepared]:
     if goal.has_engine:
         profile = profile_for(loaded.inputs, ask.shapes, (samples, measured))
         request = BuildRequest(profile, ask.build or BuildOptions())
-    log = ask.search.log or bundle.beside(ask.out, ".search.jsonl")
     with bundle.staging(ask.out) as folder, workspace(loaded) as original:
-        checkpoint = Checkpoint(log.with_suffix(".npz"), loaded.sha256) if ask.searches else None
+        checkpoint = Checkpoint(ask.checkpoint, loaded.sha256) if ask.searches else None
         observed = (
             calibrate(original, lifted.sites, samples, ask.options, steps("calibrate"), checkpoint) if ask.data else {}
         )
@@ -352,11 +375,9 @@ def _prepared(ask: _Ask) -> Iterator[_Prepared]:
             ask.measure_latency, ask.runs, ask.kernels, ask.with_kernels, ask.options, steps,
         )  # fmt: skip
         if not ask.searches or ask.max_drift is None:
-            yield _Prepared(
-                job, None, folder, f"forms were not searched for: {ask.obstacle}" if ask.would_search else ""
-            )
+            yield _Prepared(job, None, folder, ask.unsearched)
             return
-        yield _Prepared(job, Search(job, ask.max_drift, ask.sites, ask.weighted, Log(log), ask.search), folder)
+        yield _Prepared(job, Search(job, ask.max_drift, ask.sites, ask.weighted, Log(ask.log), ask.search), folder)
 
 
 def _chosen(ask: _Ask, prepared: _Prepared) -> tuple[Made, Found | None, list[str]]:

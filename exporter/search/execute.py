@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import socket
 import sys
@@ -41,6 +42,16 @@ Pair: TypeAlias = "tuple[str, Form]"
 ATTEMPTS = 3
 KIND = "sensitivity"
 _RAY_BACKEND = "actx-ray"
+
+
+def check_executor(executor: Executor) -> None:
+    """Check that what an executor needs is installed.
+
+    Raises:
+        ActxError: it is not.
+    """
+    if executor == "ray" and importlib.util.find_spec("ray") is None:
+        raise ActxError("Ray is not installed", remedy="Install it: pip install 'actx[cluster]'.")
 
 
 def run_trials(

@@ -15,7 +15,7 @@ import json
 import os
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from actx.exporter.errors import ActxError
+from actx.exporter.errors import ActxError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_BEGINS = b'{"key":'
 _FIELDS = ("key", "kind", "about", "value")
 
 
@@ -30,10 +31,11 @@ class Log:
     """Values by key.
 
     Args:
-        path: the file, made with its folder by the first `put`; None keeps the values in memory alone.
+        path: the file, made by the first `put`; None keeps the values in memory alone.
 
     Raises:
-        ActxError: the file cannot be read.
+        UsageError: the file holds something else.
+        ActxError: it cannot be read, or its folder does not exist.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -41,12 +43,18 @@ class Log:
         self._values: dict[str, Any] = {}
         if path is None:
             return
+        if not path.absolute().parent.is_dir():
+            raise ActxError(f"the folder {path.absolute().parent} does not exist", remedy="Create it first.")
         try:
-            lines = path.read_bytes().split(b"\n")[:-1]
+            content = path.read_bytes()
         except FileNotFoundError:
             return
         except OSError as error:
             raise ActxError(f"cannot read {path}", note=str(error), remedy="Give another file.") from error
+        if not content.startswith(_BEGINS) and not _BEGINS.startswith(content):  # a crash may have left less
+            what = f"{path} is no log of a search"
+            raise UsageError(what, note="there is something else in it", remedy="Give another file.")
+        lines = content.split(b"\n")[:-1]
         self._values = dict(entry for line in lines if (entry := _entry(line)) is not None)
 
     def get(self, key: str, read: Callable[[Any], T]) -> T | None:
@@ -108,7 +116,6 @@ def _entry(line: bytes) -> tuple[str, Any] | None:
 
 def _append(path: Path, line: bytes) -> None:
     """1, 2, 3."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # no other process is in the middle of a line
         file.truncate(_whole(file))

@@ -33,7 +33,7 @@ from actx.exporter.inspection import owners
 from actx.exporter.search import site_latency
 from actx.exporter.search.execute import Executor, run_trials
 from actx.exporter.search.log import measurement_key
-from actx.exporter.search.site_latency import SiteLatency, candidates, measure_model, measure_site, unmeasured
+from actx.exporter.search.site_latency import SiteLatency, candidates, looked_up, measure_model, measure_site
 from actx.exporter.search.solve import Option, Point, front, predicted, saved, solve
 from actx.exporter.search.trials import TrialResult, trial_key, write_bench
 
@@ -51,8 +51,8 @@ Pair: TypeAlias = "tuple[str, Form]"
 ROUNDS = 6
 # The drift of several changes is (sum of drift**power)**(1/power) of each: squares add up where errors are independent.
 POWERS = {"l2": 2.0}
-# Choices that differ by less, in parts of the original's latency, are equal: the one of less drift is taken.
-TOLERANCE = 0.01
+# Choices that differ by less, in parts of the most that can be saved, are equal: the one of less drift is taken.
+TOLERANCE = 0.05
 # A prediction that was off is aimed at so much of the budget the next time.
 AIM = 0.9
 
@@ -256,20 +256,26 @@ class Search:
 
     def plan(self) -> Plan:
         """Return what a search would measure, without measuring it."""
-        pairs = [(site, form) for site in self.sites for form in self._forms(site)]
-        latencies = [key for site in self.sites for key in unmeasured(self.latency_bench, site, self._forms(site))]
-        structures = set(latencies)
+        latencies = {
+            (site.name, form): latency
+            for site in self.sites
+            for form, latency in looked_up(self.latency_bench, site, self._forms(site)).items()
+        }
+        new = {latency for latency in latencies.values() if isinstance(latency, str)}
+        pinned = {site.name for site in self.job.sites if self.pinned(site) is not None}
+        pairs = [
+            pair
+            for pair, latency in latencies.items()
+            if isinstance(latency, str) or (latency.saved_ms or 0) > 0 or pair[0] in pinned
+        ]
         with tempfile.TemporaryDirectory(prefix="actx-") as folder:
             begin = time.monotonic()
             bench = self._trial_bench(Path(folder))
             one = 2 * (time.monotonic() - begin)
-            missing = [
-                pair
-                for pair in pairs
-                if self.log.get(trial_key(bench, pair[0].name, pair[1]), TrialResult.from_dict) is None
-            ]
-        seconds = len(structures) * self.latency_bench.seconds + len(missing) * one / self._jobs
-        return Plan(len(structures), len(missing), 2 * len(pairs) - len(latencies) - len(missing), seconds)
+            missing = [p for p in pairs if self.log.get(trial_key(bench, *p), TrialResult.from_dict) is None]
+        known = sum(not isinstance(latency, str) for latency in latencies.values()) + len(pairs) - len(missing)
+        seconds = len(new) * self.latency_bench.seconds + len(missing) * one / self._jobs
+        return Plan(len(new), len(missing), known, seconds)
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -333,7 +339,8 @@ class Search:
         sites = self.sites
         for done, site in enumerate(sites):
             forms = self._forms(site)
-            if self._late and unmeasured(self.latency_bench, site, forms):
+            known = looked_up(self.latency_bench, site, forms)
+            if self._late and any(isinstance(latency, str) for latency in known.values()):
                 measured = tuple(SiteLatency(form, None, None, _LATE) for form in forms)
             else:
                 measured = measure_site(self.latency_bench, site, forms, self.fit)
@@ -411,12 +418,17 @@ class _Choosing:
             kept = Option(str(self.forms[-1][0]), 0.0, 0.0)
             self.options.append([kept, *(option for _, option in known if option is not None)])
 
+    @property
+    def tolerance(self) -> float:
+        """Milliseconds that make no difference."""
+        return TOLERANCE * sum(max(option.saved_ms for option in options) for options in self.options)
+
     def run(self, verify: Verify) -> Found:
         verified: dict[tuple[int, ...], Verified] = {}
         limit = self.search.budget
         pins_only = (0,) * len(self.options)
         for _ in range(ROUNDS):
-            pick = solve(self.options, self._left(limit), self.power, tolerance_ms=TOLERANCE * self.original_ms)
+            pick = solve(self.options, self._left(limit), self.power, tolerance_ms=self.tolerance)
             if pick in verified or pick == pins_only:
                 break
             verified[pick] = self._verified(pick, verify)
@@ -430,7 +442,10 @@ class _Choosing:
             verified[pins_only] = self._verified(pins_only, verify)
             accepted = [verified[pins_only]]
         taken = max(accepted, key=lambda v: (v.saved_ms, -v.outcome.drift), default=None)
-        choices = tuple(self._keep(site) for site in self.search.job.sites) if taken is None else taken.choices
+        original = (Choice(site, KEEP, None, "kept: no choice is better as a whole") for site in self.search.job.sites)
+        choices = (
+            tuple(original if verified else map(self._keep, self.search.job.sites)) if taken is None else taken.choices
+        )
         return Found(
             choices, taken, self._reason(taken, list(verified.values())), self.original_ms, self.share, self.candidates,
             self._front(), tuple(verified.values()), self._in_the_way(taken),
@@ -471,7 +486,7 @@ class _Choosing:
             return Choice(site, KEEP, None, "pinned")
         known = [candidate for candidate in self.candidates if candidate.site == site.name]
         if any(candidate.option is not None for candidate in known):
-            return Choice(site, KEEP, None, "kept: no form of it is worth its drift")
+            return Choice(site, KEEP, None, "kept: what its forms save is not worth their drift")
         if not known or any(candidate.reason == _NOTHING for candidate in known):
             return Choice(site, KEEP, None, f"kept: no form is faster on {self.search.job.target.name}")
         return Choice(site, KEEP, None, f"kept: {known[0].reason}")
@@ -485,7 +500,7 @@ class _Choosing:
         return Verified(choices, key, point.saved_ms, point.drift, verify(choices, key))
 
     def _front(self) -> tuple[Point, ...]:
-        points = front(self.options, self.power, tolerance_ms=TOLERANCE * self.original_ms)
+        points = front(self.options, self.power, tolerance_ms=self.tolerance)
         return tuple(self._with_pins(point) for point in points)
 
     def _with_pins(self, point: Point) -> Point:

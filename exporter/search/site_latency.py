@@ -77,7 +77,7 @@ class ModelLatency:
     """What one inference of the original takes on the target.
 
     Attributes:
-        milliseconds: median over runs; None where it was not measured.
+        milliseconds: the least of its runs, to which other processes have added least; None where it was not measured.
         reason: why it was not, else empty.
     """
 
@@ -226,14 +226,14 @@ def measure_site(bench: Bench, site: Site, forms: Sequence[Form], fit: Fitter) -
     return tuple(known[form] or SiteLatency(form, None, None, refused.get(form, "not measured")) for form in forms)
 
 
-def unmeasured(bench: Bench, site: Site, forms: Sequence[Form]) -> tuple[str, ...]:
-    """Return the keys of the forms that would have to be measured at a site; equal ones are one measurement."""
+def looked_up(bench: Bench, site: Site, forms: Sequence[Form]) -> dict[Form, SiteLatency | str]:
+    """Return what the log has of forms at a site; of what would have to be measured its key: equal ones are one measurement."""
     try:
         structure = structure_key(bench, site, bench.contexts.part(site))
-    except ActxError:
-        return ()
+    except ActxError as error:
+        return {form: SiteLatency(form, None, None, error.what) for form in forms}
     keys = {form: measurement_key(KIND, structure, str(form), bench.conditions) for form in forms}
-    return tuple(key for form, key in keys.items() if bench.log.get(key, partial(_of_value, form)) is None)
+    return {form: bench.log.get(key, partial(_of_value, form)) or key for form, key in keys.items()}
 
 
 def measure_model(bench: Bench) -> ModelLatency:
@@ -249,7 +249,7 @@ def measure_model(bench: Bench) -> ModelLatency:
     key = measurement_key(MODEL_KIND, structure_of(bench.model), shapes, bench.conditions)
     known = bench.log.get(key, lambda value: float(value["ms"]))
     if known is None:
-        known = time_model(bench.original, bench.batch, runtime=bench.graph.runtime, seconds=bench.seconds).p50
+        known = time_model(bench.original, bench.batch, runtime=bench.graph.runtime, seconds=bench.seconds).min
         bench.log.put(key, MODEL_KIND, {"target": bench.target.name, "shapes": shapes}, {"ms": known})
     return ModelLatency(known)
 

@@ -89,7 +89,7 @@ class Verifier:
             made = self._make(found.choices, reports.ffns)
         notes = [found.reason]
         if reports.when not in self._fresh:
-            notes.append(f"drift and latency of this choice were measured at {reports.when}: the search's log has them")
+            notes.append(f"drift and latency were measured on {reports.when[:19]} UTC and taken from the search's log")
         return replace(made, choices=found.choices, drifts=reports.drifts, latency=reports.latency), notes
 
     def _reports(self, choices: tuple[Choice, ...], key: str) -> _Reports:

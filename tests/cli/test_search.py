@@ -43,7 +43,7 @@ def test_a_budget_and_data_are_enough(actx: Actx, case: Case) -> None:
     result = actx("export", *arguments(case, "--max-drift", 1e-2, "--runs", 8))
     assert (result.code, result.err) == (0, "")
     assert "what can be had, as predicted" in result.out
-    assert "built and verified, within 0.01" in result.out
+    assert "built and verified; the budget is 0.01" in result.out
     assert re.search(r"1 of 1 sites are rewritten: drift \S+, within the budget of 0\.01", result.out)
     assert (case.out / "front.svg").exists()
     result = actx("check", case.folder / "model.onnx", case.out, "--data", case.folder / "data.npz", "--threads", 1)
@@ -69,7 +69,7 @@ def test_a_dry_run_keeps_only_what_it_calibrated(actx: Actx, case: Case) -> None
     result = actx("export", *arguments(case, "--max-drift", 1e-2, "--dry-run", "--json"))
     planned = json.loads(result.out)
     assert (planned["latencies"], planned["trials"], planned["known"]) == (7, 7, 0)
-    assert {file.name for file in case.folder.iterdir()} == before | {"out.search.npz"}
+    assert {file.name for file in case.folder.iterdir()} == before | {"out.search.jsonl.npz"}
 
 
 def test_a_log_elsewhere(actx: Actx, case: Case, log: Path) -> None:

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from actx.exporter.calibrate import SiteStatistics, calibrate
 from actx.exporter.checkpoint import Checkpoint
 from actx.exporter.data import Batch, Data
-from actx.exporter.errors import ActxError
+from actx.exporter.errors import ActxError, UsageError
 from actx.exporter.lift import Site, lift
 from actx.exporter.load.prepare import prepare
 from tests.networks import HIDDEN, SPELLINGS, WIDTH, many_sites, onnx_mlp
@@ -203,3 +203,14 @@ def test_a_pass_over_anything_else_begins_anew(tmp_path: Path, mlp: tuple[Path, 
 def test_a_checkpoint_that_cannot_be_written(tmp_path: Path, mlp: tuple[Path, tuple[Site, ...]]) -> None:
     with pytest.raises(ActxError, match="cannot write"):
         calibrate(*mlp, data_of(batches_of((1,))), checkpoint=Checkpoint(tmp_path / "missing" / "pass.npz", ""))
+
+
+def test_a_file_that_is_no_checkpoint_is_not_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "samples.npz"
+    np.savez(file, image=np.zeros(3))
+    with pytest.raises(UsageError, match="no checkpoint of a calibration"):
+        Checkpoint(file, "digest").check()
+    Checkpoint(tmp_path / "none.npz", "digest").check()
+    ours = Checkpoint(tmp_path / "ours.npz", "digest")
+    ours.save("key", {"progress": np.zeros(1)})
+    ours.check()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from actx.exporter.errors import ActxError
+from actx.exporter.errors import ActxError, UsageError
 from actx.exporter.search.log import Log, measurement_key
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def same(value: Any) -> Any:
 
 
 def test_values_are_found_again(tmp_path: Path) -> None:
-    file = tmp_path / "search" / "log.jsonl"
+    file = tmp_path / "log.jsonl"
     log = Log(file)
     log.put("a", "sensitivity", {"site": "ffn"}, {"drift": 0.1, "reason": ""})
     log.put("b", "latency", {}, [1, 2.5])
@@ -100,7 +100,7 @@ def test_a_file_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(ActxError, match="cannot read"):
         Log(tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(ActxError, match="cannot read"):
+    with pytest.raises(ActxError, match="does not exist"):
         Log(tmp_path / "file" / "log.jsonl")
     log = Log(tmp_path / "folder")
     (tmp_path / "folder").mkdir()
@@ -123,3 +123,13 @@ def test_a_value_that_cannot_be_read_is_as_if_it_were_not_there(tmp_path: Path) 
     for key, value in {"a": {"ms": "soon"}, "b": [], "c": None, "d": {"ms": 2}}.items():
         log.put(key, "test", {}, value)
     assert [Log(file).get(key, lambda value: float(value["ms"])) for key in "abcd"] == [None, None, None, 2.0]
+
+
+def test_a_file_of_something_else_is_not_touched(tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"\x08\x08\x12\x04\n")
+    with pytest.raises(UsageError, match="is no log of a search"):
+        Log(file)
+    with pytest.raises(ActxError, match="does not exist"):
+        Log(tmp_path / "nowhere" / "log.jsonl")
+    assert file.read_bytes() == b"\x08\x08\x12\x04\n"

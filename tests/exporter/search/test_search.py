@@ -268,7 +268,7 @@ def test_a_second_run_measures_nothing(setting: Setting) -> None:
     second = case.export(3e-3)
     assert case.log.read_bytes() == before
     assert comparable(second.manifest) == comparable(first.manifest)
-    assert any("the search's log has them" in note for note in second.manifest.notes)
+    assert any("taken from the search's log" in note for note in second.manifest.notes)
     assert case.plan(3e-3) == replace(case.plan(3e-3), latencies=0, trials=0, known=28, seconds=0.0)
 
 
