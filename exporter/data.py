@@ -223,7 +223,7 @@ def synthetic_data(inputs: Sequence[InputSpec], sizes: Mapping[str, int], seed: 
     rng = np.random.default_rng(seed)
     feeds = {spec.name: _draw(spec, _shape(spec, sizes), rng) for spec in inputs}
     samples = max((len(array) for array in feeds.values() if array.ndim), default=1)
-    whole = _static_batch(tuple(inputs)) is not None
+    whole = any(spec.dims and isinstance(spec.dims[0], int) for spec in inputs)
 
     def batches() -> Iterator[Batch]:
         yield Batch(dict(feeds), {}, samples)

@@ -14,6 +14,7 @@ from actx.exporter import Form
 from actx.exporter.choose import Choice, choose
 from actx.exporter.lift import lift
 from actx.exporter.lower import lower
+from actx.exporter.lower.fold import OWN
 from actx.exporter.targets import TARGETS
 from tests.exporter.lower.running import checked, in_reference, in_runtime, op_types, prepared, values_of
 from tests.networks import HIDDEN, OUT, SPELLINGS, WIDTH, Graph, feeds
@@ -328,7 +329,7 @@ def _assert_weights_are_used(model: ir.Model) -> None:
 
 def _assert_weights_are_shared(portable: ir.Model, native: ir.Model) -> None:
     common = set(portable.graph.initializers) & set(native.graph.initializers)
-    assert any(name.endswith("scaled") for name in common)
+    assert any(name.endswith(OWN) for name in common)
     for name in common:
         assert portable.graph.initializers[name].const_value is native.graph.initializers[name].const_value
 
@@ -480,7 +481,7 @@ def test_a_constant_that_would_overflow_is_not_folded(name: str, write: Callable
     largest = float(np.finfo(np.float16).max)
     kept, folded = lowered(largest), lowered(largest / 4)
     assert kept.placements[0].scale == 1
-    assert not any(constant.endswith("scaled") for constant in kept.portable.graph.initializers)
+    assert not any(constant.endswith(OWN) for constant in kept.portable.graph.initializers)
     assert folded.placements[0].scale != 1
 
 
