@@ -240,9 +240,10 @@ def parse_form(text: str | None) -> Form | None:
 
 def search_options(log: Path | None, jobs: int, executor: str, max_time: float | None, samples: int) -> SearchOptions:
     """Return how forms are searched for."""
+    from actx.exporter.search.execute import parse_executor  # noqa: PLC0415 - the help must answer without the library
     from actx.exporter.search.search import SearchOptions  # noqa: PLC0415
 
-    return SearchOptions(log, jobs, executor, max_time, samples)  # type: ignore[arg-type]  # it is checked there
+    return SearchOptions(log, jobs, parse_executor(executor), max_time, samples)
 
 
 def runtime_options(

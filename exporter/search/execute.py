@@ -24,7 +24,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import joblib
 
@@ -36,12 +36,25 @@ if TYPE_CHECKING:
     from actx.exporter.search.log import Log
 
 Executor: TypeAlias = Literal["local", "ray"]
+EXECUTORS: tuple[Executor, ...] = get_args(Executor)
 Progress: TypeAlias = Callable[[int, int], None]
 Pair: TypeAlias = "tuple[str, Form]"
 
 ATTEMPTS = 3
 KIND = "sensitivity"
 _RAY_BACKEND = "actx-ray"
+
+
+def parse_executor(text: str) -> Executor:
+    """Read the name of an executor.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    for name in EXECUTORS:
+        if text == name:
+            return name
+    raise UsageError(f"there is no executor {text!r}", remedy=f"Choose {' or '.join(EXECUTORS)}.")
 
 
 def check_executor(executor: Executor) -> None:

@@ -31,7 +31,7 @@ from actx.exporter.data import head
 from actx.exporter.errors import UsageError
 from actx.exporter.inspection import owners
 from actx.exporter.search import site_latency
-from actx.exporter.search.execute import Executor, run_trials
+from actx.exporter.search.execute import Executor, parse_executor, run_trials
 from actx.exporter.search.log import measurement_key
 from actx.exporter.search.site_latency import SiteLatency, candidates, looked_up, measure_model, measure_site
 from actx.exporter.search.solve import Option, Point, front, predicted, saved, solve
@@ -83,8 +83,7 @@ class SearchOptions:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.executor not in {"local", "ray"}:
-            raise UsageError(f"there is no executor {self.executor!r}", remedy="Choose local or ray.")
+        parse_executor(self.executor)
         if self.jobs < 0 or self.samples < 1 or not (self.max_time is None or self.max_time >= 0):
             raise UsageError(
                 "a number of the search is out of range",
@@ -215,7 +214,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Search:
-    """The search for one export, on a machine where `site_latency.obstacle` knows none.
+    """The search for one export.
 
     Attributes:
         job: what is exported, for a target whose latency can be measured here (see `site_latency.obstacle`).
