@@ -148,6 +148,23 @@ def test_infers_the_shape_for_the_nodes_behind(library: cpu.Library, tmp_path: P
     assert b"Shape" not in optimized.read_bytes()
 
 
+def test_an_unknown_size_without_a_name_stays_unknown(library: cpu.Library) -> None:
+    """ONNX Runtime reads the size of a value that leaves it out as -1, and would go on with that."""
+    nodes = [
+        helper.make_node("Reshape", ["x", "rows"], ["r"]),
+        helper.make_node("Spline", ["r"], ["s"], domain=DOMAIN, **gelu_table(8, 3).attributes()),
+        helper.make_node("Reshape", ["s", "back"], ["y"]),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3, 4]) for name in ("x", "y"))
+    sizes = {"rows": [-1, 4], "back": [-1, 3, 4]}
+    constants = [helper.make_tensor(name, TensorProto.INT64, [len(dims)], dims) for name, dims in sizes.items()]
+    graph = helper.make_graph(nodes, "g", [x], [y], constants)
+    imports = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, OPSET)]
+    content = helper.make_model(graph, opset_imports=imports, ir_version=9).SerializeToString()
+    value = np.ones((2, 3, 4), np.float32)
+    assert open_session(library, content).run(None, {"x": value})[0].shape == value.shape
+
+
 @pytest.mark.parametrize("op_type", ["Spline", "GatedSpline"])
 def test_threads_give_the_same_bits(library: cpu.Library, op_type: str) -> None:
     x = np.random.default_rng(0).normal(0, 3, (1000, 1026)).astype(np.float32)

@@ -271,13 +271,26 @@ Status* compute_node(void* opaque, KernelContext* context) {
   return guarded(node.api(), node.op_type(), [&] { node.compute(context); });
 }
 
+// ONNX Runtime would take an unknown size without a name for the number -1.
+bool all_known(const Api& api, const TensorTypeAndShapeInfo* info, std::size_t rank) {
+  std::vector<std::int64_t> sizes(rank);
+  std::vector<const char*> names(rank, nullptr);
+  check(api.GetDimensions(info, sizes.data(), rank));
+  check(api.GetSymbolicDimensions(info, names.data(), rank));
+  for (std::size_t i = 0; i < rank; ++i) {
+    if (sizes[i] < 0 && (names[i] == nullptr || *names[i] == '\0')) return false;
+  }
+  return true;
+}
+
 // Y has the sizes of X, but for an op that halves an axis. Rank 0 may also mean that the rank is not known.
 void infer_shape(const TypedOp& op, ShapeInferContext* context) {
   TensorTypeAndShapeInfo* info;
   std::size_t rank;
   check(op.api.ShapeInferContext_GetInputTypeShape(context, 0, &info));
   check(op.api.GetDimensionsCount(info, &rank));
-  if (rank > 0 && !op.info.halves_axis) check(op.api.ShapeInferContext_SetOutputTypeShape(context, 0, info));
+  if (rank == 0 || op.info.halves_axis || !all_known(op.api, info, rank)) return;
+  check(op.api.ShapeInferContext_SetOutputTypeShape(context, 0, info));
 }
 
 TypedOp::TypedOp(const Api& the_api, bool in_place, const OpInfo& the_info, const Signature& the_signature)
