@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from actx.exporter.fitting import Form
-    from actx.exporter.manifest import SearchEntry, SiteEntry
+    from actx.exporter.manifest import QuantizationEntry, SearchEntry, SiteEntry
     from actx.exporter.pipeline import Exported
     from actx.exporter.search.search import Plan
 
@@ -42,9 +43,13 @@ def command(
             "--quant",
             metavar="SCHEME",
             autocompletion=options.complete_scheme,
-            help="fp16, int8, int8-fp16 or bf16, where the target has it (actx targets). Without it: the model's own types.",
+            help="fp16, bf16, int8, int8-dynamic, int8-fp16, int8-bf16, int4, fp8 or fp8-fp16, where the target has it "
+            "(actx targets). Default: as the model is.",
         ),
     ] = None,
+    calibrator: options.Calibrator = None,
+    exclude: options.Exclude = None,
+    require_int8_sites: options.RequireInt8Sites = False,
     form: options.ExportForm = None,
     site: Annotated[
         list[str] | None,
@@ -79,6 +84,13 @@ def command(
     ] = True,
     check: Annotated[bool, typer.Option("--check/--no-check", help="Measure the drift.")] = True,
     profile: Annotated[bool, typer.Option("--profile/--no-profile", help="Measure the latency.")] = True,
+    attribute: Annotated[
+        bool | None,
+        typer.Option(
+            "--attribute/--no-attribute",
+            help="Say which stage the drift comes from. Without it: where there are several, or the budget is missed.",
+        ),
+    ] = None,
     with_kernels: Annotated[
         str | None,
         typer.Option("--with-kernels", metavar="ARCH,...", help="Put libraries into the bundle: x86_64,aarch64."),
@@ -128,14 +140,15 @@ def command(
     with reported(json=json) as done, printing.progress_bar() as progress:
         done.exported = export(
             model, out, **shared, form="auto" if form == options.AUTO else options.parse_form(form), **_ffn(ffn),
-            measure_drift=check, measure_latency=profile, with_kernels=_names(with_kernels),
+            measure_drift=check, measure_latency=profile, attribute=attribute, with_kernels=_names(with_kernels),
             shapes=engine.parse_shapes(shape),
             build=BuildOptions(**engine.parse_build(
                 compute_capabilities=compute_capability, timing_cache=timing_cache, workspace=workspace,
                 version_compatible=version_compatible, strip_weights=strip_weights, refit=refit, dla_core=dla,
                 hardware_compatibility=hardware_compatibility, tf32=tf32, optimization_level=builder_level,
             )),
-            runs=runs, force=force, progress=progress,
+            runs=runs, force=force, progress=progress, calibrator=calibrator, exclude=exclude or (),
+            require_int8_sites=require_int8_sites,
         )  # fmt: skip
 
 
@@ -253,6 +266,29 @@ def _print_search(search: SearchEntry) -> None:
         printing.print_table(f"built and verified; the budget is {search.budget:g}", columns, built)
 
 
+def _print_quantization(found: QuantizationEntry) -> None:
+    """Print which layers compute in int8, and what became of the sites between them."""
+    from actx.cli import printing  # noqa: PLC0415
+    from actx.exporter.quantize.fused import SiteFusion  # noqa: PLC0415
+
+    left = {name: reason for name, reason in found.layers.items() if reason}
+    layers = f"{len(found.layers) - len(left)} of {printing.count(len(found.layers), 'layer')}"
+    moved = f", magnitude moved at {printing.count(len(found.migrated), 'value')}" if found.migrated else ""
+    printing.print_line(
+        f"\n{layers} in int8, ranges by {found.calibrator}{moved}{', biases corrected' if found.corrected else ''}"
+    )
+    if left:
+        names = "|".join(re.escape(name) for name in left)
+        printing.print_table("layers in floating point", ("layer", "why"), list(left.items()))
+        printing.print_line(f"as one expression, for --exclude and ModelOpt's nodes_to_exclude: {names}")
+    rows = [
+        [str(site["site"]), str(SiteFusion.from_dict(site)), "yes" if site["whole"] else "NO"] for site in found.fusion
+    ]
+    rows += [[name, reason, "NO"] for name, reason in found.open.items()]
+    if rows:
+        printing.print_table("sites that an int8 layer reads, as ONNX Runtime runs them", ("site", "as", "whole"), rows)
+
+
 def _summary(forms: list[str]) -> str:
     """Say how many sites have each form, the most frequent first."""
     return ", ".join(f"{number} {form}" for form, number in Counter(forms).most_common())
@@ -284,10 +320,14 @@ def print_exported(exported: Exported) -> None:
     )
     if manifest.search is not None:
         _print_search(manifest.search)
+    if manifest.quantization is not None and manifest.quantization.layers:
+        _print_quantization(manifest.quantization)
     if exported.drift is not None:
         printing.print_drift(exported.drift)
     for report in exported.drifts[1:]:
         printing.print_drift_line(report)
+    if exported.attribution is not None:
+        printing.print_attribution(exported.attribution)
     for entry in manifest.engines.values():
         printing.print_engine(entry)
     notes = manifest.notes

@@ -32,7 +32,8 @@ FORMS = (
 AUTO = "auto"
 EXECUTORS = ("local", "ray")
 TARGETS = ("ort-cpu", "openvino", "trt", "trt-rtx", "onnx")
-SCHEMES = ("fp16", "bf16", "int8", "int8-fp16")
+SCHEMES = ("fp16", "bf16", "int8", "int8-fp16", "int8-bf16", "fp8", "fp8-fp16", "int8-dynamic", "int4")
+CALIBRATORS = ("minmax", "percentile", "entropy", "mse")
 FFN = ("auto", "pack", "keep")
 METRICS = ("l2", "cosine", "max_abs", "kl", "top1")
 
@@ -65,6 +66,11 @@ def complete_target(incomplete: str) -> list[str]:
 def complete_scheme(incomplete: str) -> list[str]:
     """Complete the value of --quant."""
     return [scheme for scheme in SCHEMES if scheme.startswith(incomplete)]
+
+
+def complete_calibrator(incomplete: str) -> list[str]:
+    """Complete the value of --calibrator."""
+    return [name for name in CALIBRATORS if name.startswith(incomplete)]
 
 
 def complete_metric(incomplete: str) -> list[str]:
@@ -172,6 +178,27 @@ ExportForm = Annotated[
 ]
 Recover = Annotated[
     bool, typer.Option("--recover", help="Fit the layers around rewritten sites anew on --data, without training.")
+]
+Calibrator = Annotated[
+    str | None,
+    typer.Option(
+        "--calibrator",
+        metavar="NAME",
+        autocompletion=complete_calibrator,
+        help="minmax, percentile, entropy or mse: how --quant int8 finds ranges. Default: percentile; with --recover the best.",
+    ),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude", metavar="REGEX", help="Layers, by the name of their node, that --quant leaves. May be repeated."
+    ),
+]
+RequireInt8Sites = Annotated[
+    bool,
+    typer.Option(
+        "--require-int8-sites", help="Exit with 3 unless every site that an int8 layer reads is one node on codes."
+    ),
 ]
 Log = Annotated[
     Path | None,

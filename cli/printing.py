@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from actx.exporter.attribution import Attribution
     from actx.exporter.drift import DriftReport
     from actx.exporter.latency import LatencyReport
     from actx.exporter.manifest import EngineEntry, FitEntry
@@ -169,6 +170,19 @@ def print_drift_line(report: DriftReport) -> None:
     mark = ", synthetic input" if report.synthetic else ""
     budget = "" if report.max_drift is None else f", budget {report.max_drift:g}: {'met' if report else 'MISSED'}"
     print_line(f"drift ({report.metric}{mark}) of {report.graph}{_in(report.runtime)}: {report.drift:.6g}{budget}")
+
+
+def print_attribution(found: Attribution) -> None:
+    """Print which stages the drift comes from, and what to do about the places that add most noise."""
+    print_line("")
+    rows = [[stage.name, f"{stage.drift:.3g}", f"{stage.added:+.3g}"] for stage in found.stages]
+    print_table(f"Drift ({found.metric}) after each stage, and what the stage adds", ("stage", "drift", "added"), rows)
+    if found.verdict is not None:
+        print_line(f"of the stages, {found.verdict} costs the most")
+    if found.worst:
+        print_line("")
+        rows = [[place.name, decibels(place.added_db), place.stage, place.remedy] for place in found.worst]
+        print_table("Where most noise is added", ("site or layer", "SQNR", "stage", "what to do"), rows)
 
 
 def print_engine(entry: EngineEntry) -> None:

@@ -26,7 +26,7 @@ from actx.exporter.tensorrt.shapes import Profile, parse_ranges, resolve, sizes_
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from actx.exporter.data import Arrays, Data, InputSpec
+    from actx.exporter.data import Data, InputSpec
     from actx.exporter.runtimes.onnxruntime import RuntimeOptions
     from actx.exporter.targets.base import Progress
     from actx.exporter.tensorrt.shapes import ShapeRange
@@ -124,24 +124,6 @@ def profile_for(inputs: tuple[InputSpec, ...], shapes: Mapping[str, ShapeRange],
     return profile
 
 
-def typed(
-    model: ir.Model, quant: str | None, data: Data, options: RuntimeOptions, progress: Progress | None = None
-) -> ir.Model:
-    """Return a graph of standard ops in the types of a scheme, calibrated on the data; the same without a scheme."""
-    if quant is None:
-        return model
-    return quantize(model, quant, batches=None if data.synthetic else _counted(data, progress), options=options)
-
-
-def _counted(data: Data, progress: Progress | None) -> Iterator[Arrays]:
-    done = 0
-    for batch in data.batches():
-        yield batch.feeds
-        done += batch.samples
-        if progress is not None:
-            progress(done, data.samples)
-
-
 @contextlib.contextmanager
 def baseline(
     target: Target,
@@ -170,7 +152,9 @@ def baseline(
         return
     with tempfile.TemporaryDirectory(prefix="actx-") as place:
         folder, name = Path(place), graph_name(target.name)
-        save({name: typed(model, quant, data, options)}, folder)
+        batches = None if data.synthetic else iter(data)
+        typed = model if quant is None else quantize(model, quant, batches=batches, options=options)
+        save({name: typed}, folder)
         entry = build_engine(target, folder, name, request)
         yield target.graph(Files(folder, {target.name: name}, {target.name: entry}), options, None)
 

@@ -193,7 +193,7 @@ def check(
         msg = "the drift budget must be a finite number >= 0"
         raise UsageError(msg, note=f"got {max_drift}", remedy="Give a number of at least 0.")
     taps = taps if runtime.taps else ()
-    steps = _Steps(progress, data.samples * (2 if taps else 1))
+    steps = Steps(progress, data.samples * (2 if taps else 1))
     runtimes = original_runtime, runtime
     pair = _Pair.open(original, artifact, runtimes)
     names = pair.common_outputs()
@@ -361,7 +361,7 @@ class Comparison:
 
 
 @dataclass
-class _Steps:
+class Steps:
     """Counts samples for the progress callback."""
 
     report: Progress | None
@@ -369,6 +369,7 @@ class _Steps:
     done: int = 0
 
     def add(self, samples: int) -> None:
+        """Report that so many more are done."""
         self.done += samples
         if self.report is not None:
             self.report(self.done, self.total)
@@ -381,7 +382,7 @@ def _measure_sites(
     taps: Sequence[SiteTap],
     *,
     runtimes: tuple[Runtime, Runtime],
-    steps: _Steps,
+    steps: Steps,
 ) -> tuple[SiteDrift, ...]:
     """Step 2: run both models with the tapped values as outputs."""
     ours = tuple(dict.fromkeys(tap.original_output for tap in taps))

@@ -6,11 +6,13 @@ import math
 from typing import TYPE_CHECKING, Literal
 
 from actx.exporter.manifest import (
+    AttributionEntry,
     CandidateEntry,
     CertificateEntry,
     FfnEntry,
     FitEntry,
     PointEntry,
+    QuantizationEntry,
     RatioEntry,
     RecoveryEntry,
     SearchEntry,
@@ -22,12 +24,15 @@ from actx.exporter.manifest import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from actx.exporter.attribution import Attribution
     from actx.exporter.calibrate import SiteStatistics
     from actx.exporter.choose import Choice
     from actx.exporter.ffn.modes import Decision
     from actx.exporter.fitting import Fit
     from actx.exporter.lower import Placement
     from actx.exporter.making import Job
+    from actx.exporter.quantize.fused import SiteFusion
+    from actx.exporter.quantize.source import Quantized
     from actx.exporter.recover import SiteRecovery
     from actx.exporter.search.search import Found
 
@@ -109,6 +114,19 @@ def _recovery_entry(recovery: SiteRecovery) -> RecoveryEntry:
     )
 
 
+def quantization_entry(quantized: Quantized, fusion: Sequence[SiteFusion]) -> QuantizationEntry:
+    """Return what a scheme made of the graph, and ONNX Runtime of its tables."""
+    return QuantizationEntry(
+        calibrator=quantized.calibrator,
+        corrected=quantized.corrected,
+        migrated=list(quantized.migrated),
+        layers=dict(quantized.layers),
+        tables=dict(quantized.tables),
+        open=dict(quantized.open),
+        fusion=[site.to_dict() for site in fusion],
+    )
+
+
 def search_entry(found: Found, job: Job) -> SearchEntry:
     """Return what a search came to."""
     assert job.max_drift is not None
@@ -145,6 +163,11 @@ def search_entry(found: Found, job: Job) -> SearchEntry:
         ],
         reason=found.reason,
     )
+
+
+def attribution_entry(found: Attribution) -> AttributionEntry:
+    """Return where the drift comes from; its notes are the manifest's."""
+    return AttributionEntry.model_validate({name: part for name, part in found.to_dict().items() if name != "notes"})
 
 
 def _drift(drift: float | None) -> float | Literal["inf"] | None:

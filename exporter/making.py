@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from actx.exporter import bundle
-from actx.exporter.building import baseline, build_engine, typed
+from actx.exporter.attribution import RECOVERY, REWRITE, Attribution
+from actx.exporter.building import baseline, build_engine
 from actx.exporter.comparison import halves_of, owners_of, tap, tap_behind
 from actx.exporter.drift import DriftReport, SiteTap, check
 from actx.exporter.errors import IncomparableError, TargetUnavailable
@@ -17,13 +18,18 @@ from actx.exporter.inspection import owners, products
 from actx.exporter.kernels import carry
 from actx.exporter.latency import LatencyReport, profile
 from actx.exporter.lower import Lowered, Placement, lower
+from actx.exporter.quantize.fused import SiteFusion, inspect_fused
+from actx.exporter.quantize.source import Source, table_sites
 from actx.exporter.recover import SiteRecovery, recover
+from actx.exporter.runtimes.onnxruntime import RuntimeOptions
 from actx.exporter.save import save
 from actx.exporter.targets import BuildRequest, Files, Graph, Target
 from actx.exporter.workspace import portable
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import onnx_ir as ir
 
     from actx.exporter.calibrate import SiteStatistics
     from actx.exporter.choose import Choice
@@ -32,7 +38,7 @@ if TYPE_CHECKING:
     from actx.exporter.lift import Site
     from actx.exporter.load import LoadedModel
     from actx.exporter.manifest import EngineEntry
-    from actx.exporter.runtimes.onnxruntime import RuntimeOptions
+    from actx.exporter.quantize.source import Quantized
 
 # Called with the name of a step, how much of it is done and how much there is to do.
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -60,6 +66,9 @@ class Job:
         original: the model as a file.
         target: what it is for.
         quant: the scheme.
+        calibrator: of its ranges; None leaves it open.
+        exclude: regular expressions of names of nodes that it leaves in floating point.
+        scheme_share: the part of the budget by which it chooses precisions.
         samples: to calibrate on.
         measured: to measure drift on.
         timed: to measure latency on.
@@ -85,6 +94,9 @@ class Job:
     original: Path
     target: Target
     quant: str | None
+    calibrator: str | None
+    exclude: tuple[str, ...]
+    scheme_share: float
     samples: Data
     measured: Data
     timed: Data
@@ -115,11 +127,15 @@ class Made:
         placements: where every site is.
         recovery: what became of rewritten sites, by name; empty where nothing was to be refitted.
         ffns: what became of gated FFNs.
+        quantized: what the scheme made of the target's graph; None where it changes none.
         files: what is in the folder.
         missing: what this machine lacks to build the engine, or to run it.
         graph: what is run here.
+        fusion: what ONNX Runtime makes of the sites that became tables; none where it does not run them here.
+        lowered: the graphs of every stage in floating point that changed them, by its name.
         drifts: as measured, of what runs here first; empty where that was not asked for.
         latency: as measured, or None.
+        attribution: of the drift, or None.
     """
 
     folder: Path
@@ -127,11 +143,15 @@ class Made:
     placements: tuple[Placement, ...]
     recovery: Mapping[str, SiteRecovery]
     ffns: tuple[Decision, ...]
+    quantized: Quantized | None
     files: Files
     missing: TargetUnavailable | None
     graph: Graph
+    fusion: tuple[SiteFusion, ...] = ()
+    lowered: Mapping[str, Lowered] = field(default_factory=dict)
     drifts: tuple[DriftReport, ...] = ()
     latency: LatencyReport | None = None
+    attribution: Attribution | None = None
 
 
 def make(job: Job, choices: tuple[Choice, ...], folder: Path, *, ffns: tuple[Decision, ...] | None = None) -> Made:
@@ -155,6 +175,7 @@ def make(job: Job, choices: tuple[Choice, ...], folder: Path, *, ffns: tuple[Dec
         ffns = decide(loaded.model, job.sites, job.ffn, job.ffn_sites, meter)
     packed = {decision.sites[0] for decision in ffns if decision.packed}
     lowered = lower(loaded.model, choices, fold=job.fold, native=goal.native, packed=packed)
+    floats = {REWRITE: lowered} if packed or any(choice.rewritten for choice in choices) else {}
     recovery: dict[str, SiteRecovery] = {}
     if job.recover:
         recovered = recover(
@@ -162,18 +183,29 @@ def make(job: Job, choices: tuple[Choice, ...], folder: Path, *, ffns: tuple[Dec
             progress=steps("recover"),
         )  # fmt: skip
         lowered, recovery = recovered.lowered, {entry.site: entry for entry in recovered.sites}
-    graphs = _save(lowered, goal, job.quant, job.samples, folder, job.options, steps("quantize"))
+        if any(entry.layers or entry.moved for entry in recovered.sites):
+            floats[RECOVERY] = lowered
+    quantized = _quantized(job, choices, lowered)
+    graphs = _save(lowered, goal, None if quantized is None else quantized.model, folder)
     carry(folder, job.with_kernels)
     engines, missing = _build(goal, folder, graphs, job.request, steps("build"))
     files = Files(folder, graphs, engines, job.quant)
     graph = goal.graph(files, job.options, job.kernels if goal.name in graphs else None)
-    return Made(folder, choices, lowered.placements, recovery, ffns, files, missing, graph)
+    fusion = _fusion(quantized, graph)
+    return Made(folder, choices, lowered.placements, recovery, ffns, quantized, files, missing, graph, fusion, floats)
+
+
+def _fusion(quantized: Quantized | None, graph: Graph) -> tuple[SiteFusion, ...]:
+    """Look at what ONNX Runtime makes of the tables, where it runs them here."""
+    if quantized is None or not quantized.tables or not graph.kernels or not isinstance(graph.runtime, RuntimeOptions):
+        return ()
+    return inspect_fused(graph.path, list(quantized.tables), graph.runtime)
 
 
 def measure_drift(job: Job, made: Made) -> Made:
     """Measure the drift of what runs here, then of the other graphs of standard ops."""
     path = made.graph.onnx or made.graph.path
-    taps = _taps(made.choices, made.placements, made.recovery, owners_of(path), halves_of(path))
+    taps = _taps(made, owners_of(path), halves_of(path))
     compared = [made.graph, *_others(made.files, job.target, made.graph, job.options)]
     drifts = tuple(
         _check(job, one, taps, "check" if one is made.graph else f"check {one.path.name}") for one in compared
@@ -198,17 +230,14 @@ def measure_latency(job: Job, made: Made) -> Made:
     return replace(made, latency=latency)
 
 
-def _taps(
-    choices: Sequence[Choice],
-    placements: Sequence[Placement],
-    recovery: Mapping[str, SiteRecovery],
-    owned: Mapping[str, str],
-    halves: Mapping[str, Half],
-) -> list[SiteTap]:
+def _taps(made: Made, owned: Mapping[str, str], halves: Mapping[str, Half]) -> list[SiteTap]:
     taps = []
-    for choice, place in zip(choices, placements, strict=True):
-        refitted = recovery[choice.site.name].layers if choice.site.name in recovery else ()
-        if refitted:
+    for choice, place in zip(made.choices, made.placements, strict=True):
+        name = choice.site.name
+        refitted = made.recovery[name].layers if name in made.recovery else ()
+        if made.quantized is not None and name in made.quantized.tables:
+            taps.append(tap_behind(choice.site, made.quantized.tables[name]))
+        elif refitted:
             taps.append(tap_behind(choice.site, refitted[0]))
         elif choice.rewritten:
             taps.append(tap(choice.site, place.input, place.output, place.scale, choice.interval, owned, halves))
@@ -252,20 +281,24 @@ def _build(
         return {}, missing
 
 
-def _save(
-    lowered: Lowered,
-    target: Target,
-    quant: str | None,
-    data: Data,
-    folder: Path,
-    options: RuntimeOptions,
-    progress: Callable[[int, int], None] | None,
-) -> dict[str, str]:
+def _quantized(job: Job, choices: tuple[Choice, ...], lowered: Lowered) -> Quantized | None:
+    if job.quant is None:
+        return None
+    budget = None if job.max_drift is None else job.scheme_share * job.max_drift
+    source = Source(
+        lowered, table_sites(choices, lowered), job.samples, job.original, job.metric, budget, job.recover,
+        job.calibrator,
+        job.exclude, job.options, job.steps("quantize"),
+    )  # fmt: skip
+    return job.target.quantize(job.quant, source)
+
+
+def _save(lowered: Lowered, target: Target, quantized: ir.Model | None, folder: Path) -> dict[str, str]:
     graphs = {"portable": bundle.PORTABLE}
     models = {bundle.PORTABLE: lowered.portable}
-    own = lowered.native
-    if target.has_engine:
-        own = typed(lowered.portable, quant, data, options, progress)
+    own = lowered.portable if target.has_engine else lowered.native
+    if quantized is not None:
+        own = quantized
     if own is not None:
         graphs[target.name] = bundle.graph_name(target.name)
         models[graphs[target.name]] = own

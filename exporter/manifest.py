@@ -47,6 +47,8 @@ class RequestEntry(_Strict):
     ffn: str = "auto"
     ffn_sites: dict[str, str] = {}
     recover: bool = False
+    calibrator: str | None = None
+    exclude: list[str] = []
 
 
 class EngineEntry(_Strict):
@@ -176,6 +178,64 @@ class SearchEntry(_Strict):
     reason: str
 
 
+class QuantizationEntry(_Strict):
+    """What a scheme made of the target's graph.
+
+    `layers` are the nodes that multiply: an empty text for those in int8, why not for the others. `tables` are the sites that
+    became tables, with the name of what a layer behind gives, `open` those that a layer in int8 reads and that did not, with
+    the reason. `fusion` says what ONNX Runtime makes of the tables, one entry per site; it is empty where it did not run them.
+    `migrated` are the values whose magnitude went into weights.
+    """
+
+    calibrator: str | None
+    corrected: bool
+    migrated: list[str]
+    layers: dict[str, str]
+    tables: dict[str, str]
+    open: dict[str, str]
+    fusion: list[dict[str, Any]]
+
+
+class PlaceEntry(_Strict):
+    """The noise at a site, a layer or another node after one stage, in dB: what the model adds there, and all up to there."""
+
+    name: str
+    kind: str
+    node: str
+    added_db: float | Literal["inf", "-inf"]
+    accumulated_db: float | Literal["inf", "-inf"]
+
+
+class StageEntry(_Strict):
+    """One stage of the export: the drift after it against the original, and what it adds; below 0 where it gives back."""
+
+    name: str
+    drift: float | Literal["inf"]
+    added: float | Literal["inf", "-inf"]
+    cost: float | Literal["inf"]
+    places: list[PlaceEntry]
+
+
+class CulpritEntry(_Strict):
+    """One of the places that add the most noise: the stage that costs most there, and what to do about it."""
+
+    name: str
+    kind: str
+    node: str
+    stage: str
+    added_db: float | Literal["inf", "-inf"]
+    remedy: str
+
+
+class AttributionEntry(_Strict):
+    """The drift, attributed to the stages of the export (see `attribution`). `verdict` is the stage that costs most."""
+
+    metric: str
+    stages: list[StageEntry]
+    verdict: str | None
+    worst: list[CulpritEntry]
+
+
 class SiteEntry(_Strict):
     """One site and what became of it.
 
@@ -230,6 +290,8 @@ class Manifest(_Strict):
     latency: dict[str, Any] | None
     notes: list[str]
     search: SearchEntry | None = None
+    quantization: QuantizationEntry | None = None
+    attribution: AttributionEntry | None = None
 
     def write(self, path: Path) -> None:
         """Write the file.

@@ -19,8 +19,8 @@ from actx.exporter.choose import choose
 from actx.exporter.data import hold_out
 from actx.exporter.diagnosis import diagnose
 from actx.exporter.drift import DriftReport, check_applies
-from actx.exporter.entries import search_entry, site_entry
-from actx.exporter.errors import RequirementError, TargetUnavailable, UsageError
+from actx.exporter.entries import attribution_entry, quantization_entry, search_entry, site_entry
+from actx.exporter.errors import ActxError, RequirementError, TargetUnavailable, UsageError
 from actx.exporter.ffn.modes import explanations, parse_mode
 from actx.exporter.inspection import open_data
 from actx.exporter.kernels import check_architectures, choose_kernels
@@ -29,12 +29,14 @@ from actx.exporter.load import load
 from actx.exporter.making import Job, Made, Progress, Steps, make, measure_drift, measure_latency
 from actx.exporter.manifest import MANIFEST, Manifest, RequestEntry, SourceEntry
 from actx.exporter.metrics import check_metric
+from actx.exporter.quantize.ranges import check_calibrator
 from actx.exporter.runtimes.onnxruntime import DEFAULT, RuntimeOptions
 from actx.exporter.search.execute import check_executor
 from actx.exporter.search.log import Log
 from actx.exporter.search.search import SEARCH_DEFAULT, Found, Plan, Search, SearchOptions
 from actx.exporter.search.site_latency import obstacle
 from actx.exporter.search.verify import Verifier, draw_front
+from actx.exporter.stages import attribute_drift, stages_of
 from actx.exporter.targets import TARGETS, BuildRequest, Target, check_scheme, find_target
 from actx.exporter.tensorrt.options import BuildOptions
 from actx.exporter.workspace import workspace
@@ -42,6 +44,7 @@ from actx.exporter.workspace import workspace
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from actx.exporter.attribution import Attribution
     from actx.exporter.data import InputSpec
     from actx.exporter.fitting import Form
     from actx.exporter.latency import LatencyReport
@@ -51,6 +54,11 @@ if TYPE_CHECKING:
 
 PACKAGES = ("actx", "onnx", "onnx-ir", "onnxruntime", "torch", "numpy", "scipy")
 AUTO: Literal["auto"] = "auto"
+# Of the budget, for a scheme that chooses precisions by other samples than those that it is judged by.
+SCHEME_SHARE = 0.8
+# How often a scheme is tried again with a smaller share of the budget, and the least part of a share that is tried next.
+MAX_TIGHTENED = 3
+_LEAST_SHARE = 0.3
 
 
 @dataclass(frozen=True)
@@ -62,12 +70,14 @@ class Exported:
         manifest: what it says of itself.
         drifts: the measured drift of what runs here, then of the other graphs of standard ops; empty where none was measured.
         latency: the measured latency on the target, None where it was not measured.
+        attribution: of the drift to the stages of the export, None where that was not done.
     """
 
     path: Path
     manifest: Manifest
     drifts: tuple[DriftReport, ...]
     latency: LatencyReport | None
+    attribution: Attribution | None = None
 
     @property
     def drift(self) -> DriftReport | None:
@@ -81,6 +91,8 @@ def export(
     *,
     target: str = "ort-cpu",
     quant: str | None = None,
+    calibrator: str | None = None,
+    exclude: Sequence[str] = (),
     form: Form | Literal["auto"] | None = None,
     sites: Mapping[str, Form] | None = None,
     data: str | None = None,
@@ -97,11 +109,13 @@ def export(
     search: SearchOptions = SEARCH_DEFAULT,
     measure_drift: bool = True,
     measure_latency: bool = True,
+    attribute: bool | None = None,
     runs: int | None = None,
     force: bool = False,
     trust: bool = False,
     factory: str | None = None,
     opset: int | None = None,
+    require_int8_sites: bool = False,
     kernels: bool | None = None,
     with_kernels: Sequence[str] = (),
     shapes: Mapping[str, ShapeRange] | None = None,
@@ -116,6 +130,8 @@ def export(
         out: the bundle's folder.
         target: a name from `TARGETS`.
         quant: one of the target's schemes; None keeps the source's types.
+        calibrator: how its ranges are found (`CALIBRATORS`); None takes ``percentile``, or with `recover` the best of several.
+        exclude: regular expressions of names of nodes that the scheme leaves in floating point.
         form: for all sites. ``auto`` searches for the fastest forms within the budget, measured on the target and on the data;
             None does that too where both are given and latency can be measured, and otherwise keeps what the target runs fast
             and rewrites the rest closely.
@@ -135,11 +151,14 @@ def export(
         search: how forms are searched for.
         measure_drift: whether to check. A budget needs it.
         measure_latency: whether to profile.
+        attribute: whether to attribute the drift to the stages of the export (see `attribution`); None for where more than one
+            stage changed the graph, or the budget is missed.
         runs: rounds of the profile; None for as many as the verdict needs (see `latency`).
         force: whether a bundle at `out` may be replaced.
         trust: whether an archive or pickle may run the code it carries.
         factory: what makes the module for weights (see `load`).
         opset: of the bundle's graphs; None takes the model's.
+        require_int8_sites: whether every site that a layer in int8 reads must be one node on codes.
         kernels: whether drift and latency must be those of the graph of actx nodes, or must not; None for where this machine
             has the kernels.
         with_kernels: architectures whose library is put into the bundle: x86_64, aarch64.
@@ -156,18 +175,20 @@ def export(
         UsageError, ActxError: see the steps.
     """
     ask = _Ask(
-        Path(model), Path(out), target=target, quant=quant, form=form, sites=sites or {}, data=data, held_out=held_out,
-        inputs=inputs, batch_size=batch_size, metric=metric, max_drift=max_drift, fold=fold, weighted=weighted, ffn=ffn,
-        ffn_sites=ffn_sites or {}, recover=recover, search=search, measure_drift=measure_drift,
-        measure_latency=measure_latency, runs=runs, force=force, trust=trust, factory=factory, opset=opset,
-        kernels=kernels, with_kernels=with_kernels, shapes=shapes or {}, build=build, options=options, progress=progress,
+        Path(model), Path(out), target=target, quant=quant, calibrator=calibrator, exclude=exclude, form=form,
+        sites=sites or {}, data=data, held_out=held_out, inputs=inputs, batch_size=batch_size, metric=metric,
+        max_drift=max_drift, fold=fold, weighted=weighted, ffn=ffn, ffn_sites=ffn_sites or {}, recover=recover,
+        search=search, measure_drift=measure_drift, measure_latency=measure_latency, attribute=attribute, runs=runs,
+        require_int8_sites=require_int8_sites, force=force, trust=trust, factory=factory, opset=opset, kernels=kernels,
+        with_kernels=with_kernels, shapes=shapes or {}, build=build, options=options, progress=progress,
     )  # fmt: skip
     with _prepared(ask) as prepared:
         made, found, notes = _chosen(ask, prepared)
-        manifest = _manifest(ask, prepared, made, found, notes)
+        made, unattributed = _attributed(ask, prepared.job, made)
+        manifest = _manifest(ask, prepared, made, found, [*notes, *unattributed])
         manifest.write(made.folder / MANIFEST)
-        exported = Exported(ask.out, manifest, made.drifts, made.latency)
-        return _finish(made, exported, found, force=force)
+        exported = Exported(ask.out, manifest, made.drifts, made.latency, made.attribution)
+        return _finish(made, exported, found, force=force, whole_sites=ask.require_int8_sites)
 
 
 def plan(
@@ -239,10 +260,14 @@ class _Ask:
     kernels: bool | None
     options: RuntimeOptions
     progress: Progress | None
+    calibrator: str | None = None
+    exclude: Sequence[str] = ()
     ffn: str = "auto"
     ffn_sites: Mapping[str, str] = field(default_factory=dict)
     measure_drift: bool = True
     measure_latency: bool = True
+    attribute: bool | None = None
+    require_int8_sites: bool = False
     runs: int | None = None
     with_kernels: Sequence[str] = ()
     shapes: Mapping[str, ShapeRange] = field(default_factory=dict)
@@ -252,11 +277,14 @@ class _Ask:
         """Raise before any work where it cannot be had."""
         goal = find_target(self.target)
         check_scheme(goal, self.quant, data=self.data is not None)
+        check_calibrator(self.calibrator)
         _check_engine(goal, self.shapes, self.build)
         _check_kernels(goal, self.kernels, self.with_kernels)
         check_metric(self.metric)
         if self.recover and self.data is None:
             raise UsageError("--recover needs data", note="layers are refitted on samples", remedy="Give --data.")
+        if self.attribute and not self.measure_drift and self.max_drift is None:
+            raise UsageError("--attribute needs the drift", note="it is not measured", remedy="Leave --no-check out.")
         if self.form == AUTO:
             self._check_search()
         if self.searches:
@@ -370,9 +398,9 @@ def _prepared(ask: _Ask) -> Iterator[_Prepared]:
             calibrate(original, lifted.sites, samples, ask.options, steps("calibrate"), checkpoint) if ask.data else {}
         )
         job = Job(
-            loaded, lifted.sites, original, goal, ask.quant, samples, measured, timed, observed,
-            diagnose(lifted.sites, observed), request, ask.fold, ask.recover, mode, modes, ask.metric, ask.max_drift,
-            ask.measure_latency, ask.runs, ask.kernels, ask.with_kernels, ask.options, steps,
+            loaded, lifted.sites, original, goal, ask.quant, ask.calibrator, tuple(ask.exclude), SCHEME_SHARE, samples,
+            measured, timed, observed, diagnose(lifted.sites, observed), request, ask.fold, ask.recover, mode, modes,
+            ask.metric, ask.max_drift, ask.measure_latency, ask.runs, ask.kernels, ask.with_kernels, ask.options, steps,
         )  # fmt: skip
         if not ask.searches or ask.max_drift is None:
             yield _Prepared(job, None, folder, ask.unsearched)
@@ -395,9 +423,41 @@ def _chosen(ask: _Ask, prepared: _Prepared) -> tuple[Made, Found | None, list[st
     made = make(job, forms, bundle.subfolder(prepared.folder))
     if ask.measure_drift or ask.max_drift is not None:
         made = measure_drift(job, made)
+        made = _within_budget(job, made, prepared.folder)
     if ask.measure_latency:
         made = measure_latency(job, made)
     return made, None, [prepared.unsearched] if prepared.unsearched else []
+
+
+def _within_budget(job: Job, made: Made, folder: Path) -> Made:
+    """Make it again, with less of the budget for the scheme, while layers of it are left whose precision could be finer.
+
+    Where that does not end within the budget, the least drift is kept.
+    """
+    for _ in range(MAX_TIGHTENED):
+        drift = made.drifts[0].drift
+        entry = made.quantized
+        if job.max_drift is None or drift <= job.max_drift or entry is None or all(entry.layers.values()):
+            return made
+        job = replace(job, scheme_share=job.scheme_share * max(_LEAST_SHARE, 0.9 * job.max_drift / drift))
+        again = measure_drift(job, make(job, made.choices, bundle.subfolder(folder), ffns=made.ffns))
+        made = min(made, again, key=lambda one: one.drifts[0].drift)
+    return made
+
+
+def _attributed(ask: _Ask, job: Job, made: Made) -> tuple[Made, list[str]]:
+    """Attribute the drift where that was asked for, or tells something; with remarks."""
+    asked = ask.attribute
+    telling = len(stages_of(job, made)) > 1 or not all(made.drifts)
+    if not made.drifts or not (telling if asked is None else asked):
+        return made, []
+    try:
+        found = attribute_drift(job, made)
+    except ActxError as error:
+        if asked:
+            raise
+        return made, [f"the drift was not attributed to stages: {error.what}: {error.note}"]
+    return replace(made, attribution=found), list(found.notes if found else ())
 
 
 def _manifest(ask: _Ask, prepared: _Prepared, made: Made, found: Found | None, notes: Sequence[str]) -> Manifest:
@@ -433,6 +493,8 @@ def _manifest(ask: _Ask, prepared: _Prepared, made: Made, found: Found | None, n
             *_notes(job.sites, job.target, files, made.graph, measured=measured),
         ],
         search=None if found is None else search_entry(found, job),
+        quantization=None if made.quantized is None else quantization_entry(made.quantized, made.fusion),
+        attribution=None if made.attribution is None else attribution_entry(made.attribution),
     )
 
 
@@ -449,6 +511,8 @@ def _request(ask: _Ask, job: Job, *, searched: bool) -> RequestEntry:
         data=ask.data,
         held_out=ask.held_out,
         quant=ask.quant,
+        calibrator=ask.calibrator,
+        exclude=list(ask.exclude),
         shapes={} if job.request is None else {dim: str(sizes) for dim, sizes in job.request.profile.ranges.items()},
         build={} if job.request is None else job.request.options.to_dict(),
         ffn=job.ffn,
@@ -496,6 +560,10 @@ class DriftExceeded(RequirementError):  # noqa: N818 - the name states the condi
         self.exported = exported
 
 
+class SitesNotInt8(DriftExceeded):
+    """Sites between layers in int8 are not one node on codes, and that was required."""
+
+
 class NotBuilt(TargetUnavailable):
     """The bundle was written, but this machine lacks what its target needs: the engine is not built, or nothing was measured.
 
@@ -535,9 +603,18 @@ def _notes(sites: Sequence[Site], target: Target, files: Files, graph: Graph, *,
     return notes
 
 
-def _finish(made: Made, exported: Exported, found: Found | None, *, force: bool) -> Exported:
+def _finish(made: Made, exported: Exported, found: Found | None, *, force: bool, whole_sites: bool) -> Exported:
     """Commit the bundle where it belongs: a budget holds for every graph that was checked."""
     drift = next((report for report in exported.drifts if not report), None)
+    if drift is None and whole_sites and (islands := _islands(made)):
+        rejected = bundle.rejected_place(exported.path)
+        bundle.commit(made.folder, rejected, force=True)
+        raise SitesNotInt8(
+            replace(exported, path=rejected),
+            f"{len(islands)} of the quantized sites are no tables of codes",
+            note="; ".join(f"{name}: {why}" for name, why in list(islands.items())[:3]),
+            remedy=f"The bundle is at {rejected}. Exclude the layers behind these sites, or leave the requirement out.",
+        )
     if drift is None:
         bundle.commit(made.folder, exported.path, force=force)
         if made.missing is not None:
@@ -563,6 +640,16 @@ def _finish(made: Made, exported: Exported, found: Found | None, *, force: bool)
         note=f"{budget}{worst}; measured on {drift.graph}",
         remedy=f"The bundle is at {rejected}. {remedy}",
     )
+
+
+def _islands(made: Made) -> dict[str, str]:
+    """Return the sites that layers in int8 read and that are not one node on codes, and why not."""
+    if made.quantized is None:
+        return {}
+    unseen = (
+        {} if made.fusion else dict.fromkeys(made.quantized.tables, "ONNX Runtime with our kernels does not run here")
+    )
+    return {**made.quantized.open, **unseen, **{site.site: str(site) for site in made.fusion if not site.whole}}
 
 
 def _listed(names: Sequence[str]) -> str:

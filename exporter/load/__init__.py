@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from actx.exporter.errors import ActxError, UsageError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import onnx_ir as ir
+    from torch.export import ExportedProgram
 
     from actx.exporter.data import InputSpec
 
@@ -53,6 +54,7 @@ class LoadedModel:
         format: what that is, in words.
         sha256: of the file's bytes, followed by those of its external data files in the order of their paths; of a folder,
             of its configuration and weights in the order of their names.
+        program: what the graph was converted from; None where the source was a graph. They share their weights in memory.
         opset: of the default domain.
     """
 
@@ -61,6 +63,7 @@ class LoadedModel:
     source: Path
     format: str
     sha256: str
+    program: ExportedProgram | None = field(default=None, compare=False, repr=False)
 
     @property
     def opset(self) -> int:
@@ -102,7 +105,7 @@ def load(
             remedy="Leave --model out.",
         )
     with quiet():
-        model, inputs = _read(path, found, inputs, trust, factory)
+        model, inputs, program = _read(path, found, inputs, trust, factory)
         _check_opset(path, model)
         model.ir_version = min(max(model.ir_version, MIN_IR), MAX_IR)
         name_batch(model)
@@ -112,17 +115,18 @@ def load(
         if opset is not None:
             model = convert_opset(path, model, opset)
             prepare(model)
-    return LoadedModel(model, input_specs(model), path, found.value, _digest(*files))
+    return LoadedModel(model, input_specs(model), path, found.value, _digest(*files), program)
 
 
 def _read(
     path: Path, found: Format, inputs: Sequence[InputSpec], trust: bool, factory: str | None
-) -> tuple[ir.Model, Sequence[InputSpec]]:
-    """Return the graph, and the inputs that are stated for it: by the user, else by the configuration of a folder."""
+) -> tuple[ir.Model, Sequence[InputSpec], ExportedProgram | None]:
+    """Return the graph, the inputs stated for it, by the user, else by the configuration of a folder, and its program."""
     if found is Format.ONNX:
-        return read_onnx(path), inputs
+        return read_onnx(path), inputs, None
     if found is Format.ARCHIVE:
-        return to_onnx(path, read_archive(path, trust=trust)), inputs
+        program = read_archive(path, trust=trust)
+        return to_onnx(path, program), inputs, program
     if found is Format.FOLDER:
         module = read_folder(path)
         inputs = inputs or default_inputs(path, module)
@@ -130,7 +134,8 @@ def _read(
         module = read_safetensors(path, factory=factory)
     else:
         module = read_pickle(path, factory=factory, trust=trust)
-    return to_onnx(path, trace(path, module, inputs), [spec.name for spec in inputs]), inputs
+    program = trace(path, module, inputs)
+    return to_onnx(path, program, [spec.name for spec in inputs]), inputs, program
 
 
 def _check_opset(path: Path, model: ir.Model) -> None:

@@ -46,6 +46,7 @@ class Emitter:
         values: names of the values that the inserted nodes give.
         dtype: element type of the constants that `constant` makes.
         fused: whether the runtime compiles a chain of elementwise ops into one loop over the data.
+        marked: whether the nodes are a site's, and carry its name as `SITE_METADATA`.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Emitter:
         axis: int | None = None,
         *,
         fused: bool = False,
+        marked: bool = True,
     ) -> None:
         self.graph = graph
         self.constants = constants
@@ -66,6 +68,7 @@ class Emitter:
         self.dtype = dtype
         self.axis = axis
         self.fused = fused
+        self.marked = marked
         self.values: list[ir.Value] = []
 
     @property
@@ -93,7 +96,9 @@ class Emitter:
         values = [v if v is None or isinstance(v, ir.Value) else self.constant(v) for v in inputs]
         name = f"{self.site}/actx/{op_type}_{len(self.values)}"
         typed = [_attribute(key, value) for key, value in attributes.items()]
-        node = ir.Node(domain, op_type, values, typed, name=name, metadata_props={SITE_METADATA: self.site})
+        node = ir.Node(domain, op_type, values, typed, name=name)
+        if self.marked:
+            node.metadata_props[SITE_METADATA] = self.site
         output = node.outputs[0]
         output.name = f"{name}_output"
         data = next(v for v in values if v is not None)
@@ -111,7 +116,9 @@ class Emitter:
             axis: the channel axis of what it inserts, counted from the end.
         """
         name = f"{self.site}/{len(self.values)}"
-        return Emitter(self.graph, self.constants, self.before, name, self.dtype, axis, fused=self.fused)
+        return Emitter(
+            self.graph, self.constants, self.before, name, self.dtype, axis, fused=self.fused, marked=self.marked
+        )
 
     def integers(self, *numbers: int) -> ir.Value:
         """Return an initializer of int64, as shapes and axes are."""

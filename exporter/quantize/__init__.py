@@ -13,7 +13,7 @@ from actx.exporter.collection import no_garbage_collection
 from actx.exporter.errors import UsageError
 from actx.exporter.quantize.half import to_half
 from actx.exporter.quantize.inference import infer_types
-from actx.exporter.quantize.qdq import HALF_OPSET, to_int8
+from actx.exporter.quantize.qdq import FP8, HALF_OPSET, INT8, Code, to_codes
 from actx.exporter.runtimes.onnxruntime import DEFAULT, RuntimeOptions
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from actx.exporter.data import Arrays
 
-__all__ = ["SCHEMES", "Scheme", "check_scheme", "quantize"]
+__all__ = ["SCHEMES", "Scheme", "check_data", "check_scheme", "quantize"]
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,26 @@ class Scheme:
     """What a scheme does to a graph.
 
     Attributes:
-        int8: whether the linear layers compute in int8. It needs data.
+        layers: what the linear layers compute in, None for what the rest does. It needs data.
         half: whether everything else computes in float16, as far as that holds it.
         summary: in words.
     """
 
-    int8: bool
+    layers: Code | None
     half: bool
     summary: str
 
 
 SCHEMES: dict[str, Scheme] = {
-    "fp16": Scheme(int8=False, half=True, summary="float16; sums, norms that are written out and masks in float32"),
-    "int8": Scheme(int8=True, half=False, summary="linear layers in int8, the rest in float32"),
-    "int8-fp16": Scheme(int8=True, half=True, summary="linear layers in int8, the rest as in fp16"),
+    "fp16": Scheme(None, half=True, summary="float16; sums, norms that are written out and masks in float32"),
+    "int8": Scheme(INT8, half=False, summary="linear layers in int8, the rest in float32"),
+    "int8-fp16": Scheme(INT8, half=True, summary="linear layers in int8, the rest as in fp16"),
+    "fp8": Scheme(FP8, half=False, summary="linear layers in float8 (E4M3FN), the rest in float32"),
+    "fp8-fp16": Scheme(FP8, half=True, summary="linear layers in float8 (E4M3FN), the rest as in fp16"),
 }
+
+# Schemes of which scales of activations are measured.
+NEED_DATA = frozenset({"int8-bf16", *(name for name, scheme in SCHEMES.items() if scheme.layers)})
 
 
 def check_scheme(name: str, *, data: bool) -> Scheme:
@@ -62,14 +67,22 @@ def check_scheme(name: str, *, data: bool) -> Scheme:
         raise UsageError(
             f"unknown scheme {name!r}", note=f"available: {', '.join(SCHEMES)}", remedy="Choose one of these."
         )
-    scheme = SCHEMES[name]
-    if scheme.int8 and not data:
+    check_data(name, data=data)
+    return SCHEMES[name]
+
+
+def check_data(scheme: str, *, data: bool) -> None:
+    """Check before any work that there is data for a scheme that needs it.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if scheme in NEED_DATA and not data:
         raise UsageError(
-            f"the scheme {name} needs data",
+            f"the scheme {scheme} needs data",
             note="the scales of activations are measured, and those of random input would be wrong",
-            remedy="Give representative samples with --data, or choose the scheme fp16.",
+            remedy="Give representative samples with --data, or choose a scheme that needs none.",
         )
-    return scheme
 
 
 def quantize(
@@ -90,12 +103,12 @@ def quantize(
         options: how the model is run for that.
 
     Raises:
-        UsageError: the scheme is unknown or does not apply to the model, or data is missing (see `check_scheme`, `to_int8`).
+        UsageError: the scheme is unknown or does not apply to the model, or data is missing (see `check_scheme`, `to_codes`).
         ActxError: the model cannot be run on the data, or the type of a value cannot be inferred.
     """
     wanted = check_scheme(scheme, data=batches is not None)
     opset = model.opset_imports[""]
-    if wanted.int8 and wanted.half and opset < HALF_OPSET:
+    if wanted.layers and wanted.half and opset < HALF_OPSET:
         raise UsageError(
             f"the scheme {scheme} needs opset {HALF_OPSET}",
             note=f"the model's is {opset}, whose QuantizeLinear takes no float16",
@@ -104,6 +117,6 @@ def quantize(
     with no_garbage_collection():
         typed = model.clone()
         infer_types(typed)
-        if wanted.int8 and batches is not None:
-            typed = to_int8(typed, batches, options)
+        if wanted.layers and batches is not None:
+            typed = to_codes(typed, wanted.layers, batches, options)
         return to_half(typed) if wanted.half else typed

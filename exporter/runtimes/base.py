@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from actx.exporter.data import Arrays, InputSpec
 
 
-class Session(Protocol):
-    """An open model."""
+class Runner(Protocol):
+    """An open model that can be run."""
 
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
@@ -38,22 +38,22 @@ class Session(Protocol):
             ActxError: the feeds do not fit, a node fails, or an output is no numeric tensor.
         """
 
+
+class Session(Runner, Protocol):
+    """An open model that can be timed too."""
+
     def timer(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], int]:
         """Return what runs once on these feeds and gives the nanoseconds it took, with as little around it as possible."""
 
 
-class Runtime(Protocol):
-    """How models are opened and run."""
-
-    @property
-    def name(self) -> str:
-        """Of the library and the device: "ONNX Runtime CPU"."""
+class Opener(Protocol):
+    """How models are opened, to compare what they give."""
 
     @property
     def taps(self) -> bool:
         """Whether values inside the graph can be given as outputs."""
 
-    def open(self, model: Path, outputs: Sequence[str] = ()) -> Session:
+    def open(self, model: Path, outputs: Sequence[str] = ()) -> Runner:
         """Open a model.
 
         Args:
@@ -63,6 +63,17 @@ class Runtime(Protocol):
         Raises:
             ActxError: the file is missing or damaged, or uses what this runtime does not have.
         """
+
+
+class Runtime(Opener, Protocol):
+    """How models are opened, run and timed."""
+
+    @property
+    def name(self) -> str:
+        """Of the library and the device: "ONNX Runtime CPU"."""
+
+    def open(self, model: Path, outputs: Sequence[str] = ()) -> Session:
+        """Open a model (see `Opener.open`)."""
 
     def node_times(self, model: Path, feeds: Arrays, owners: Mapping[str, str]) -> Breakdown:
         """Run a model under the runtime's own profiler and map its nodes to sites.

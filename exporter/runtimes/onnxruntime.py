@@ -7,7 +7,7 @@ import os
 import re
 import time
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -234,13 +234,22 @@ def inference_session(
         _register(session_options, library)
     try:
         content = _with_outputs(path, outputs, session_options) if outputs else str(path)
-        disabled = list(options.disabled_optimizers) or None
-        session = ort.InferenceSession(
-            content, session_options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
-        )
+        session = _create(content, session_options, list(options.disabled_optimizers) or None)
     except Exception as error:
         raise _open_error(path, outputs, str(error)) from error
     return session
+
+
+def _create(content: str | bytes, session_options: Any, disabled: list[str] | None) -> Any:
+    """Create the session; ONNX Runtime 1.31 fuses Q/DQ of float8 into ops of 8-bit integers, and then refuses these."""
+    create = partial(ort.InferenceSession, content, session_options, ["CPUExecutionProvider"])
+    try:
+        return create(disabled_optimizers=disabled)
+    except Exception as error:
+        if "float8" not in str(error):
+            raise
+        session_options.add_session_config_entry("session.disable_quant_qdq", "1")
+        return create(disabled_optimizers=disabled)
 
 
 def check_library(library: Path) -> None:

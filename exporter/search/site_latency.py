@@ -176,6 +176,8 @@ def obstacle(target: Target, quant: str | None, options: RuntimeOptions, kernels
         return f"{name} runs engines, and none is built of a part: export with --form and profile the bundles on the device"
     if not target.candidates:
         return f"{name} is for any runtime: which form is fast is measured for one, such as ort-cpu or openvino"
+    if target.changes_graph(quant):
+        return f"forms are measured in floating point, and --quant {quant} makes other graphs"
     graph = _graph(target, quant, options, kernels)
     if not graph.on_target:
         install = target.abilities().install

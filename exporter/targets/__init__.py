@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from actx.exporter import quantize
 from actx.exporter.errors import TargetUnavailable, UsageError
-from actx.exporter.quantize import SCHEMES
 from actx.exporter.targets.base import Abilities, BuildRequest, Files, Graph, Target
 from actx.exporter.targets.openvino import OpenVino
 from actx.exporter.targets.ort_cpu import OrtCpu
@@ -58,5 +57,4 @@ def check_scheme(target: Target, scheme: str | None, *, data: bool) -> None:
         table = "; ".join(f"{other.name}: {', '.join(other.schemes)}" for other in TARGETS.values() if other.schemes)
         remedy = "Choose one of these, or leave --quant out."
         raise UsageError(f"target {target.name} has no scheme {scheme!r}", note=table, remedy=remedy)
-    if scheme in SCHEMES:
-        quantize.check_scheme(scheme, data=data)
+    quantize.check_data(scheme, data=data)

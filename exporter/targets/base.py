@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from actx.exporter.kernels import Carried
     from actx.exporter.lower import Native
     from actx.exporter.manifest import EngineEntry
+    from actx.exporter.quantize.source import Quantized, Source
     from actx.exporter.runtimes.base import Runtime
     from actx.exporter.runtimes.onnxruntime import RuntimeOptions
     from actx.exporter.tensorrt.options import BuildOptions
@@ -160,6 +161,19 @@ class Target(ABC):
         Raises:
             TargetUnavailable: it cannot; the graph in the bundle is then all that is made.
         """
+
+    def quantize(self, scheme: str, source: Source) -> Quantized | None:  # noqa: ARG002
+        """Return the target's graph in one of its schemes; None where the scheme is a setting of the runtime.
+
+        Raises:
+            UsageError: the scheme does not apply to the model, or there is no data.
+            ActxError: the model cannot be run on the data.
+        """
+        return None
+
+    def changes_graph(self, scheme: str | None) -> bool:
+        """Tell whether a scheme is in the graph, and not a setting of the runtime."""
+        return scheme is not None
 
     def check_options(self, options: BuildOptions) -> None:
         """Check that the target's builder has the options that are set.

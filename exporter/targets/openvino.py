@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from actx.exporter.bundle import PORTABLE
 from actx.exporter.errors import TargetUnavailable
 from actx.exporter.fitting import Form
+from actx.exporter.quantize.selection import int4, static_int8
+from actx.exporter.quantize.static import Style
 from actx.exporter.runtimes import openvino
 from actx.exporter.targets.base import Abilities, Files, Graph, Target, refuse_kernels
 
@@ -14,7 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from actx.exporter.data import InputSpec
+    from actx.exporter.quantize.source import Quantized, Source
     from actx.exporter.runtimes.onnxruntime import RuntimeOptions
+
+_STYLE = Style(rows=False, tables=False, symmetric_products=True)
+_BF16 = ("bf16", "int8-bf16")
 
 
 class OpenVino(Target):
@@ -28,7 +34,7 @@ class OpenVino(Target):
     summary = "OpenVINO on a CPU"
     candidates = tuple(map(Form.parse, ("relu", "hardswish", "poly:4", "poly:6", "poly:8", "poly:12")))
     native = "standard"
-    schemes = ("bf16",)
+    schemes = ("bf16", "int8", "int8-bf16", "int4")
 
     def abilities(self) -> Abilities:
         """Everything, where it is installed."""
@@ -48,6 +54,16 @@ class OpenVino(Target):
         )
         return [f"{text} with numbers for names"]
 
+    def quantize(self, scheme: str, source: Source) -> Quantized | None:
+        """Return the graph with Q/DQ around what multiplies; bfloat16 is a setting of OpenVINO."""
+        if scheme == "int4":
+            return int4(source, "dequantize", source.options)
+        return static_int8(source, _STYLE, source.options) if self.changes_graph(scheme) else None
+
+    def changes_graph(self, scheme: str | None) -> bool:
+        """bf16 is a setting."""
+        return scheme not in {None, "bf16"}
+
     def require(self) -> None:
         """Check that it is installed."""
         openvino.description()
@@ -60,5 +76,5 @@ class OpenVino(Target):
             found = openvino.description()
         except TargetUnavailable as error:
             return Graph(own, options, f"in ONNX Runtime: {error.what}", on_target=False)
-        runtime = openvino.OpenVino(options.threads, "bf16" if files.quant == "bf16" else "f32")
+        runtime = openvino.OpenVino(options.threads, "bf16" if files.quant in _BF16 else "f32")
         return Graph(own, runtime, f"in OpenVINO {found['openvino']}")

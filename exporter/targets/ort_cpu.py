@@ -8,9 +8,12 @@ import onnxruntime as ort
 
 from actx.exporter.fitting import Form
 from actx.exporter.kernels import choose_kernels
+from actx.exporter.quantize.selection import dynamic_int8, int4, static_int8
+from actx.exporter.quantize.static import Style
 from actx.exporter.targets.base import Abilities, Files, Graph, Target, portable, refuse_kernels
 
 if TYPE_CHECKING:
+    from actx.exporter.quantize.source import Quantized, Source
     from actx.exporter.runtimes.onnxruntime import RuntimeOptions
 
 # What ONNX Runtime's own op for a kind costs on a CPU, as a multiple of the actx node that would replace it: float32, one
@@ -20,6 +23,7 @@ _COST_OF_OWN_OP = {
     "relu": 0.7, "relu6": 0.5, "hardtanh": 0.6, "leaky_relu": 0.8, "prelu": 0.8, "relu2": 1.7, "hard_sigmoid": 0.7,
     "hardswish": 2.4, "sigmoid": 0.4, "tanh": 0.3, "silu": 0.3, "gelu": 0.7, "gelu_tanh": 0.6, "quick_gelu": 0.7,
 }  # fmt: skip
+_STYLE = Style(rows=True, tables=True)
 # Outputs are not changed unasked for less than this.
 _WORTH_A_REWRITE = 1.5
 
@@ -36,6 +40,7 @@ class OrtCpu(Target):
         map(Form.parse, ("relu", "hardswish", "pwl:8", "pwl:16", "spline:8x3", "spline:16x3", "spline:32x3"))
     )
     native = "actx"
+    schemes = ("int8", "int8-dynamic", "int4")
     has_kernels = True
 
     def abilities(self) -> Abilities:
@@ -43,6 +48,14 @@ class OrtCpu(Target):
         kernels, missing = choose_kernels(None)
         note = "" if kernels is not None else f"{missing}: model.onnx is run. Install actx where a C++17 compiler is."
         return Abilities(versions={"onnxruntime": ort.__version__}, install=note)
+
+    def quantize(self, scheme: str, source: Source) -> Quantized:
+        """Return the graph in int8, with tables and layers that add their bias before they round, or as MatMulNBits."""
+        kernels, _ = choose_kernels(None)
+        runtime = None if kernels is None else kernels.register(source.options)
+        if scheme == "int8-dynamic":
+            return dynamic_int8(source, runtime)
+        return static_int8(source, _STYLE, runtime) if scheme == "int8" else int4(source, "matmul_nbits", runtime)
 
     def graph(self, files: Files, options: RuntimeOptions, kernels: bool | None) -> Graph:
         """Return the graph of actx nodes where this machine has the kernels, else the portable one."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from actx.exporter.bundle import engine_name
 from actx.exporter.errors import TargetUnavailable
 from actx.exporter.fitting import Form
-from actx.exporter.quantize import SCHEMES
+from actx.exporter.quantize import SCHEMES, quantize
+from actx.exporter.quantize.source import Quantized
 from actx.exporter.targets.base import Abilities, BuildRequest, Files, Graph, Progress, Target, portable, refuse_kernels
 from actx.exporter.tensorrt.build import build
 from actx.exporter.tensorrt.command import command
@@ -20,6 +21,7 @@ from actx.exporter.tensorrt.library import describe, find
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from actx.exporter.quantize.source import Source
     from actx.exporter.runtimes.onnxruntime import RuntimeOptions
     from actx.exporter.tensorrt.options import BuildOptions
 
@@ -46,6 +48,12 @@ class _TensorRt(Target):
     def check_options(self, options: BuildOptions) -> None:
         """Check that the library has the options."""
         options.check(self.name)
+
+    def quantize(self, scheme: str, source: Source) -> Quantized:
+        """Return the portable graph in the types of the scheme."""
+        batches = None if source.data.synthetic else source.feeds()
+        typed = quantize(source.lowered.portable, scheme, batches=batches, options=source.options)
+        return Quantized(typed)
 
     def require(self) -> None:
         """Check that the library is installed; whether it also needs a GPU it says itself."""

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 UNIT = 2.0**-11
 
 
-def lowered(source: onnx.ModelProto | Path, folder: Path, form: str = "keep") -> ir.Model:
+def lowered(source: onnx.ModelProto | Path, folder: Path, form: str = "keep", opset: int | None = None) -> ir.Model:
     """The portable graph of a model whose sites all have one form."""
     if isinstance(source, onnx.ModelProto):
         onnx.save(source, folder / "source.onnx")
         source = folder / "source.onnx"
-    model = load(source).model
+    model = load(source, opset=opset).model
     choices = choose(lift(model).sites, find_target("onnx"), form=Form.parse(form))
     return lower(model, choices, native=None).portable
 

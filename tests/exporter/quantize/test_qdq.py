@@ -1,4 +1,4 @@
-"""int8 by Q/DQ: where they stand, their scales, and how far the numbers move. Bounds are half a step of each scale."""
+"""int8 and float8 by Q/DQ: where they stand, their scales, how far the numbers move. Bounds are half a step of each scale."""
 
 from __future__ import annotations
 
@@ -85,6 +85,25 @@ def test_a_layer_moves_by_half_a_step_of_input_and_weight(
     assert all((difference <= bound * (1 + 1e-4)).all() for difference in moved)
 
 
+@pytest.mark.parametrize(("op", "attributes"), [("MatMul", {}), ("Gemm", {"transB": 1})])
+def test_float8_moves_a_number_by_a_sixteenth(op: str, attributes: dict[str, Any], tmp_path: Path) -> None:
+    model = layer(op, **attributes)
+    batches = data(model)
+    typed = quantize(model, "fp8", batches=batches)
+    weight = constant(model, "weight").T if attributes else constant(model, "weight")
+    scale, scales = constant(typed, "x/actx/scale"), constant(typed, f"weight/actx/axis_{1 - len(attributes)}/scale")
+    np.testing.assert_allclose(scales, np.abs(weight).max(axis=0) / 448, rtol=1e-6)
+    points = [v.dtype for name, v in typed.graph.initializers.items() if "zero_point" in name]
+    assert points == [ir.DataType.FLOAT8E4M3FN] * 2
+    after, before = (outputs(graph, tmp_path, batches) for graph in (typed, model))
+    for a, b, batch in zip(after, before, batches, strict=True):
+        x, w = np.abs(batch["x"]), np.abs(weight)
+        # Three mantissa bits round by 2^-4 of a number, and subnormal codes are 2^-9 apart.
+        dx, dw = x / 16 + scale / 1024, w / 16 + scales / 1024
+        assert (np.abs(a["y"] - b["y"]) <= (x @ dw + dx @ w + dx @ dw) * (1 + 1e-4)).all()
+        assert (a["y"] != b["y"]).any()
+
+
 def test_symmetric_int8_with_zero_points_of_zero(tmp_path: Path) -> None:
     typed = quantize(layer(), "int8", batches=data(layer()))
     points = [v.const_value.numpy() for n, v in typed.graph.initializers.items() if "zero_point" in n and v.const_value]
@@ -164,7 +183,7 @@ def test_a_float16_source_is_quantized_in_its_own_type(tmp_path: Path) -> None:
     assert np.isfinite(outputs(typed, tmp_path, data(model))[0]["y"]).all()
 
 
-@pytest.mark.parametrize("scheme", [name for name, scheme in SCHEMES.items() if scheme.int8])
+@pytest.mark.parametrize("scheme", [name for name, scheme in SCHEMES.items() if scheme.layers])
 def test_needs_data(scheme: str) -> None:
     with pytest.raises(UsageError, match="needs data"):
         quantize(layer(), scheme)
@@ -191,7 +210,7 @@ def test_nothing_to_quantize() -> None:
         quantize(ir.from_proto(graph.model()), "int8", batches=[{"x": np.ones(1, np.float32)}])
 
 
-@pytest.mark.parametrize(("scheme", "dtype"), [("int8-fp16", np.float32), ("int8", np.float16)])
+@pytest.mark.parametrize(("scheme", "dtype"), [("int8-fp16", np.float32), ("int8", np.float16), ("fp8", np.float32)])
 def test_opsets_without_float16_pairs_are_refused(scheme: str, dtype: Any) -> None:
     model = layer(opset=18, dtype=dtype)
     with pytest.raises(UsageError, match="opset"):

@@ -80,6 +80,26 @@ def test_the_demo_network(quant: str | None, tmp_path: Path) -> None:
     assert exported.drifts[0].drift <= MOST_DRIFT[quant]
 
 
+FLOAT8 = BuildOptions(compute_capabilities=("8.9", "12.0"))
+
+
+@pytest.mark.parametrize("quant", ["fp8", "fp8-fp16"])
+def test_float8(quant: str, tmp_path: Path) -> None:
+    model, data = demo()
+    exported = for_rtx(model, tmp_path / "out", data, quant=quant, build=FLOAT8)
+    assert (
+        exported.manifest.engines["trt-rtx"].facts["bytes"] == (exported.path / "model.trt-rtx.engine").stat().st_size
+    )
+    assert exported.drifts[0].drift <= 2.0**-4  # what a number moves by at most, which averages out in sums
+
+
+def test_float8_on_a_gpu_without_it(tmp_path: Path) -> None:
+    model, data = write_small(SMALL["mish"], tmp_path)
+    with pytest.raises(ActxError, match="fp8"):
+        for_rtx(model, tmp_path / "out", data, quant="fp8")
+    assert nothing_is_written(tmp_path)
+
+
 @pytest.mark.real
 @pytest.mark.parametrize("quant", SCHEMES)
 def test_the_encoder(quant: str | None, encoder_dynamo_onnx: Path, encoder_data: Any, tmp_path: Path) -> None:
@@ -343,7 +363,7 @@ def test_a_profile_that_does_not_cover_the_data(ranges: list[str], tmp_path: Pat
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"quant": "fp8"}, "no scheme 'fp8'"),
+        ({"quant": "fp4"}, "no scheme 'fp4'"),
         ({"build": BuildOptions(dla_core=0)}, "--dla"),
         ({"build": BuildOptions(compute_capabilities=("9.0",))}, "9.0"),
         ({"shapes": parse_ranges(["height=1:2:3"])}, "height"),

@@ -1,0 +1,116 @@
+"""int8 with scales that are found at run time: no data is needed to calibrate.
+
+1. The layers are every MatMul, and Gemm without factors, of a constant float32 matrix. Weights become symmetric int8 with
+   one scale per output channel, largest magnitude / 127. Of asymmetric uint8 is the input, by DynamicQuantizeLinear (ONNX
+   operators, opset 11), once per value however many layers read it.
+2. MatMulInteger, Cast and Mul are standard ops, in the order that ONNX Runtime turns into one node: DynamicQuantizeMatMul, or
+   MatMulIntegerToFloat where several layers read one input, a bias that is added behind included.
+3. A value keeps its name, and what the layers do not read stays as it is. Embeddings stay in float32.
+
+On x86 without VNNI, ONNX Runtime adds pairs of products in 16 bits, which saturate where input and weight are both large.
+
+`onnxruntime.quantization.quantize_dynamic` is not used: it holds the model with all weights in one message, infers shapes
+over nodes that it does not know, and gives weights other names, so that graphs no longer share what neither quantizes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from actx.exporter.quantize.params import LEVELS
+from actx.exporter.quantize.placement import add_initializer
+from actx.exporter.quantize.products import nothing_to_quantize, products, remove_unused
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from numpy.typing import NDArray
+
+    from actx.exporter.quantize.products import Product
+
+_SMALLEST = np.finfo(np.float32).smallest_normal
+
+
+def to_dynamic_int8(model: ir.Model, *, exclude: Collection[str] = ()) -> ir.Model:
+    """Return the model with its linear layers in int8. The given one is not changed.
+
+    Args:
+        model: the graph, in float32.
+        exclude: names of nodes that stay as they are; a node without one has that of its output.
+
+    Raises:
+        UsageError: the model is quantized already, or has no layer to quantize.
+    """
+    quantized = model.clone()
+    layers = products(quantized, exclude)
+    if not layers:
+        raise nothing_to_quantize("MatMul or Gemm")
+    writer = _Writer(quantized.graph)
+    for layer in layers:
+        writer.write(layer)
+    remove_unused(quantized.graph, [layer.weight for layer in layers])
+    return quantized
+
+
+def channel_codes(rows: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Return symmetric int8 codes of a matrix [channels, n], and float32 scales [channels]; a channel of zeros has any."""
+    peaks = np.maximum(rows.max(axis=1), -rows.min(axis=1))
+    scales = np.maximum(np.where(peaks > 0, peaks / np.float32(LEVELS), 1), _SMALLEST).astype(np.float32)
+    # Not the float32 quotient, which may round to another tie than the numbers' own.
+    codes = np.rint(rows / scales[:, None].astype(np.float64))
+    return np.clip(codes, -LEVELS, LEVELS).astype(np.int8), scales
+
+
+class _Writer:
+    """Writes layers into one graph; inputs and weights that several of them read are quantized once."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.inputs: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
+        self.weights: dict[tuple[ir.Value, bool], tuple[ir.Value, ir.Value]] = {}
+
+    def write(self, layer: Product) -> None:
+        """2."""
+        codes, scale, zero_point = self._input(layer.input)
+        weight, scales = self._weight(layer)
+        name = str(layer.node.outputs[0].name)
+        product = ir.node("MatMulInteger", [codes, weight, zero_point], name=f"{name}/actx/integer")
+        wide = ir.node("Cast", product.outputs, {"to": int(ir.DataType.FLOAT)}, name=f"{name}/actx/float32")
+        both = ir.node("Mul", [scale, scales], name=f"{name}/actx/scale")
+        result = ir.node("Mul", [wide.outputs[0], both.outputs[0]], name=layer.name)
+        types = (product, ir.DataType.INT32), (wide, ir.DataType.FLOAT), (both, ir.DataType.FLOAT)
+        for node, dtype in types:
+            node.outputs[0].name, node.outputs[0].type = node.name, ir.TensorType(dtype)
+        layer.replace([product, wide, both, result])
+
+    def _input(self, value: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        if value not in self.inputs:
+            node = ir.node("DynamicQuantizeLinear", [value], num_outputs=3, name=f"{value.name}/actx/dynamic")
+            words = ("codes", ir.DataType.UINT8), ("scale", ir.DataType.FLOAT), ("zero_point", ir.DataType.UINT8)
+            for output, (word, dtype) in zip(node.outputs, words, strict=True):
+                output.name, output.type = f"{value.name}/actx/{word}", ir.TensorType(dtype)
+                output.shape = value.shape if word == "codes" else ir.Shape([])
+            producer = value.producer()
+            if producer is None:
+                self.graph.insert_before(self.graph[0], node)
+            else:
+                self.graph.insert_after(producer, node)
+            codes, scale, zero_point = node.outputs
+            self.inputs[value] = codes, scale, zero_point
+        return self.inputs[value]
+
+    def _weight(self, layer: Product) -> tuple[ir.Value, ir.Value]:
+        key = layer.weight, layer.transposed
+        if key not in self.weights:
+            name = f"{layer.weight.name}/actx/{'rows' if layer.transposed else 'columns'}"
+            codes, scales = channel_codes(layer.rows())
+            tensors = (
+                ir.tensor(np.ascontiguousarray(codes.T), name=f"{name}/codes"),
+                ir.tensor(scales, name=f"{name}/scales"),
+            )
+            weight, factors = (add_initializer(self.graph, tensor) for tensor in tensors)
+            self.weights[key] = weight, factors
+        return self.weights[key]

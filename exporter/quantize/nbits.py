@@ -1,0 +1,432 @@
+"""int4 weights, one scale per block of inputs: weights take an eighth of their size, activations stay in floating point.
+
+1. The layers are every MatMul, and Gemm without factors, of a constant float32 matrix. Each block of `block` consecutive
+   weights of an output has a scale s and a zero point z, and code q stands for (q - z) * s.
+2. Scales and zero points are those of the least squared error among the range of a block and what a clipped range gives.
+   For ``matmul_nbits`` a layer has zero points only where they lessen its error; for ``dequantize`` it has none, because
+   TensorRT is symmetric.
+3. ``matmul_nbits`` is ``com.microsoft::MatMulNBits`` (ONNX Runtime's contributed operators) at accuracy level 4: ONNX Runtime
+   quantizes the activations of each block to int8 as it computes. Inputs that do not fill the last block are padded there.
+   ``dequantize`` is DequantizeLinear with `block_size` (ONNX operators, opset 21) in front of the layer; blocks are then of
+   the largest size that divides the number of inputs.
+4. A table that rows are gathered from has 8 bits: no sum averages its errors, and it costs a lookup. Where its numbers are
+   those of a layer too (tied weights), ``matmul_nbits`` stores them once, so that this layer has 8 bits as well.
+5. Layers that need it may have 8 bits: `ranked_layers` says which move the outputs most.
+
+`onnxruntime.quantization.matmul_nbits_quantizer` is not used: it takes the range of each block as it is, holds the model with
+all weights in one message, leaves out Gemm, stores a weight once per layer that reads it, and configures logging when it
+is imported.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from actx.exporter.errors import ActxError, UsageError
+from actx.exporter.lift.ops import op_of
+from actx.exporter.quantize.placement import add_initializer
+from actx.exporter.quantize.products import (
+    Product,
+    is_matrix,
+    matrix_of,
+    name_of,
+    nothing_to_quantize,
+    products,
+    remove_unused,
+    replace_node,
+)
+from actx.exporter.runtimes.onnxruntime import DEFAULT, RuntimeOptions
+from actx.exporter.save import save
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from actx.exporter.data import Arrays
+
+Style: TypeAlias = Literal["matmul_nbits", "dequantize"]
+
+BITS, WIDE_BITS = 4, 8
+# MatMulNBits takes powers of two from here on.
+SMALLEST_BLOCK = 16
+TABLE_BLOCK = 32
+INT8_COMPUTATION = 4
+BLOCKED_OPSET = 21
+MICROSOFT = "com.microsoft"
+_CLIPPED = np.linspace(1, 0.6, 9)
+_CHUNK = 2**20  # weights: the search holds a few float64 copies
+_SMALLEST = float(np.finfo(np.float32).smallest_normal)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A matrix in codes.
+
+    Attributes:
+        codes: uint8 [rows, blocks, block].
+        scales: float32 [rows, blocks], positive.
+        zero_points: uint8 [rows, blocks].
+        bits: of a code.
+        columns: of the matrix: the last block is padded with codes of zero.
+    """
+
+    codes: NDArray[np.uint8]
+    scales: NDArray[np.float32]
+    zero_points: NDArray[np.uint8]
+    bits: int
+    columns: int
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether zero is in the middle of the codes everywhere."""
+        return bool((self.zero_points == 2 ** (self.bits - 1)).all())
+
+    def numbers(self) -> NDArray[np.float64]:
+        """Return what the codes stand for, [rows, columns] (1)."""
+        exact = (self.codes.astype(np.float64) - self.zero_points[..., None]) * self.scales[..., None]
+        return exact.reshape(len(exact), -1)[:, : self.columns]
+
+
+def encode(matrix: NDArray[np.float32], block: int, *, bits: int = BITS, symmetric: bool = False) -> Blocks:
+    """Return the codes of a matrix [rows, columns] with blocks of columns (2).
+
+    Raises:
+        ActxError: a weight is not finite.
+    """
+    if not np.isfinite(matrix).all():
+        raise ActxError("a weight is not finite", remedy="Check the model with actx inspect.")
+    rows, columns = matrix.shape
+    count = -(-columns // block)
+    step = max(1, _CHUNK // (count * block))
+    parts = []
+    for first in range(0, rows, step):
+        part = np.pad(matrix[first : first + step], ((0, 0), (0, count * block - columns)))
+        parts.append(_best(part.reshape(-1, count, block).astype(np.float64), bits, symmetric=symmetric))
+    codes, scales, points = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return Blocks(codes, scales, points, bits, columns)
+
+
+def to_int4(
+    model: ir.Model, *, style: Style, block: int = 32, exclude: Collection[str] = (), wide: Collection[str] = ()
+) -> ir.Model:
+    """Return the model with its weights in blocks of 4 bits. The given one is not changed.
+
+    Args:
+        model: the graph, in float32.
+        style: ``matmul_nbits`` for ONNX Runtime, ``dequantize`` for TensorRT and OpenVINO.
+        block: weights that share a scale, a power of two of at least 16.
+        exclude: names of nodes that stay as they are; a node without one has that of its output.
+        wide: names of nodes whose weights have 8 bits.
+
+    Raises:
+        UsageError: the block is none, the model is quantized already, has no layer to quantize, or an opset without blocks.
+        ActxError: a weight is not finite.
+    """
+    if block < SMALLEST_BLOCK or block & (block - 1):
+        what = f"weights cannot share a scale in blocks of {block}"
+        raise UsageError(what, remedy=f"Choose a power of two of at least {SMALLEST_BLOCK}.")
+    opset = model.opset_imports[""]
+    if style == "dequantize" and opset < BLOCKED_OPSET:
+        raise UsageError(
+            f"the scheme int4 needs opset {BLOCKED_OPSET}",
+            note=f"the model's is {opset}, whose DequantizeLinear has no blocks",
+            remedy="Export with a newer --opset.",
+        )
+    quantized = model.clone()
+    layers = products(quantized, exclude)
+    if not layers:
+        raise nothing_to_quantize("MatMul or Gemm")
+    tables = [node for node in quantized.graph if _is_lookup(node) and name_of(node) not in exclude]
+    read = [*(layer.weight for layer in layers), *(_first(node) for node in tables)]
+    writer = _NBits(quantized.graph, tables) if style == "matmul_nbits" else _Dequantized(quantized.graph)
+    for layer in layers:
+        writer.write(layer, block, BITS if layer.name not in wide else WIDE_BITS)
+    for node in tables:
+        writer.write_lookup(node)
+    if style == "matmul_nbits":
+        quantized.opset_imports.setdefault(MICROSOFT, 1)
+    remove_unused(quantized.graph, read)
+    return quantized
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Return the size of a model's constants, bytes."""
+    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+
+
+def ranked_layers(
+    model: ir.Model,
+    batches: Sequence[Arrays],
+    *,
+    style: Style,
+    block: int = 32,
+    exclude: Collection[str] = (),
+    options: RuntimeOptions = DEFAULT,
+) -> tuple[str, ...]:
+    """Return the layers in the order in which 8 bits are of use to them: a prefix is what `to_int4` takes as `wide`.
+
+    Each layer by itself is written in 4 bits, and the squared relative L2 distance of the outputs taken, per byte that 8 bits
+    cost. Layers whose size stays are left out.
+
+    Args:
+        model: as for `to_int4`.
+        batches: feeds.
+        style: as for `to_int4`.
+        block: as for `to_int4`.
+        exclude: as for `to_int4`.
+        options: how the model is run.
+
+    Returns:
+        Names of nodes.
+
+    Raises:
+        UsageError: see `to_int4`.
+        ActxError: the model cannot be run on the data.
+    """
+    names = {layer.name for layer in products(model, exclude)}
+    if not names:
+        raise nothing_to_quantize("MatMul or Gemm")
+    before = _outputs(model, batches, options)
+    gain: dict[str, float] = {}
+    for name in sorted(names):
+        alone = partial(to_int4, model, style=style, block=block, exclude={*exclude, *names} - {name})
+        narrow = alone()
+        extra = weight_bytes(alone(wide=[name])) - weight_bytes(narrow)
+        if extra > 0:
+            gain[name] = _distance(_outputs(narrow, batches, options), before) ** 2 / extra
+    return tuple(sorted(gain, key=lambda name: -gain[name]))
+
+
+def _best(
+    weights: NDArray[np.float64], bits: int, *, symmetric: bool
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]:
+    """Return codes, scales and zero points of blocks [rows, blocks, block] of the least squared error (2)."""
+    shape = weights.shape[:2]
+    codes, error = np.zeros(weights.shape, np.uint8), np.full(shape, np.inf)
+    scales, points = np.ones(shape, np.float32), np.zeros(shape, np.uint8)
+    for scale, point in _candidates(weights, bits, symmetric=symmetric):
+        found = np.clip(np.rint(weights / scale[..., None]) + point[..., None], 0, 2**bits - 1)
+        moved = (((found - point[..., None]) * scale[..., None] - weights) ** 2).sum(axis=-1)
+        better = moved < error
+        error = np.where(better, moved, error)
+        codes[better], scales[better], points[better] = found[better], scale[better], point[better]
+    return codes, scales, points
+
+
+def _candidates(
+    weights: NDArray[np.float64], bits: int, *, symmetric: bool
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Yield scales, float32 numbers, and zero points [rows, blocks]; zero is always a code."""
+    low, high = np.minimum(weights.min(axis=-1), 0), np.maximum(weights.max(axis=-1), 0)
+    middle, last = 2 ** (bits - 1), 2**bits - 1
+    full = np.maximum(-low / middle, high / (middle - 1)) if symmetric else (high - low) / last
+    for clipped in _CLIPPED:
+        scale = np.maximum(np.where(full > 0, full * clipped, 1), _SMALLEST).astype(np.float32).astype(np.float64)
+        point = np.full(low.shape, float(middle)) if symmetric else np.rint((last - (high + low) / scale) / 2)
+        yield scale, np.clip(point, 0, last)
+
+
+class _NBits:
+    """Writes MatMulNBits and GatherBlockQuantized."""
+
+    def __init__(self, graph: ir.Graph, tables: Sequence[ir.Node]) -> None:
+        self.graph = graph
+        self.tables = list(dict.fromkeys(_first(node) for node in tables))
+        # The inputs behind the activation of a layer, by weight and layout.
+        self.weights: dict[tuple[ir.Value, bool, int], tuple[Blocks, list[ir.Value | None]]] = {}
+        self.tied: dict[ir.Value, tuple[Blocks, list[ir.Value | None]]] = {}
+
+    def write(self, layer: Product, block: int, bits: int) -> None:
+        """3."""
+        blocks, inputs = self._weight(layer, block, bits)
+        rows, _, size = blocks.codes.shape
+        numbers = {"K": blocks.columns, "N": rows, "bits": blocks.bits, "block_size": size}
+        attributes: dict[str, Any] = {**numbers, "accuracy_level": INT8_COMPUTATION}
+        inner = [layer.input, *inputs]
+        node = ir.node("MatMulNBits", inner, attributes, domain=MICROSOFT, name=layer.name)
+        layer.replace([node])
+
+    def write_lookup(self, lookup: ir.Node) -> None:
+        """4."""
+        table = _first(lookup)
+        tied = table in self.tied
+        if tied:
+            blocks, (codes, scales, *_) = self.tied[table]
+        else:
+            blocks, (codes, scales, *_) = self._table(table)
+        name = lookup.outputs[0].name
+        nodes = []
+        columns = blocks.codes.shape[1] * blocks.codes.shape[2] if tied else blocks.columns
+        if tied:  # the same bytes as a matrix
+            shape = self._constant(np.array([len(blocks.codes), columns]), f"{table.name}/actx/shape")
+            nodes.append(ir.node("Reshape", [codes, shape], name=f"{name}/actx/table"))
+            codes = nodes[-1].outputs[0]
+            codes.name, codes.type = nodes[-1].name, ir.TensorType(ir.DataType.UINT8)
+        settings = {"bits": WIDE_BITS, "block_size": TABLE_BLOCK, "gather_axis": 0, "quantize_axis": 1}
+        inner = [codes, lookup.inputs[1], scales]
+        nodes.append(ir.node("GatherBlockQuantized", inner, settings, domain=MICROSOFT, name=name_of(lookup)))
+        if columns > blocks.columns:
+            nodes[-1].outputs[0].name = f"{name}/actx/padded"
+            nodes.append(self._cut(nodes[-1].outputs[0], blocks.columns))
+        replace_node(self.graph, lookup, nodes)
+
+    def _weight(self, layer: Product, block: int, bits: int) -> tuple[Blocks, list[ir.Value | None]]:
+        key = layer.weight, layer.transposed, bits
+        if key not in self.weights:
+            rows = layer.rows()
+            name = f"{layer.weight.name}/actx/{'rows' if layer.transposed else 'columns'}"
+            table = next((table for table in self.tables if _same(matrix_of(table), rows)), None)
+            if table is None:
+                self.weights[key] = self._stored(f"{name}/{bits}", _closest(rows, block, bits))
+            else:
+                if table not in self.tied:
+                    self.tied[table] = self._stored(f"{name}/{WIDE_BITS}", _table_blocks(rows))
+                self.weights[key] = self.tied[table]
+        return self.weights[key]
+
+    def _table(self, table: ir.Value) -> tuple[Blocks, list[ir.Value | None]]:
+        key = table, True, 0
+        if key not in self.weights:
+            blocks = _table_blocks(matrix_of(table))
+            codes = blocks.codes.reshape(len(blocks.codes), -1)[:, : blocks.columns]
+            name = f"{table.name}/actx/table"
+            constants = self._constant(codes, f"{name}/codes"), self._constant(blocks.scales, f"{name}/scales")
+            self.weights[key] = blocks, list(constants)
+        return self.weights[key]
+
+    def _stored(self, name: str, blocks: Blocks) -> tuple[Blocks, list[ir.Value | None]]:
+        inputs: list[ir.Value | None] = [
+            self._constant(_packed(blocks.codes, blocks.bits), f"{name}/codes"),
+            self._constant(blocks.scales, f"{name}/scales"),
+        ]
+        if not blocks.symmetric:
+            inputs.append(self._constant(_packed(blocks.zero_points, blocks.bits), f"{name}/zero_points"))
+        return blocks, inputs
+
+    def _cut(self, value: ir.Value, columns: int) -> ir.Node:
+        name = f"{value.name}/actx"
+        bounds = [
+            self._constant(np.array([n]), f"{name}/{w}") for w, n in (("start", 0), ("end", columns), ("axis", -1))
+        ]
+        return ir.node("Slice", [value, *bounds], name=f"{name}/cut")
+
+    def _constant(self, array: NDArray[Any], name: str) -> ir.Value:
+        return add_initializer(self.graph, ir.tensor(np.ascontiguousarray(array), name=name))
+
+
+class _Dequantized:
+    """Writes DequantizeLinear in front of layers and tables."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.weights: dict[tuple[ir.Value, bool, int], ir.Value] = {}
+
+    def write(self, layer: Product, block: int, bits: int) -> None:
+        """3."""
+        layer.node.replace_input_with(1, self._weight(layer.weight, block, bits, transposed=layer.transposed))
+
+    def write_lookup(self, lookup: ir.Node) -> None:
+        """4."""
+        table = _first(lookup)
+        lookup.replace_input_with(0, self._weight(table, 0, WIDE_BITS, transposed=True))
+
+    def _weight(self, weight: ir.Value, block: int, bits: int, *, transposed: bool) -> ir.Value:
+        key = weight, transposed, bits
+        if key not in self.weights:
+            matrix = matrix_of(weight)
+            rows = matrix if transposed else matrix.T
+            size = _divisor(rows.shape[1], block) if bits == BITS else rows.shape[1]
+            blocks = encode(rows, size, bits=bits, symmetric=True)
+            name = f"{weight.name}/actx/{'rows' if transposed else 'columns'}/{bits}"
+            self.weights[key] = self._dequantized(weight, blocks, name, transposed=transposed)
+        return self.weights[key]
+
+    def _dequantized(self, weight: ir.Value, blocks: Blocks, name: str, *, transposed: bool) -> ir.Value:
+        """Blocks of 4 bits, or one scale per output: 8 bits in blocks are what TensorRT does not have."""
+        kind, dtype = (ml_dtypes.int4, ir.DataType.INT4) if blocks.bits == BITS else (np.int8, ir.DataType.INT8)
+        codes = (blocks.codes.astype(np.int16) - 2 ** (blocks.bits - 1)).astype(np.int8).reshape(len(blocks.codes), -1)
+        scales = blocks.scales
+        if blocks.bits == BITS:
+            settings = {"axis": int(transposed), "block_size": blocks.codes.shape[2]}
+        else:
+            settings, scales = {"axis": int(not transposed)}, scales[:, 0]
+        arrays = (codes, scales) if transposed else (codes.T, scales.T)
+        tensors = (
+            ir.Tensor(np.ascontiguousarray(arrays[0]).astype(kind), dtype=dtype, name=f"{name}/codes"),
+            ir.tensor(np.ascontiguousarray(arrays[1]), name=f"{name}/scales"),
+        )
+        constants = [add_initializer(self.graph, tensor) for tensor in tensors]
+        node = ir.node("DequantizeLinear", constants, settings, name=f"{name}/dequantized")
+        value = node.outputs[0]
+        value.name, value.type, value.shape = node.name, weight.type, weight.shape
+        self.graph.insert_before(self.graph[0], node)
+        return value
+
+
+def _closest(rows: NDArray[np.float32], block: int, bits: int) -> Blocks:
+    """Return blocks with zero points where they lessen the error (2)."""
+    plain = encode(rows, block, bits=bits, symmetric=True)
+    if bits != BITS:
+        return plain
+    shifted = encode(rows, block, bits=bits)
+    return min(plain, shifted, key=lambda blocks: float(((blocks.numbers() - rows) ** 2).sum()))
+
+
+def _table_blocks(rows: NDArray[np.float32]) -> Blocks:
+    return encode(rows, TABLE_BLOCK, bits=WIDE_BITS, symmetric=True)
+
+
+def _packed(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Pack codes of 4 bits along the last axis, the first of a pair in the lower half of a byte."""
+    if bits == WIDE_BITS:
+        return codes
+    even = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, codes.shape[-1] % 2)])
+    packed = even[..., 0::2] | (even[..., 1::2] << BITS)
+    return packed.astype(np.uint8)
+
+
+def _divisor(columns: int, block: int) -> int:
+    """Return the largest size of a block that divides the columns, or all of them where that is a small one (3)."""
+    largest = max(size for size in range(1, min(block, columns) + 1) if columns % size == 0)
+    return largest if largest >= min(SMALLEST_BLOCK, columns) else columns
+
+
+def _same(table: NDArray[np.float32], rows: NDArray[np.float32]) -> bool:
+    return table.shape == rows.shape and np.array_equal(table, rows)
+
+
+def _is_lookup(node: ir.Node) -> bool:
+    """Tell whether a node gathers rows of a constant matrix."""
+    if op_of(node) != ("", "Gather") or node.attributes.get_int("axis", 0) != 0:
+        return False
+    return is_matrix(node.inputs[0]) and min(matrix_of(node.inputs[0]).shape) >= SMALLEST_BLOCK
+
+
+def _first(node: ir.Node) -> ir.Value:
+    value = node.inputs[0]
+    assert value is not None
+    return value
+
+
+def _outputs(model: ir.Model, batches: Sequence[Arrays], options: RuntimeOptions) -> list[NDArray[Any]]:
+    with tempfile.TemporaryDirectory(prefix="actx-") as folder:
+        save({"model.onnx": model}, Path(folder))
+        session = options.open(Path(folder) / "model.onnx")
+        runs = (session.run(feeds) for feeds in batches)
+        return list(chain.from_iterable(run.values() for run in runs))
+
+
+def _distance(after: Sequence[NDArray[Any]], before: Sequence[NDArray[Any]]) -> float:
+    """Return the relative L2 distance over all outputs."""
+    moved = sum(float(((a.astype(np.float64) - b) ** 2).sum()) for a, b in zip(after, before, strict=True))
+    return float(np.sqrt(moved / max(sum(float((b.astype(np.float64) ** 2).sum()) for b in before), _SMALLEST)))

@@ -1,0 +1,111 @@
+"""Quantization parameters: which real number each 8-bit code stands for.
+
+1. Code q stands for (q - zero_point) * scale, the scale a float32 number, as QuantizeLinear and DequantizeLinear have it (ONNX
+   operators, opset 13). Zero has a code of its own, so that padding and what a relu cuts stay exact.
+2. A number becomes the code nearest to it; of two equally near ones the even one, and the last one beyond the range.
+3. Asymmetric parameters spread all codes over [low, high]; symmetric ones have zero_point 0 and leave -128 out, so that
+   negation loses nothing, and two products of symmetric codes fit into 16 bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from actx.exporter.errors import ActxError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+# The largest code of symmetric parameters: -128 is not used.
+LEVELS = 127
+_SMALLEST = float(np.finfo(np.float32).smallest_normal)
+
+
+@dataclass(frozen=True)
+class QuantParams:
+    """Scale and zero point of one tensor.
+
+    Attributes:
+        scale: a positive float32 number.
+        zero_point: the code of zero.
+        dtype: UINT8 or INT8.
+    """
+
+    scale: float
+    zero_point: int = 0
+    dtype: ir.DataType = ir.DataType.INT8
+
+    @classmethod
+    def asymmetric(cls, low: float, high: float, dtype: ir.DataType = ir.DataType.UINT8) -> QuantParams:
+        """Return what spreads all codes over a range, widened to hold zero (3).
+
+        Raises:
+            ActxError: the range is not finite.
+        """
+        _check(low, high)
+        low, high = min(low, 0.0), max(high, 0.0)
+        smallest, largest = _limits(dtype)
+        scale = _float32((high - low) / (largest - smallest))
+        return cls(scale, int(np.clip(np.rint(smallest - low / scale), smallest, largest)), dtype)
+
+    @classmethod
+    def symmetric(cls, peak: float) -> QuantParams:
+        """Return what spreads -127 to 127 over [-peak, peak] (3).
+
+        Raises:
+            ActxError: the peak is not finite.
+        """
+        _check(-peak, peak)
+        return cls(_float32(abs(peak) / LEVELS))
+
+    @property
+    def codes(self) -> NDArray[np.int64]:
+        """All 256 codes in ascending order."""
+        smallest, largest = _limits(self.dtype)
+        return np.arange(smallest, largest + 1)
+
+    @property
+    def numbers(self) -> NDArray[np.float64]:
+        """What they stand for (1)."""
+        return self.dequantize(self.codes)
+
+    def dequantize(self, codes: ArrayLike) -> NDArray[np.float64]:
+        """Return what codes stand for, in float64 and without rounding (1)."""
+        return (np.asarray(codes, np.float64) - self.zero_point) * self.scale
+
+    def quantize(self, numbers: ArrayLike) -> NDArray[np.int64]:
+        """Return the codes of float64 numbers, of any shape (2). An infinity takes the last code.
+
+        Raises:
+            ActxError: one is NaN, which no code stands for.
+        """
+        given = np.asarray(numbers, np.float64)
+        if np.isnan(given).any():
+            raise ActxError("NaN has no 8-bit code", remedy="Leave what gives it in floating point.")
+        codes = np.rint(given / self.scale) + self.zero_point
+        found: NDArray[np.int64] = np.clip(codes, *_limits(self.dtype)).astype(np.int64)
+        return found
+
+    def constants(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return scale and zero point as scalars of the types that QuantizeLinear takes."""
+        return np.array(self.scale, np.float32), np.array(self.zero_point, self.dtype.numpy())
+
+
+def _limits(dtype: ir.DataType) -> tuple[int, int]:
+    info = np.iinfo(dtype.numpy())
+    return int(info.min), int(info.max)
+
+
+def _float32(scale: float) -> float:
+    """Round to a float32 number; what is all zero may have any scale."""
+    return max(float(np.float32(scale)), _SMALLEST) if scale > 0 else 1.0
+
+
+def _check(low: float, high: float) -> None:
+    if not (np.isfinite(low) and np.isfinite(high)):
+        what = "a range to quantize is not finite"
+        raise ActxError(what, note=f"got [{low}, {high}]", remedy="Check the data with actx inspect.")
