@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 Op: TypeAlias = tuple[str, str]
 
+MICROSOFT = "com.microsoft"
+
 
 def op_of(node: ir.Node) -> Op:
     """Return the node's op; a Dropout that surely drops nothing is an Identity."""
@@ -39,7 +41,7 @@ def standard(*types: str) -> frozenset[Op]:
 
 def contrib(*types: str) -> frozenset[Op]:
     """Return ops of ONNX Runtime's domain."""
-    return frozenset(("com.microsoft", op_type) for op_type in types)
+    return frozenset((MICROSOFT, op_type) for op_type in types)
 
 
 MUL: Op = ("", "Mul")

@@ -6,8 +6,8 @@
 2. MatMulInteger, Cast and Mul are standard ops, in the order that ONNX Runtime turns into one node: DynamicQuantizeMatMul, or
    MatMulIntegerToFloat where several layers read one input, a bias that is added behind included.
 3. A value keeps its name, and what the layers do not read stays as it is. Embeddings stay in float32.
-
-On x86 without VNNI, ONNX Runtime adds pairs of products in 16 bits, which saturate where input and weight are both large.
+4. On x86 without VNNI, ONNX Runtime adds pairs of products in 16 bits, which saturate where input and weight are both large,
+   but for `RuntimeOptions.int8_sums`. That asks for a weight of its own in every layer.
 
 `onnxruntime.quantization.quantize_dynamic` is not used: it holds the model with all weights in one message, infers shapes
 over nodes that it does not know, and gives weights other names, so that graphs no longer share what neither quantizes.
@@ -65,12 +65,11 @@ def channel_codes(rows: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[
 
 
 class _Writer:
-    """Writes layers into one graph; inputs and weights that several of them read are quantized once."""
+    """Writes layers into one graph; inputs that several of them read are quantized once."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
         self.inputs: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
-        self.weights: dict[tuple[ir.Value, bool], tuple[ir.Value, ir.Value]] = {}
 
     def write(self, layer: Product) -> None:
         """2."""
@@ -79,7 +78,7 @@ class _Writer:
         name = str(layer.node.outputs[0].name)
         product = ir.node("MatMulInteger", [codes, weight, zero_point], name=f"{name}/actx/integer")
         wide = ir.node("Cast", product.outputs, {"to": int(ir.DataType.FLOAT)}, name=f"{name}/actx/float32")
-        both = ir.node("Mul", [scale, scales], name=f"{name}/actx/scale")
+        both = ir.node("Mul", [scale, scales], name=f"{name}/actx/product/scale")
         result = ir.node("Mul", [wide.outputs[0], both.outputs[0]], name=layer.name)
         types = (product, ir.DataType.INT32), (wide, ir.DataType.FLOAT), (both, ir.DataType.FLOAT)
         for node, dtype in types:
@@ -103,14 +102,10 @@ class _Writer:
         return self.inputs[value]
 
     def _weight(self, layer: Product) -> tuple[ir.Value, ir.Value]:
-        key = layer.weight, layer.transposed
-        if key not in self.weights:
-            name = f"{layer.weight.name}/actx/{'rows' if layer.transposed else 'columns'}"
-            codes, scales = channel_codes(layer.rows())
-            tensors = (
-                ir.tensor(np.ascontiguousarray(codes.T), name=f"{name}/codes"),
-                ir.tensor(scales, name=f"{name}/scales"),
-            )
-            weight, factors = (add_initializer(self.graph, tensor) for tensor in tensors)
-            self.weights[key] = weight, factors
-        return self.weights[key]
+        name, (codes, scales) = layer.node.outputs[0].name, channel_codes(layer.rows())
+        stored = ir.tensor(np.ascontiguousarray(codes.T), name=f"{name}/actx/weight/codes")
+        weight, factors = (
+            add_initializer(self.graph, tensor)
+            for tensor in (stored, ir.tensor(scales, name=f"{name}/actx/weight/scales"))
+        )
+        return weight, factors

@@ -32,7 +32,7 @@ import numpy as np
 import onnx_ir as ir
 
 from actx.exporter.errors import ActxError, UsageError
-from actx.exporter.lift.ops import op_of
+from actx.exporter.lift.ops import MICROSOFT, op_of
 from actx.exporter.quantize.placement import add_initializer
 from actx.exporter.quantize.products import (
     Product,
@@ -62,7 +62,6 @@ SMALLEST_BLOCK = 16
 TABLE_BLOCK = 32
 INT8_COMPUTATION = 4
 BLOCKED_OPSET = 21
-MICROSOFT = "com.microsoft"
 _CLIPPED = np.linspace(1, 0.6, 9)
 _CHUNK = 2**20  # weights: the search holds a few float64 copies
 _SMALLEST = float(np.finfo(np.float32).smallest_normal)

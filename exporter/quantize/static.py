@@ -1,11 +1,12 @@
 """Static int8 for runtimes on a CPU: what multiplies computes on 8-bit codes, and sites between layers become tables.
 
-1. Layers are every MatMul, Gemm and Conv of a constant weight, and products every MatMul of two activations. The first factor
-   becomes asymmetric uint8 codes, the weight or the second factor symmetric int8 ones, of a weight one scale per output.
+1. Layers are every MatMul, Gemm and Conv of a constant weight, and products every MatMul of two activations. Activations
+   become asymmetric uint8 codes, weights symmetric int8 ones with a scale per output.
    QuantizeLinear and DequantizeLinear (Q/DQ) stand in front of what multiplies alone: what else reads a value, such as a
    residual sum, reads it as it was.
-2. Where the runtime has a kernel for it, a layer is a Gemm over rows with an int32 bias, so that the bias is added before
-   anything is rounded.
+2. Where the runtime has kernels for it, a layer in front of a table is a Gemm over rows with an int32 bias, so that the bias is
+   added before anything is rounded, and any other MatMul or Gemm is a `com.microsoft::MatMulIntegerToFloat`, which scales the
+   integer sums and adds the bias in floating point, in one pass.
 3. A site whose input only a layer gives, and whose output only layers read, becomes one `actx::Lut` between codes, a gated one
    with its product `actx::GatedLut`, where the target has the kernels. Its function is read at all 256 codes: the scale of
    what it gives is folded in, and no number is rounded that is not a code. Such an input is calibrated on what the table gives.
@@ -15,14 +16,18 @@
 6. Where the runtime multiplies codes of activations without zero points alone, both factors of a product are symmetric, and
    their Q/DQ stand in front of the Transposes and Reshapes behind a layer, which then gives codes. What a softmax gives stays
    as it is: on OpenVINO its codes save no time, and on a sentence encoder they were a tenth of the drift.
+7. On x86 without VNNI, ONNX Runtime adds products of uint8 and int8 in pairs of 16 bits, which saturate. Hence both factors of
+   a product are uint8, and `RuntimeOptions.int8_sums` has weights turned into uint8 where that is so. ONNX Runtime can do
+   that only where every layer has codes and zero points of its own.
+8. A constant factor behind a product, such as that of attention, goes into the scale of its first factor.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -30,7 +35,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from actx.custom_ops.ops import DOMAIN, OPSET
 from actx.exporter.errors import UsageError
-from actx.exporter.lift.ops import op_of, standard, tensor_of
+from actx.exporter.lift.ops import MICROSOFT, MUL, op_of, standard, tensor_of
 from actx.exporter.linear import ADD, CONV, GEMM, MATMUL
 from actx.exporter.lower.emitter import Constants, Emitter, substitute
 from actx.exporter.quantize.migration import migration
@@ -68,7 +73,7 @@ class Style:
     """What a runtime has kernels for.
 
     Attributes:
-        rows: a Gemm of codes with an int32 bias (2), and a Conv whose output is quantized.
+        rows: the ops of codes of (2), and a Conv whose output is quantized.
         tables: the actx ops of codes (3).
         symmetric_products: products of two activations without zero points alone (6).
     """
@@ -249,6 +254,39 @@ class _Step:
         assert self.weight is not None
         weight = self.weight.numpy().astype(np.float64)
         return weight.T if self.weight_axis == 0 else weight
+
+
+@dataclass(frozen=True)
+class _Codes:
+    """A weight as symmetric codes (1).
+
+    Attributes:
+        codes: int8, in the weight's shape.
+        scales: float32, one per output.
+        axis: the axis that runs over the outputs.
+    """
+
+    codes: NDArray[np.int8]
+    scales: NDArray[np.float32]
+    axis: int
+
+    @classmethod
+    def of(cls, weight: NDArray[np.float64], axis: int) -> _Codes:
+        peaks = np.abs(weight).max(axis=tuple(i for i in range(weight.ndim) if i != axis))
+        scales = np.where(peaks > 0, np.maximum(peaks / LEVELS, np.finfo(np.float32).smallest_normal), 1.0)
+        empty = cls(np.zeros(weight.shape, np.int8), scales.astype(np.float32), axis)
+        codes = np.clip(np.rint(weight / empty.steps), -LEVELS, LEVELS)
+        return replace(empty, codes=codes.astype(np.int8))
+
+    @property
+    def steps(self) -> NDArray[np.float64]:
+        """The scales, along the axis."""
+        return self.scales.astype(np.float64).reshape([-1 if i == self.axis else 1 for i in range(self.codes.ndim)])
+
+    @property
+    def numbers(self) -> NDArray[np.float64]:
+        """What the codes stand for."""
+        return self.codes * self.steps
 
 
 def _find(model: ir.Model) -> list[_Step]:
@@ -469,18 +507,18 @@ def _params(
     """Return the parameters by name and type of codes."""
     # A histogram mixes channels, so that a function per channel cannot be asked about it.
     functions = {table.input: table.function for table in tables if table.axis is None}
-    wanted = {(str(step.x.name), _first_codes(step, observed.style)) for step in steps}
+    wanted = {(str(step.x.name), _codes_of(step, observed.style)) for step in steps}
     wanted |= {(name, CODES) for table in tables for name in (table.input, table.multiplier) if name is not None}
     wanted |= {(str(step.output.name), CODES) for step in steps if step.is_conv and observed.style.rows}
-    wanted |= {(str(step.other.name), WEIGHTS) for step in steps if step.weight is None}
+    wanted |= {(str(step.other.name), _codes_of(step, observed.style)) for step in steps if step.weight is None}
     return {
         (name, dtype): params_of(find_range(observed.histograms[name], calibrator, dtype, functions.get(name)), dtype)
         for name, dtype in wanted
     }
 
 
-def _first_codes(step: _Step, style: Style) -> ir.DataType:
-    """1, 6. Return the type of the first factor's codes."""
+def _codes_of(step: _Step, style: Style) -> ir.DataType:
+    """1, 6. Return the type of the codes of activations that a node multiplies."""
     return WEIGHTS if style.symmetric_products and step.weight is None else CODES
 
 
@@ -514,8 +552,10 @@ class _Writer:
                 self._product(step)
             elif step.is_conv and self.style.rows:
                 self._conv(step, str(step.output.name) in ends)
+            elif self.style.rows and str(step.output.name) in ends:
+                self._rows(step)
             elif self.style.rows:
-                self._rows(step, str(step.output.name) in ends)
+                self._to_float(step)
             else:
                 self._in_place(step)
         if tables:
@@ -554,8 +594,16 @@ class _Writer:
             self._at_origin(step, 1)
             return
         emit = self._emitter(step)
-        step.node.replace_input_with(0, self._dequantized(emit, step.x, CODES))
-        step.node.replace_input_with(1, self._dequantized(emit, step.other, WEIGHTS))
+        step.node.replace_input_with(1, self._dequantized(emit, step.other, CODES))
+        factor, scaled = _factor_behind(step.output)
+        if scaled is step.output:
+            step.node.replace_input_with(0, self._dequantized(emit, step.x, CODES))
+            return
+        params = self.params[str(step.x.name), CODES]
+        pair = self._pair(replace(params, scale=float(np.float32(params.scale * factor))))
+        codes = self._quantized(emit, step.x, CODES)
+        step.node.replace_input_with(0, emit.op("DequantizeLinear", codes, *pair, dtype=ir.DataType.FLOAT))
+        substitute(scaled, step.output)
 
     def _at_origin(self, step: _Step, place: int) -> None:
         """6. Round a factor where it comes from."""
@@ -569,58 +617,78 @@ class _Writer:
         codes = emit.op("QuantizeLinear", value, *pair, dtype=WEIGHTS)
         reader.replace_input_with(place, emit.op("DequantizeLinear", codes, *pair, dtype=ir.DataType.FLOAT))
 
-    def _weight(self, emit: Emitter, weight: NDArray[np.float64], axis: int) -> tuple[ir.Value, Any, Any]:
-        """1. Return the weight behind its DequantizeLinear, its codes and the scale of every output."""
-        others = tuple(i for i in range(weight.ndim) if i != axis)
-        peaks = np.abs(weight).max(axis=others)
-        scales = np.where(peaks > 0, np.maximum(peaks / LEVELS, np.finfo(np.float32).smallest_normal), 1.0)
-        scales = scales.astype(np.float32)
-        along = scales.astype(np.float64).reshape([-1 if i == axis else 1 for i in range(weight.ndim)])
-        codes = np.clip(np.rint(weight / along), -LEVELS, LEVELS).astype(np.int8)
-        stored = self.constants.get(codes, WEIGHTS)
-        scale = self.constants.get(scales, ir.DataType.FLOAT)
-        zeros = self.constants.get(np.zeros(scales.shape, np.int8), WEIGHTS)
-        return emit.op("DequantizeLinear", stored, scale, zeros, dtype=ir.DataType.FLOAT, axis=axis), codes, scales
+    def _weight(self, emit: Emitter, weight: NDArray[np.float64], axis: int) -> tuple[ir.Value, _Codes]:
+        """1. Return the weight behind its DequantizeLinear, and as codes."""
+        found = _Codes.of(weight, axis)
+        stored = self.constants.add(found.codes, WEIGHTS)
+        scale = self.constants.get(found.scales, ir.DataType.FLOAT)
+        return emit.op(
+            "DequantizeLinear", stored, scale, self._origin(found), dtype=ir.DataType.FLOAT, axis=axis
+        ), found
 
-    def _bias(self, emit: Emitter, step: _Step, scales: Any, lost: NDArray[np.float64] | None) -> ir.Value | None:
-        """2, 4. Return the bias as int32 behind its DequantizeLinear, in steps of the products'."""
-        if step.bias is None and lost is None:
-            return None
-        bias = np.zeros(len(scales)) if step.bias is None else step.bias.numpy().astype(np.float64).reshape(-1)
-        if lost is not None:
-            bias = bias + lost
+    def _origin(self, weight: _Codes) -> ir.Value:
+        """7. Return the zero points of a weight."""
+        return self.constants.add(np.zeros(weight.scales.shape, np.int8), WEIGHTS)
+
+    def _bias(self, step: _Step, weight: _Codes) -> NDArray[np.float64] | None:
+        """4. Return the bias, with the mean of what the rounded weight loses."""
+        bias = None if step.bias is None else step.bias.numpy().astype(np.float64).reshape(-1)
+        mean = self.means.get(str(step.x.name))
+        if mean is None or step.is_conv:
+            return bias
+        lost: NDArray[np.float64] = mean @ (step.matrix() - weight.numbers)
+        return lost if bias is None else bias + lost
+
+    def _sums(self, emit: Emitter, step: _Step, weight: _Codes) -> list[ir.Value]:
+        """2. Return the bias, if there is one, as int32 behind its DequantizeLinear, in steps of the products'."""
+        bias = self._bias(step, weight)
+        if bias is None:
+            return []
         params = self.params[str(step.x.name), CODES]
-        steps = (scales.astype(np.float64) * params.scale).astype(np.float32)
+        steps = (weight.scales.astype(np.float64) * params.scale).astype(np.float32)
         codes = np.rint(bias / np.maximum(steps.astype(np.float64), np.finfo(np.float32).smallest_normal))
         whole = np.iinfo(np.int32)
         stored = self.constants.get(np.clip(codes, whole.min, whole.max).astype(np.int32), SUMS)
         zeros = self.constants.get(np.zeros(steps.shape, np.int32), SUMS)
         scale = self.constants.get(steps, ir.DataType.FLOAT)
-        return emit.op("DequantizeLinear", stored, scale, zeros, dtype=ir.DataType.FLOAT, axis=0)
+        return [emit.op("DequantizeLinear", stored, scale, zeros, dtype=ir.DataType.FLOAT, axis=0)]
 
-    def _lost(self, step: _Step, weight: NDArray[np.float64], codes: Any, scales: Any) -> NDArray[np.float64] | None:
-        """4. Return the mean of what the rounded weights lose, of float64 [inputs, outputs]."""
-        mean = self.means.get(str(step.x.name))
-        if mean is None:
-            return None
-        found: NDArray[np.float64] = mean @ (weight - codes.astype(np.float64) * scales.astype(np.float64))
-        return found
-
-    def _rows(self, step: _Step, into_table: bool) -> None:
-        """2."""
+    def _rows(self, step: _Step) -> None:
+        """2, in front of a table."""
         emit = self._emitter(step)
         matrix = step.matrix()
         x = self._dequantized(emit, step.x, CODES, len(matrix))
-        weight, codes, scales = self._weight(emit, matrix, 1)
-        bias = self._bias(emit, step, scales, self._lost(step, matrix, codes, scales))
-        rows = emit.op("Gemm", x, weight, *([] if bias is None else [bias]))
+        weight, codes = self._weight(emit, matrix, 1)
+        rows = emit.op("Gemm", x, weight, *self._sums(emit, step, codes))
         rows.shape = ir.Shape([None, matrix.shape[1]])
-        lead = self.leads.get(str(step.x.name), step.x)
-        self.leads[str(step.output.name)] = lead
-        if into_table:
-            self._keep_codes(emit, step.output, rows)
-        else:
-            substitute(step.output, self._unrolled(emit, rows, lead, matrix.shape[1]))
+        self.leads[str(step.output.name)] = self.leads.get(str(step.x.name), step.x)
+        self._keep_codes(emit, step.output, rows)
+
+    def _to_float(self, step: _Step) -> None:
+        """2, elsewhere (ONNX Runtime, contrib operators: A, B, their scales, their zero points, bias)."""
+        emit = self._emitter(step)
+        weight = _Codes.of(step.matrix(), 1)
+        bias, (scale, zero_point) = self._bias(step, weight), self._pair(self.params[str(step.x.name), CODES])
+        found = emit.op(
+            "MatMulIntegerToFloat",
+            self._quantized(emit, step.x, CODES),
+            self.constants.add(weight.codes, WEIGHTS),
+            scale,
+            self.constants.get(weight.scales, ir.DataType.FLOAT),
+            zero_point,
+            self._origin(weight),
+            None if bias is None else self.constants.get(bias.astype(np.float32), ir.DataType.FLOAT),
+            domain=MICROSOFT,
+            dtype=ir.DataType.FLOAT,
+        )
+        self.graph.opset_imports[MICROSOFT] = 1
+        lead = self.leads.get(str(step.x.name))  # where the codes come from a table, they are rows
+        if lead is None:
+            found.shape = step.output.shape
+            substitute(step.output, found)
+            return
+        found.shape = ir.Shape([None, len(weight.scales)])
+        substitute(step.output, self._unrolled(emit, found, lead, len(weight.scales)))
 
     def _keep_codes(self, emit: Emitter, output: ir.Value, found: ir.Value) -> None:
         params = self.params[str(output.name), CODES]
@@ -647,10 +715,8 @@ class _Writer:
         emit = self._emitter(step)
         x = self._dequantized(emit, step.x, CODES)
         assert step.weight is not None
-        exact = step.weight.numpy().astype(np.float64)
-        weight, _, scales = self._weight(emit, exact, 0)
-        bias = self._bias(emit, step, scales, None)
-        found = emit.op("Conv", x, weight, *([] if bias is None else [bias]))
+        weight, codes = self._weight(emit, step.weight.numpy().astype(np.float64), 0)
+        found = emit.op("Conv", x, weight, *self._sums(emit, step, codes))
         producer = found.producer()
         assert producer is not None
         for attribute in step.node.attributes.values():
@@ -668,7 +734,7 @@ class _Writer:
         emit = self._emitter(step)
         assert step.weight is not None
         step.node.replace_input_with(0, self._dequantized(emit, step.x, CODES))
-        weight, _, _ = self._weight(emit, step.weight.numpy().astype(np.float64), step.weight_axis)
+        weight, _ = self._weight(emit, step.weight.numpy().astype(np.float64), step.weight_axis)
         step.node.replace_input_with(1, weight)
 
     def _table(self, table: TableSite, reader: _Step) -> None:
@@ -692,6 +758,21 @@ class _Writer:
     def codes_of_floats(self) -> Iterator[ir.Value]:
         """Yield the values that there are codes of."""
         return (value for value, _ in self.codes)
+
+
+def _factor_behind(value: ir.Value) -> tuple[float, ir.Value]:
+    """8. Return the positive number that the one reader of a value multiplies it by, and the product; 1 and itself without."""
+    readers = value.consumers()
+    if len(readers) == 1 and op_of(readers[0]) == MUL and not value.is_graph_output():
+        (other,) = [operand for operand in readers[0].inputs if operand is not value] or [None]
+        factor = tensor_of(other)
+        if (
+            factor is not None
+            and factor.shape.numpy() in {(), (1,)}
+            and 0 < (number := float(factor.numpy().item())) < np.inf
+        ):
+            return number, readers[0].outputs[0]
+    return 1.0, value
 
 
 def _mover(value: ir.Value) -> ir.Node | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from actx.exporter.bundle import PORTABLE
@@ -75,6 +76,9 @@ class OpenVino(Target):
         try:
             found = openvino.description()
         except TargetUnavailable as error:
-            return Graph(own, options, f"in ONNX Runtime: {error.what}", on_target=False)
-        runtime = openvino.OpenVino(options.threads, "bf16" if files.quant in _BF16 else "f32")
-        return Graph(own, runtime, f"in OpenVINO {found['openvino']}")
+            return Graph(own, replace(options, int8_sums="float"), f"in ONNX Runtime: {error.what}", on_target=False)
+        return Graph(own, _runtime(options, files.quant), f"in OpenVINO {found['openvino']}")
+
+
+def _runtime(options: RuntimeOptions, scheme: str | None) -> openvino.OpenVino:
+    return openvino.OpenVino(options.threads, "bf16" if scheme in _BF16 else "f32")

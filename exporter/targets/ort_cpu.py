@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import onnxruntime as ort
@@ -23,6 +24,7 @@ _COST_OF_OWN_OP = {
     "relu": 0.7, "relu6": 0.5, "hardtanh": 0.6, "leaky_relu": 0.8, "prelu": 0.8, "relu2": 1.7, "hard_sigmoid": 0.7,
     "hardswish": 2.4, "sigmoid": 0.4, "tanh": 0.3, "silu": 0.3, "gelu": 0.7, "gelu_tanh": 0.6, "quick_gelu": 0.7,
 }  # fmt: skip
+_INT8 = frozenset({"int8", "int8-dynamic"})
 _STYLE = Style(rows=True, tables=True)
 # Outputs are not changed unasked for less than this.
 _WORTH_A_REWRITE = 1.5
@@ -52,7 +54,7 @@ class OrtCpu(Target):
     def quantize(self, scheme: str, source: Source) -> Quantized:
         """Return the graph in int8, with tables and layers that add their bias before they round, or as MatMulNBits."""
         kernels, _ = choose_kernels(None)
-        runtime = None if kernels is None else kernels.register(source.options)
+        runtime = None if kernels is None else kernels.register(_exact(source.options, scheme))
         if scheme == "int8-dynamic":
             return dynamic_int8(source, runtime)
         return static_int8(source, _STYLE, runtime) if scheme == "int8" else int4(source, "matmul_nbits", runtime)
@@ -66,4 +68,11 @@ class OrtCpu(Target):
         found, missing = choose_kernels(kernels, files.carried)
         if found is None:
             return portable(files, options, f"not {own}: {missing}")
-        return Graph(files.folder / own, found.register(options), f"with {found.origin}", kernels=True)
+        return Graph(
+            files.folder / own, found.register(_exact(options, files.quant)), f"with {found.origin}", kernels=True
+        )
+
+
+def _exact(options: RuntimeOptions, scheme: str | None) -> RuntimeOptions:
+    """Return how a graph of a scheme is run."""
+    return replace(options, int8_sums="exact") if scheme in _INT8 else options

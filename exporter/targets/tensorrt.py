@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,16 +80,16 @@ class _TensorRt(Target):
         built = files.engines.get(self.name)
         if own is None:
             return portable(files, options, "in ONNX Runtime: the bundle holds this graph only", on_target=False)
-        typed = files.folder / own
+        typed, literal = files.folder / own, replace(options, int8_sums="float")
         if built is None:
-            return Graph(typed, options, "in ONNX Runtime: no engine was built", on_target=False)
+            return Graph(typed, literal, "in ONNX Runtime: no engine was built", on_target=False)
         engine = files.folder / built.file
         runtime = engine_runtime(self.name, options, built.facts, typed, trust=files.trust)
         try:
             find(self.name)
             require_gpu("the engine cannot be run")
         except TargetUnavailable as error:
-            return Graph(typed, options, f"in ONNX Runtime: {error.what}", on_target=False)
+            return Graph(typed, literal, f"in ONNX Runtime: {error.what}", on_target=False)
         return Graph(engine, runtime, f"the engine in {runtime.name}", source=typed)
 
 

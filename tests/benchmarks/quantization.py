@@ -5,7 +5,8 @@ same source and calibration data, and is measured on other data. In one process 
 and their ratios to the last row of the same runtime, which is ours. `actx[peers]` has what runs in this environment; Optimum
 needs older versions of other packages, and so the Python of an environment of its own: `--optimum`.
 
-1. ONNX Runtime: every model is opened with and without the optimizer SkipLayerNormFusion, and its better time counts.
+1. ONNX Runtime: every model is opened with and without the optimizer SkipLayerNormFusion, and its better time counts. Sums of
+   int8 products are exact for all of them, which costs time on x86 without VNNI (see `RuntimeOptions`).
 2. OpenVINO: the hint LATENCY; a peer's model computes in the precision that OpenVINO takes by itself.
 3. Size is that of the graph with the weights that it reads. Seconds are those from the source's file to the result's.
 """
@@ -362,7 +363,8 @@ def opened(file: Path, runtime: str, threads: int, precision: str | None = None,
         config |= {} if precision is None else {"INFERENCE_PRECISION_HINT": precision}
         request = ov.Core().compile_model(file, "CPU", config).create_infer_request()
         return lambda batch: np.array(request.infer(batch)[0])
-    options = RuntimeOptions(threads=threads, disabled_optimizers=disabled, libraries=(find_kernels().library,))
+    library = find_kernels().library
+    options = RuntimeOptions(threads, disabled_optimizers=disabled, libraries=(library,), int8_sums="exact")
     session = inference_session(file, options.in_turns())
     name = session.get_outputs()[0].name
     return lambda batch: session.run([name], batch)[0]

@@ -12,7 +12,7 @@ from actx.exporter.fitting import Form
 from actx.exporter.lift import lift
 from actx.exporter.load import load
 from actx.exporter.lower import lower
-from actx.exporter.runtimes.onnxruntime import DEFAULT
+from actx.exporter.runtimes.onnxruntime import RuntimeOptions
 from actx.exporter.save import save
 from actx.exporter.targets import find_target
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
+# Q/DQ as they are written, whatever the machine has kernels for.
+LITERAL = RuntimeOptions(int8_sums="float")
 # Unit roundoff of float16: a number that is stored in it differs by at most this much of itself.
 UNIT = 2.0**-11
 
@@ -42,11 +44,13 @@ def store(model: ir.Model, folder: Path, name: str = "graph.onnx") -> Path:
     return folder / name
 
 
-def outputs(model: ir.Model, folder: Path, batches: Iterable[dict[str, NDArray[Any]]]) -> list[dict[str, NDArray[Any]]]:
+def outputs(
+    model: ir.Model, folder: Path, batches: Iterable[dict[str, NDArray[Any]]], options: RuntimeOptions = LITERAL
+) -> list[dict[str, NDArray[Any]]]:
     """Check a graph strictly and run it, once per batch."""
     path = store(model, folder)
     onnx.checker.check_model(path, full_check=True)
-    session = DEFAULT.open(path)
+    session = options.open(path)
     return [session.run(feeds) for feeds in batches]
 
 
