@@ -9,7 +9,8 @@
    integer sums and adds the bias in floating point, in one pass.
 3. A site whose input only a layer gives, and whose output only layers read, becomes one `actx::Lut` between codes, a gated one
    with its product `actx::GatedLut`, where the target has the kernels. Its function is read at all 256 codes: the scale of
-   what it gives is folded in, and no number is rounded that is not a code. Such an input is calibrated on what the table gives.
+   what it gives is folded in, and no number is rounded that is not a code. Such an input is calibrated on what the table gives,
+   and no code stands for what the table cannot give, such as a silu below -0.278.
 4. Magnitude is moved from channels of a layer's input into its weight where that takes noise away (`migration`), and the mean
    error of the rounded weights goes into the bias, where that is asked for.
 5. Values keep their names, but those of sites that became tables.
@@ -48,7 +49,7 @@ from actx.exporter.quantize.ranges import (
     params_of,
 )
 from actx.exporter.quantize.source import Quantized, TableSite
-from actx.exporter.quantize.tables import gated_table, site_table
+from actx.exporter.quantize.tables import gated_table, output_range, site_table
 from actx.exporter.runtimes.onnxruntime import DEFAULT
 
 if TYPE_CHECKING:
@@ -511,10 +512,16 @@ def _params(
     wanted |= {(name, CODES) for table in tables for name in (table.input, table.multiplier) if name is not None}
     wanted |= {(str(step.output.name), CODES) for step in steps if step.is_conv and observed.style.rows}
     wanted |= {(str(step.other.name), _codes_of(step, observed.style)) for step in steps if step.weight is None}
-    return {
-        (name, dtype): params_of(find_range(observed.histograms[name], calibrator, dtype, functions.get(name)), dtype)
+    ranges = {
+        (name, dtype): find_range(observed.histograms[name], calibrator, dtype, functions.get(name))
         for name, dtype in wanted
     }
+    for table in tables:
+        if table.multiplier is None and (table.output, CODES) in ranges:
+            (low, high), x = ranges[table.output, CODES], params_of(ranges[table.input, CODES], CODES)
+            least, greatest = output_range(table.function, x)
+            ranges[table.output, CODES] = max(low, least), min(high, greatest)
+    return {key: params_of(bounds, key[1]) for key, bounds in ranges.items()}
 
 
 def _codes_of(step: _Step, style: Style) -> ir.DataType:

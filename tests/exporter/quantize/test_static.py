@@ -124,6 +124,13 @@ def test_the_table_is_of_the_form_and_not_of_the_source(tmp_path: Path) -> None:
     assert tables[0].attributes["table"].value != tables[1].attributes["table"].value
 
 
+@pytest.mark.parametrize("calibrator", CALIBRATORS)
+def test_no_code_stands_for_what_a_table_cannot_give(calibrator: str, tmp_path: Path) -> None:
+    found = quantized(mlp(), tmp_path, Settings(ROWS, calibrator), x=values(64, 3, WIDTH))
+    (table,) = (node.attributes["table"].as_ints() for node in found.model.graph if node.op_type == "Lut")
+    assert (min(table), max(table)) == (0, 255)
+
+
 @pytest.mark.parametrize("name", ["silu", "gelu_legacy"])
 def test_a_gated_site_is_one_table_of_factors(name: str, tmp_path: Path) -> None:
     proto = SPELLINGS[name].model(20, gated="matmul")
