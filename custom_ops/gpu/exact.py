@@ -8,7 +8,6 @@ import triton
 import triton.language as tl
 
 MAX_ERROR = 1e-6
-NAMES = ("gelu", "gelu_tanh", "silu", "tanh", "mish")
 
 
 @triton.jit

@@ -27,8 +27,8 @@ _ALL = tl.constexpr(tl.PropagateNan.ALL)
 
 
 @triton.jit
-def tile(rows, cols, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """1. Return the rows of this program, int64 [ROWS, 1], its first column, int64, and how many columns there are from it on."""
+def tile(cols, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """1. Return the rows of this program, int64 [ROWS, 1], its first column, int64, and how many columns it has."""
     across = (cols - 1) // COLS + 1
     program = tl.program_id(0)
     row = (program // across).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -43,8 +43,10 @@ def tile(rows, cols, ROWS: tl.constexpr, COLS: tl.constexpr):
 def entry(source, row: tl.constexpr, segment, stride, SEGMENTS: tl.constexpr):
     """Look up row `row` of a table for each segment: of a pointer, or of a tensor of the rows of coefficients."""
     if source.dtype.is_ptr():
-        return tl.load(source + (row * SEGMENTS + segment) * stride)
-    return tl.gather(source, (row - 2) * SEGMENTS + segment, 0)
+        found = tl.load(source + (row * SEGMENTS + segment) * stride)
+    else:
+        found = tl.gather(source, (row - 2) * SEGMENTS + segment, 0)
+    return found
 
 
 @triton.jit
@@ -83,14 +85,16 @@ def selected(v, table, row: tl.constexpr, stride, SEGMENTS: tl.constexpr):
 def coefficient(v, table, source, row: tl.constexpr, segment, stride, SEARCH: tl.constexpr, SEGMENTS: tl.constexpr):
     """Return the entry of a row, as the way of the search has it."""
     if SEARCH == "select":
-        return selected(v, table, row, stride, SEGMENTS)
-    return entry(source, row, segment, stride, SEGMENTS)
+        found = selected(v, table, row, stride, SEGMENTS)
+    else:
+        found = entry(source, row, segment, stride, SEGMENTS)
+    return found
 
 
 @triton.jit
 def spline(
-    v, table, source, stride,
-    SEARCH: tl.constexpr, DEGREE: tl.constexpr, SEGMENTS: tl.constexpr, CURVED: tl.constexpr, PACKED: tl.constexpr,
+    v, table, source, stride, SEARCH: tl.constexpr, DEGREE: tl.constexpr, SEGMENTS: tl.constexpr, CURVED: tl.constexpr,
+    ORIGINS: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """3, 4. Return s(v) in float32.
 
@@ -108,8 +112,10 @@ def spline(
         segment = count_of(v, table, stride, SEGMENTS)
     else:
         segment = 0
-    origin = coefficient(v, table, table, 1, segment, stride, SEARCH, SEGMENTS)
-    bounded, whole = inner - origin, v - origin
+    bounded, whole = inner, v
+    if ORIGINS:
+        origin = coefficient(v, table, table, 1, segment, stride, SEARCH, SEGMENTS)
+        bounded, whole = inner - origin, v - origin
     total = coefficient(v, table, source, 2 + DEGREE, segment, stride, SEARCH, SEGMENTS)
     for power in tl.static_range(1, DEGREE + 1):
         argument = bounded
@@ -122,13 +128,15 @@ def spline(
 
 @triton.jit
 def function(
-    v, table, stride, FUNCTION: tl.constexpr,
-    SEARCH: tl.constexpr, DEGREE: tl.constexpr, SEGMENTS: tl.constexpr, CURVED: tl.constexpr, PACKED: tl.constexpr,
+    v, table, stride, FUNCTION: tl.constexpr, SEARCH: tl.constexpr, DEGREE: tl.constexpr, SEGMENTS: tl.constexpr,
+    CURVED: tl.constexpr, ORIGINS: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """Return the function of v that FUNCTION names: the table's, the identity, or one of `exact`."""
     if FUNCTION == "spline":
-        return spline(v, table, table, stride, SEARCH, DEGREE, SEGMENTS, CURVED, PACKED)
-    return exact.evaluate(v, FUNCTION)
+        y = spline(v, table, table, stride, SEARCH, DEGREE, SEGMENTS, CURVED, ORIGINS, PACKED)
+    else:
+        y = exact.evaluate(v, FUNCTION)
+    return y
 
 
 # --- kernels ---
@@ -138,21 +146,21 @@ def function(
 def activation(
     x, u, y, table, rows, cols, channels,
     FUNCTION: tl.constexpr, SEARCH: tl.constexpr, DEGREE: tl.constexpr, SEGMENTS: tl.constexpr, CURVED: tl.constexpr,
-    OTHER: tl.constexpr, OTHER_SEARCH: tl.constexpr, OTHER_DEGREE: tl.constexpr, OTHER_SEGMENTS: tl.constexpr,
-    OTHER_CURVED: tl.constexpr, OTHER_SIZE: tl.constexpr, LAYOUT: tl.constexpr, GATE: tl.constexpr, CHANNEL: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr,
+    ORIGINS: tl.constexpr, OTHER: tl.constexpr, OTHER_SEARCH: tl.constexpr, OTHER_DEGREE: tl.constexpr,
+    OTHER_SEGMENTS: tl.constexpr, OTHER_CURVED: tl.constexpr, OTHER_ORIGINS: tl.constexpr, OTHER_SIZE: tl.constexpr,
+    LAYOUT: tl.constexpr, GATE: tl.constexpr, CHANNEL: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """Y = f(gate) [* h(other)] of [rows, cols].
 
     LAYOUT: where gate and other are.
         `alone`: X is the gate, there is no other. `apart`: the other is U.
-        `halves`: a row of X is one half of `cols` elements and then the other. `planes`: the same with `channels` rows at a time.
+        `halves`: a row of X is `cols` elements of one and then of the other. `planes`: the same, `channels` rows at a time.
         `pairs`: they take turns in X.
     GATE: which half is the gate.
     CHANNEL: `one` table for all, or one for each `row` or `column`, of which there are `channels` before they repeat.
     OTHER, OTHER_*: of h, whose table, of OTHER_SIZE numbers, comes first.
     """
-    row, start, left = tile(rows, cols, ROWS, COLS)
+    row, start, left = tile(cols, ROWS, COLS)
     here = tl.arange(0, COLS)[None, :]
     there = (row < rows) & (here < left)
     at = row * cols + start + here
@@ -174,10 +182,11 @@ def activation(
     channel = (row % channels).to(tl.int32) if CHANNEL == "row" else tl.minimum(start + here, cols - 1).to(tl.int32)
     tables = table + OTHER_SIZE if CHANNEL == "one" else table + OTHER_SIZE + channel
     stride = 1 if CHANNEL == "one" else channels
-    value = function(gate.to(tl.float32), tables, stride, FUNCTION, SEARCH, DEGREE, SEGMENTS, CURVED, packed)
+    value = function(gate.to(tl.float32), tables, stride, FUNCTION, SEARCH, DEGREE, SEGMENTS, CURVED, ORIGINS, packed)
     if LAYOUT != "alone":
         value *= function(
-            other.to(tl.float32), table, 1, OTHER, OTHER_SEARCH, OTHER_DEGREE, OTHER_SEGMENTS, OTHER_CURVED, packed
+            other.to(tl.float32), table, 1, OTHER, OTHER_SEARCH, OTHER_DEGREE, OTHER_SEGMENTS, OTHER_CURVED,
+            OTHER_ORIGINS, packed,
         )  # fmt: skip
     tl.store(y + at, value.to(y.dtype.element_ty), there)
 
@@ -186,12 +195,12 @@ def activation(
 def spline_mix(
     x, g, u, y, table, rows, cols,
     ENTRIES: tl.constexpr, SEARCH: tl.constexpr, DEGREE: tl.constexpr, SEGMENTS: tl.constexpr, CURVED: tl.constexpr,
-    SIZE: tl.constexpr, FACTOR: tl.constexpr, COLS: tl.constexpr,
+    ORIGINS: tl.constexpr, SIZE: tl.constexpr, FACTOR: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """Y = sum_e G[row, e] s_e(X) [* U] of [rows, cols], with G [rows, ENTRIES].
 
     A program computes a part of one row. Its mixed coefficients are one tensor, in shared memory for the look-ups; they cost
-    ENTRIES products per thread. The first SIZE numbers of the table are those of the knots and origins, as `tables.pack` has them.
+    ENTRIES products per thread. In front of the entries' coefficients the table has SIZE numbers: the first entry, packed.
     """
     across = (cols - 1) // COLS + 1
     row = (tl.program_id(0) // across).to(tl.int64)
@@ -207,7 +216,7 @@ def spline_mix(
         mixed += weight * tl.load(table + SIZE + e * (DEGREE + 1) * SEGMENTS + place, inside, other=0.0)
     v = tl.load(x + at, there, other=0.0).to(tl.float32)
     packed: tl.constexpr = x.dtype.element_ty.primitive_bitwidth == 16
-    value = spline(v, table, mixed, 1, SEARCH, DEGREE, SEGMENTS, CURVED, packed)
+    value = spline(v, table, mixed, 1, SEARCH, DEGREE, SEGMENTS, CURVED, ORIGINS, packed)
     if FACTOR:
         value *= tl.load(u + at, there, other=0.0).to(tl.float32)
     tl.store(y + at, value.to(y.dtype.element_ty), there)
@@ -285,7 +294,7 @@ def totals(sums, ORDER: tl.constexpr):
 @triton.jit
 def lut(x, y, table, rows, cols, channels, CHANNEL: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     """Y = table[X] of 8-bit codes, by their bits; CHANNEL as in `activation`, each channel's 256 entries together."""
-    row, start, left = tile(rows, cols, ROWS, COLS)
+    row, start, left = tile(cols, ROWS, COLS)
     here = tl.arange(0, COLS)[None, :]
     there = (row < rows) & (here < left)
     at = row * cols + start + here
@@ -304,12 +313,12 @@ def gated_lut(x, u, y, table, rows, cols, ROWS: tl.constexpr, COLS: tl.constexpr
     Behind the 256 entries, by the bits of a code: u_zero_point, y_zero_point, and between what the product is clamped. What is
     clamped to whole numbers first rounds to the same, and is small enough for a sum to round it.
     """
-    row, start, left = tile(rows, cols, ROWS, COLS)
+    row, start, left = tile(cols, ROWS, COLS)
     here = tl.arange(0, COLS)[None, :]
     there = (row < rows) & (here < left)
     at = row * cols + start + here
     code = tl.load(x + at, there, other=0).to(tl.uint8, bitcast=True).to(tl.int32)
     factor = tl.load(u + at, there, other=0).to(tl.float32) - tl.load(table + 256)
     product = tl.clamp(tl.load(table + code) * factor, tl.load(table + 258), tl.load(table + 259))
-    whole = (product + _ROUNDER) - _ROUNDER
-    tl.store(y + at, (whole + tl.load(table + 257)).to(tl.int32).to(y.dtype.element_ty), there)
+    whole = (product + _ROUNDER).to(tl.int32, bitcast=True)  # its low bits
+    tl.store(y + at, (whole + tl.load(table + 257).to(tl.int32)).to(y.dtype.element_ty), there)

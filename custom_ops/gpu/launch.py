@@ -4,8 +4,8 @@
    by the number of columns, and whether rows start at multiples of 16 bytes.
 2. `view` gives the integer arguments as arithmetic of the shapes: products, and nothing else. Sizes may be symbols.
 3. The grid is cdiv(rows, tile rows) * cdiv(cols, tile columns).
-4. A kernel takes the inputs that `Kernel.inputs` names by their places, the result, the table, then the integers. It reads no input
-   that is absent: the first stands in for it.
+4. A kernel takes the inputs whose places `Kernel.inputs` has, the result, the table, then the integers. An input that is absent
+   it does not read: the first stands in for it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from actx.custom_ops.gpu.tables import Search, Table, pack, rows_of_coefficients
-from actx.custom_ops.ops import Op, TensorType
 from actx.custom_ops.ops.gated_lut import GatedLutOp
 from actx.custom_ops.ops.gated_spline import GatedSplineOp
 from actx.custom_ops.ops.lut import CODE_COUNT, LutOp
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from actx.custom_ops.ops import Op, TensorType
+
 # A size, or what stands for one while shapes are not known: anything with products, sums and floor division.
 Size: TypeAlias = Any
 Types: TypeAlias = "Sequence[TensorType | None]"
@@ -40,7 +41,7 @@ CODE_TILE = 2048  # 8-bit codes: 16 per thread
 WARPS = 4
 _COLUMNS = (16, 64, 256)  # of tiles for narrow rows; wider rows are cut into tiles of one row
 MIX_TILE = 4096
-LONGEST_ROW = 32768  # of PolyNorm, in registers
+LONGEST_ROW = 16384  # of PolyNorm, in registers: a row of 32768 would spill
 PIECE = 8192  # of a longer one
 # Rows of a number of columns that this divides start at multiples of 16 bytes; Triton's compiler knows no other number.
 ALIGNMENT = 16
@@ -120,8 +121,7 @@ def specialise(op: Op, inputs: Types, cols: int | None = None) -> tuple[Kernel, 
         inputs: element types; of the shapes what `view` needs to be known: the rank, and the number of weights of PolyNorm.
         cols: the number of columns, None where it is not known: then the kernel for wide rows, which is right for all.
     """
-    kernel, table = _specialise(op, inputs, cols)
-    return kernel, table
+    return _specialise(op, inputs, cols)
 
 
 @singledispatch
@@ -176,7 +176,9 @@ def _(op: PolyNormOp, inputs: Types, cols: int | None) -> tuple[Kernel, NDArray[
         "ORDER": inputs[1].shape[0], "FACTOR": inputs[3] is not None, "WHOLE": whole, "ROWS": tall, "COLS": wide,
     }  # fmt: skip
     warps = min(max(wide // 1024, WARPS), 32)
-    return Kernel("polynorm", constexprs, warps, (0, 1, 2, 3 if inputs[3] else 0), (tall, None)), np.array([op.epsilon], np.float32)
+    return Kernel("polynorm", constexprs, warps, (0, 1, 2, 3 if inputs[3] else 0), (tall, None)), np.array(
+        [op.epsilon], np.float32
+    )
 
 
 @_specialise.register(LutOp)
@@ -205,7 +207,7 @@ def activation(
 ) -> Kernel:  # fmt: skip
     """Return the kernel `activation` for the constexprs of a table."""
     tall, wide = _tile(TILE, cols)
-    absent = {"SEARCH": "select", "DEGREE": 1, "SEGMENTS": 1, "CURVED": False}
+    absent = {"SEARCH": "select", "DEGREE": 1, "SEGMENTS": 1, "CURVED": False, "ORIGINS": False}
     of_other = other.constexprs("OTHER_") if other else {f"OTHER_{name}": value for name, value in absent.items()}
     choice = {
         "FUNCTION": function, **(constexprs or absent), "OTHER": "spline" if other else "identity", **of_other,
@@ -216,8 +218,11 @@ def activation(
     return Kernel("activation", choice, WARPS, inputs, (tall, wide), ("rows", "cols", "channels"))
 
 
+EXACT = ("gelu", "gelu_tanh", "silu", "tanh", "mish")
+
+
 def exact(function: str, layout: str = "alone", gate: int = 0, cols: int | None = None) -> Kernel:
-    """Return the kernel `activation` for a function of `exact`, by its name."""
+    """Return the kernel `activation` for a function of `exact.py`, one of `EXACT`."""
     return activation({}, function=function, layout=layout, gate=gate, cols=cols)
 
 
@@ -254,6 +259,7 @@ def _halves(op: GatedSplineOp, shape: Sequence[Size]) -> tuple[str, str]:
 @singledispatch
 def view(op: Op, inputs: Types) -> tuple[Size, Size, Size]:
     """Return rows, columns and channels."""
+    del op
     return 1, math.prod(_shape(inputs)), 1
 
 

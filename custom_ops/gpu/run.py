@@ -45,7 +45,7 @@ def run(op: Op, types: Sequence[TensorType | None], tensors: Tensors, output: to
 
 def launch(kernel: Kernel, programs: int, arguments: Sequence[Any]) -> None:
     """Launch a kernel on the device of its first argument."""
-    with torch.cuda.device_of(arguments[0]):
+    with torch.cuda.device_of(arguments[0]):  # type: ignore[no-untyped-call]
         # Products and sums may fuse into one rounding, which the contracts allow for.
         getattr(kernels, kernel.name)[(programs,)](
             *arguments, **kernel.constexprs, num_warps=kernel.warps, enable_fp_fusion=True

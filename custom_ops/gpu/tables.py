@@ -4,10 +4,10 @@
    coefficients of each power, the lowest first; then HEADER numbers, of which the first are the bounds and the scale; then
    BUCKETS words. Behind the last segment it is repeated. With S = 32 or fewer no row straddles a cache line of 128 bytes.
 2. With channels each of these numbers is one per channel, side by side.
-3. Bucket i holds the finite x between the bounds whose float32 sum x * scale + ROUNDER ends in the bits of i. The scale is a power of
-   two, so the product is exact, and what the sum rounds is what the device rounds, fused or not. Its word is the number of
-   knots below; for 16-bit types in the bits that are free in the one knot of the bucket, rounded up to the type: x of that type
-   reaches the knot where it reaches the rounded one.
+3. Bucket i holds the x between the bounds whose float32 sum x * scale + ROUNDER ends in the bits of i. The scale is a power of
+   two, so the product is exact, and what the sum rounds is what the device rounds, fused or not. No bucket holds two knots. Its
+   word is the number of knots below it; for 16-bit types that is in the free bits of the next knot, which is rounded up to the
+   type: x of that type reaches the one where it reaches the other.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Table:
         search: how its segments are found.
         degree, segments: of the kernel, at least those of the spline.
         curved: whether a tail has degree 2 or more.
+        origins: whether an origin is not zero.
         numbers: float32, [rows of numbers, channels] flattened.
     """
 
@@ -51,11 +52,15 @@ class Table:
     degree: int
     segments: int
     curved: bool
+    origins: bool
     numbers: NDArray[np.float32]
 
     def constexprs(self, prefix: str = "") -> dict[str, Any]:
         """Return what a kernel is specialised by."""
-        found = {"SEARCH": self.search, "DEGREE": self.degree, "SEGMENTS": self.segments, "CURVED": self.curved}
+        found = {
+            "SEARCH": self.search, "DEGREE": self.degree, "SEGMENTS": self.segments, "CURVED": self.curved,
+            "ORIGINS": self.origins,
+        }  # fmt: skip
         return {f"{prefix}{name}": value for name, value in found.items()}
 
 
@@ -77,7 +82,9 @@ def pack(spline: Spline, dtype: np.dtype[Any], search: Search | None = None) -> 
     buckets = place(knots[0], dtype) if single and search in {None, "buckets"} else None
     chosen = search or _cheapest(spline.segments, buckets)
     if chosen == "buckets" and buckets is None:
-        msg = f"no {BUCKETS} buckets part these knots: a table per channel, or knots too far apart or too close together"
+        msg = (
+            f"no {BUCKETS} buckets part these knots: a table per channel, or knots too far apart or too close together"
+        )
         raise ValueError(msg)
     width = spline.segments if chosen == "select" else max(2 ** (spline.segments - 1).bit_length(), 2)
     degree = next(d for d in DEGREES if d >= spline.degree)
@@ -86,7 +93,7 @@ def pack(spline: Spline, dtype: np.dtype[Any], search: Search | None = None) -> 
         for k, c, o in zip(knots, coefficients, origins, strict=True)
     ]
     curved = bool((coefficients[:, [0, -1], 2:] != 0).any())
-    return Table(chosen, degree, width, curved, np.stack(columns, axis=1).reshape(-1))
+    return Table(chosen, degree, width, curved, bool(origins.any()), np.stack(columns, axis=1).reshape(-1))
 
 
 def rows_of_coefficients(spline: Spline, width: int, degree: int) -> NDArray[np.float32]:
