@@ -6,7 +6,7 @@
 2. `variants` lists the nodes whose kernels the command compiles: every op and element type, with the tables that fits end in.
    What a kernel is specialised by does not depend on the numbers of a table.
 3. A file `NAME.json` says of `NAME.cubin` what cuLaunchKernel needs: the symbol, bytes of shared memory, threads, and the
-   parameters in order. The grid is one-dimensional, by the rule of `launch.grid`. Pointers are multiples of 16; the two at the
+   parameters in order; and the bytes of local memory of a thread, 0 where no register spills. The grid is one-dimensional, by the rule of `launch.grid`. Pointers are multiples of 16; the two at the
    end are Triton's own, null.
 """
 
@@ -45,6 +45,7 @@ ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 110, 120)
 _POINTERS = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16", "int8": "*i8", "uint8": "*u8"}
 _INTEGER = "i32"
 _SCRATCH = ("global_scratch", "profile_scratch")
+_PARAMETER = re.compile(r"^\s*\.param ", re.MULTILINE)
 _USAGE = re.compile(r"(\w+):(\d+)")
 
 
@@ -98,20 +99,24 @@ def compile_kernel(kernel: Kernel, pointers: Sequence[np.dtype[Any]], architectu
     # Fused products and sums, as in `run.launch`.
     options = {"num_warps": kernel.warps, "enable_fp_fusion": True}
     compiled = compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    cubin, ptx = compiled.asm["cubin"], compiled.asm["ptx"]
+    parameters = [*types.items(), *((name, "*i8") for name in _SCRATCH)]
+    assert len(_PARAMETER.findall(ptx)) == len(parameters), "Triton passes other parameters"
     description = {
         "symbol": compiled.metadata.name, "architecture": architecture, "shared_bytes": compiled.metadata.shared,
-        "threads": 32 * kernel.warps, "tile": list(kernel.tile), "aligned": aligned, "kernel": kernel.name,
-        "constexprs": dict(kernel.constexprs), "parameters": [*types.items(), *((name, "*i8") for name in _SCRATCH)],
+        "local_bytes": local_bytes(cubin), "threads": 32 * kernel.warps, "tile": list(kernel.tile),
+        "aligned": aligned, "kernel": kernel.name,
+        "constexprs": dict(kernel.constexprs), "parameters": parameters,
     }  # fmt: skip
-    return Binary(compiled.asm["cubin"], compiled.asm["ptx"], description)
+    return Binary(cubin, ptx, description)
 
 
-def local_bytes(binary: Binary) -> int:
+def local_bytes(cubin: bytes) -> int:
     """Return how many bytes of local memory a thread takes, where registers spill to: 0 where none do."""
     from triton import knobs  # noqa: PLC0415
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary.cubin)
+        file.write(cubin)
         file.flush()
         command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
         done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - our own arguments
@@ -200,8 +205,12 @@ def build(architecture: int, folder: Path | str, names: Sequence[str] = ()) -> l
 
     Raises:
         GpuUnavailable: Triton is not installed.
-        ValueError: there is no such architecture.
+        ValueError: there is no such architecture or variant.
     """
+    unknown = set(names) - {name for name, *_ in variants()}
+    if unknown:
+        msg = f"no variant is called {min(unknown)}"
+        raise ValueError(msg)
     target, written = Path(folder), []
     for name, launch, pointers in variants():
         if names and name not in names:
@@ -218,14 +227,13 @@ def build(architecture: int, folder: Path | str, names: Sequence[str] = ()) -> l
 def main() -> int:
     """Build from the command line."""
     parser = argparse.ArgumentParser(prog="python -m actx.custom_ops.gpu.build", description="Compile the GPU kernels.")
-    parser.add_argument(
-        "--arch", type=int, required=True, metavar="NN", help="compute capability times 10: 87 for Orin"
-    )
+    text = "compute capability times 10: 87 for Orin; may be given more than once"
+    parser.add_argument("--arch", type=int, required=True, action="append", metavar="NN", help=text)
     parser.add_argument("-o", "--output", type=Path, default=Path(), metavar="FOLDER", help="where to put the kernels")
     parser.add_argument("variants", nargs="*", help="names of variants, all without one")
     arguments = parser.parse_args()
     try:
-        written = build(arguments.arch, arguments.output, arguments.variants)
+        written = [path for one in arguments.arch for path in build(one, arguments.output, arguments.variants)]
     except (GpuUnavailable, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

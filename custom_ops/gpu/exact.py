@@ -1,13 +1,11 @@
 """Activations by the GPU's own functions: what takes fewer instructions there than a table within 1e-5.
 
-They are no ops of domain `actx`. Every one is within `MAX_ERROR` * (1 + |x|) of its definition in float32; NaN gives NaN, and
-infinities follow the asymptotes.
+They are no ops of domain `actx`. Every one is within `launch.MAX_ERROR` * (1 + |x|) of its definition in float32; NaN gives
+NaN, and infinities follow the asymptotes.
 """
 
 import triton
 import triton.language as tl
-
-MAX_ERROR = 1e-6
 
 
 @triton.jit

@@ -218,7 +218,9 @@ def activation(
     return Kernel("activation", choice, WARPS, inputs, (tall, wide), ("rows", "cols", "channels"))
 
 
+# The functions of `exact.py`, and how far from its definition one may be, times 1 + |x|.
 EXACT = ("gelu", "gelu_tanh", "silu", "tanh", "mish")
+MAX_ERROR = 1e-6
 
 
 def exact(function: str, layout: str = "alone", gate: int = 0, cols: int | None = None) -> Kernel:
