@@ -6,8 +6,8 @@
 2. `variants` lists the nodes whose kernels the command compiles: every op and element type, with the tables that fits end in.
    What a kernel is specialised by does not depend on the numbers of a table.
 3. A file `NAME.json` says of `NAME.cubin` what cuLaunchKernel needs: the symbol, bytes of shared memory, threads, and the
-   parameters in order; and the bytes of local memory of a thread, 0 where no register spills. The grid is one-dimensional, by the rule of `launch.grid`. Pointers are multiples of 16; the two at the
-   end are Triton's own, null.
+   parameters in order; and the bytes of local memory of a thread, 0 where no register spills. The grid is one-dimensional, by
+   the rule of `launch.grid`. Pointers are multiples of 16; the two at the end are Triton's own, null.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
 1. Every kernel sees its data as rows of columns. A program computes a tile of ROWS x COLS elements; the grid has one dimension,
    cdiv(rows, ROWS) * cdiv(cols, COLS), the columns first. Offsets of rows and tiles are 64-bit, within a tile 32-bit.
 2. All arithmetic is in float32; a result is rounded once, to the element type.
-3. A segment is found in one of three ways (`SEARCH`); estimated for bfloat16, degree 3, per element on sm_90:
+3. A segment is found in one of three ways (`SEARCH`); counted for bfloat16, degree 3, per element in the code for sm_90:
    `select`, up to 4 segments: knots and coefficients are scalars, a compare and degree + 2 selects per knot, no look-up;
    `buckets`: a product with a power of two and a sum leave the number of the bucket in the low bits, the bucket holds at most
-   one knot: 6 look-ups and about 27 instructions, whatever the number of segments;
+   one knot: 6 look-ups and 28 instructions, whatever the number of segments;
    `count`, where buckets do not part the knots and for tables per channel: a compare and a sum per knot, and 5 look-ups.
    A copy at 3 TB/s leaves an H100 about 40 instructions and 10 look-ups for an element of 2 bytes, an H200 about 27 and 7.
 4. The argument of all powers but the last is clamped to the knots, and where a factor is zero that of the last one as well: an
@@ -195,7 +195,7 @@ def activation(
 def spline_mix(
     x, g, u, y, table, rows, cols,
     ENTRIES: tl.constexpr, SEARCH: tl.constexpr, DEGREE: tl.constexpr, SEGMENTS: tl.constexpr, CURVED: tl.constexpr,
-    ORIGINS: tl.constexpr, SIZE: tl.constexpr, FACTOR: tl.constexpr, COLS: tl.constexpr,
+    ORIGINS: tl.constexpr, SIZE: tl.constexpr, PLACES: tl.constexpr, FACTOR: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """Y = sum_e G[row, e] s_e(X) [* U] of [rows, cols], with G [rows, ENTRIES].
 
@@ -208,7 +208,7 @@ def spline_mix(
     here = tl.arange(0, COLS)
     there = here < tl.minimum(cols - start, COLS).to(tl.int32)
     at = row * cols + start + here
-    place = tl.arange(0, triton.next_power_of_2((DEGREE + 1) * SEGMENTS))
+    place = tl.arange(0, PLACES)
     inside = place < (DEGREE + 1) * SEGMENTS
     mixed = tl.zeros_like(place).to(tl.float32)
     for e in tl.static_range(ENTRIES):

@@ -36,10 +36,9 @@ if TYPE_CHECKING:
 Size: TypeAlias = Any
 Types: TypeAlias = "Sequence[TensorType | None]"
 
-TILE = 1024  # elements of 16 or 32 bits: 8 per thread
-CODE_TILE = 2048  # 8-bit codes: 16 per thread
+TILE = 2048  # elements of a program, 16 per thread: one access of 16 bytes for codes, two for 16-bit types
 WARPS = 4
-_COLUMNS = (16, 64, 256)  # of tiles for narrow rows; wider rows are cut into tiles of one row
+_COLUMNS = (16, 64, 256, 1024)  # of the tiles of rows; where all is one row, a tile is a part of it
 MIX_TILE = 4096
 LONGEST_ROW = 16384  # of PolyNorm, in registers: a row of 32768 would spill
 PIECE = 8192  # of a longer one
@@ -159,6 +158,7 @@ def _(op: SplineMixOp, inputs: Types, cols: int | None) -> tuple[Kernel, NDArray
     wide = _power_of_two(MIX_TILE if cols is None else cols, 256, MIX_TILE)
     constexprs = {
         **replace(table, curved=curved).constexprs(), "ENTRIES": len(op.entries), "SIZE": len(table.numbers),
+        "PLACES": _power_of_two((table.degree + 1) * table.segments, 2, 2**10),
         "FACTOR": inputs[2] is not None, "COLS": wide,
     }  # fmt: skip
     kernel = Kernel("spline_mix", constexprs, max(wide // 512, 1), (0, 1, 2 if inputs[2] else 0), (1, wide))
@@ -171,7 +171,7 @@ def _(op: PolyNormOp, inputs: Types, cols: int | None) -> tuple[Kernel, NDArray[
     assert inputs[1].shape is not None
     whole = cols is not None and cols <= LONGEST_ROW
     wide = _power_of_two(cols, 64, LONGEST_ROW) if cols is not None and whole else PIECE
-    tall = max(TILE // wide, 1)
+    tall = max(TILE // 2 // wide, 1)
     constexprs = {
         "ORDER": inputs[1].shape[0], "FACTOR": inputs[3] is not None, "WHOLE": whole, "ROWS": tall, "COLS": wide,
     }  # fmt: skip
@@ -184,7 +184,7 @@ def _(op: PolyNormOp, inputs: Types, cols: int | None) -> tuple[Kernel, NDArray[
 @_specialise.register(LutOp)
 def _(op: LutOp, inputs: Types, cols: int | None) -> tuple[Kernel, NDArray[Any]]:
     by = "one" if op.axis is None else _channels_along(_shape(inputs), op.axis)
-    tall, wide = _tile(CODE_TILE, cols)
+    tall, wide = _tile(cols, flat=by == "one")
     constexprs = {"CHANNEL": by, "ROWS": tall, "COLS": wide}
     kernel = Kernel("lut", constexprs, WARPS, (0,), (tall, wide), ("rows", "cols", "channels"))
     table = np.array(op.table).reshape(-1, CODE_COUNT).astype(op.output(inputs).dtype)
@@ -193,7 +193,7 @@ def _(op: LutOp, inputs: Types, cols: int | None) -> tuple[Kernel, NDArray[Any]]
 
 @_specialise.register(GatedLutOp)
 def _(op: GatedLutOp, inputs: Types, cols: int | None) -> tuple[Kernel, NDArray[Any]]:
-    tall, wide = _tile(CODE_TILE, cols)
+    tall, wide = _tile(cols, flat=True)
     info, zero = np.iinfo(op.output(inputs).dtype), op.y_zero_point
     behind = [op.u_zero_point, zero, info.min - zero, info.max - zero]
     table = _by_bits(np.array(op.table, np.float32), _dtype(inputs))
@@ -206,7 +206,7 @@ def activation(
     channel: str = "one", gate: int = 0, cols: int | None = None,
 ) -> Kernel:  # fmt: skip
     """Return the kernel `activation` for the constexprs of a table."""
-    tall, wide = _tile(TILE, cols)
+    tall, wide = _tile(cols, flat=channel == "one" and layout in {"alone", "apart", "pairs"})
     absent = {"SEARCH": "select", "DEGREE": 1, "SEGMENTS": 1, "CURVED": False, "ORIGINS": False}
     of_other = other.constexprs("OTHER_") if other else {f"OTHER_{name}": value for name, value in absent.items()}
     choice = {
@@ -228,9 +228,10 @@ def exact(function: str, layout: str = "alone", gate: int = 0, cols: int | None 
     return activation({}, function=function, layout=layout, gate=gate, cols=cols)
 
 
-def _tile(elements: int, cols: int | None) -> tuple[int, int]:
-    wide = next((width for width in _COLUMNS if cols is not None and cols <= width), elements)
-    return elements // wide, wide
+def _tile(cols: int | None, *, flat: bool) -> tuple[int, int]:
+    fitting = next((width for width in _COLUMNS if cols is not None and cols <= width), _COLUMNS[-1])
+    wide = TILE if flat else fitting
+    return TILE // wide, wide
 
 
 def _power_of_two(size: int, least: int, most: int) -> int:

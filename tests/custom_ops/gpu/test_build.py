@@ -64,7 +64,7 @@ def test_kernels_compile_for_every_gpu_without_spills(tmp_path: Path) -> None:
 def test_a_description_says_what_a_launcher_needs(tmp_path: Path) -> None:
     (found,) = built(tmp_path, "--arch", "87", "gated-hardswish-split-0-bfloat16")
     assert found["symbol"] == found["kernel"] == "activation"
-    assert (found["threads"], found["tile"], found["aligned"]) == (128, [1, 1024], True)
+    assert (found["threads"], found["tile"], found["aligned"]) == (128, [2, 1024], True)
     pointers, integers = [[name, "*bf16"] for name in "xuy"], [[name, "i32"] for name in ("rows", "cols", "channels")]
     scratch = [["global_scratch", "*i8"], ["profile_scratch", "*i8"]]
     assert found["parameters"] == [*pointers, ["table", "*fp32"], *integers, *scratch]

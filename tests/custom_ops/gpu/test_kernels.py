@@ -16,7 +16,8 @@ from actx.custom_ops.ops.op import FLOATS
 from actx.custom_ops.ops.rounding import product_error, rounded
 from tests.custom_ops.cpu.agreement import check_case
 from tests.custom_ops.gpu.interpreter import run_exact, run_spline
-from tests.op_cases import Case, any_case, around_knots, cases, gelu_table, numbers, random_table, special_numbers
+from tests.op_cases import Case, around_knots, cases, gelu_table, numbers, random_table, special_numbers
+from tests.op_strategies import any_case
 
 if TYPE_CHECKING:
     from typing import Any
