@@ -2,6 +2,7 @@
 
 1. An op's signature is that of its schema: the inputs by position, their names in lower case, the attributes by keyword.
 2. On CPU tensors the native library runs it; where that was not built, or cannot be used here, the float64 reference does.
+   On CUDA tensors a Triton kernel does (see `gpu.run`).
 3. Fake tensors get their type and shape from the op's own rule, so torch.compile and torch.export trace through it.
 4. The ops of floats have a gradient with respect to every tensor: of a spline it is the spline of the derivatives, at a knot
    that of the segment to the right. Those of codes have none, as tensors of integers do not.
@@ -10,14 +11,14 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import ml_dtypes
 import numpy as np
 import torch
 
-from actx.custom_ops import cpu
+from actx.custom_ops import cpu, gpu
 from actx.custom_ops.ops import DOMAIN, OPS, OPSET, Op, TensorType, register_schemas
 from actx.custom_ops.ops.gated_spline import GatedSplineOp
 from actx.custom_ops.ops.op import AttributeKind, attribute_value
@@ -45,6 +46,7 @@ _DTYPES: Mapping[torch.dtype, np.dtype[Any]] = {
     torch.uint8: np.dtype(np.uint8),
 }
 _TORCH_DTYPES = {dtype: torch_dtype for torch_dtype, dtype in _DTYPES.items()}
+_NODES = 1024  # whose attributes were checked, and whose tables are on a device
 _KINDS = {
     AttributeKind.INT: "int",
     AttributeKind.STRING: "str",
@@ -103,6 +105,33 @@ def _kernel(op: type[Op]) -> Callable[..., torch.Tensor]:
     return run
 
 
+def _gpu_kernel(op: type[Op]) -> Callable[..., torch.Tensor]:
+    @lru_cache(_NODES)
+    def node_of(frozen: tuple[tuple[str, Any], ...]) -> Op:
+        return op.from_attributes(dict(frozen))
+
+    def run_on_gpu(*tensors: torch.Tensor | None, **attributes: Any) -> torch.Tensor:
+        gpu.require_triton()
+        from actx.custom_ops.gpu.run import run  # noqa: PLC0415 - Triton is optional
+
+        node, inputs = node_of(_frozen(attributes)), _inputs(op, tensors)
+        types = _types(op, inputs)
+        output = node.output(types)
+        assert inputs[0] is not None
+        assert output.shape is not None
+        return run(node, types, inputs, inputs[0].new_empty(output.shape, dtype=_TORCH_DTYPES[output.dtype]))
+
+    return run_on_gpu
+
+
+def _frozen(attributes: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple((name, tuple(value) if isinstance(value, list) else value) for name, value in attributes.items())
+
+
+def _types(op: type[Op], tensors: Tensors) -> list[TensorType | None]:
+    return [None if t is None else TensorType(_dtype(op, t), tuple(t.shape)) for t in tensors]
+
+
 def _to_numpy(op: type[Op], tensor: torch.Tensor) -> NDArray[Any]:
     dtype = _dtype(op, tensor)
     dense = tensor.detach().contiguous()
@@ -128,8 +157,7 @@ def _dtype(op: type[Op], tensor: torch.Tensor) -> np.dtype[Any]:
 def _fake(op: type[Op]) -> Callable[..., torch.Tensor]:
     def infer(*tensors: torch.Tensor | None, **attributes: Any) -> torch.Tensor:
         inputs = _inputs(op, tensors)
-        types = [None if t is None else TensorType(_dtype(op, t), tuple(t.shape)) for t in inputs]
-        output = op.from_attributes(attributes).output(types)
+        output = op.from_attributes(attributes).output(_types(op, inputs))
         assert inputs[0] is not None
         assert output.shape is not None
         return inputs[0].new_empty(output.shape, dtype=_TORCH_DTYPES[output.dtype])
@@ -237,6 +265,7 @@ def _register(ops: Sequence[type[Op]]) -> None:
         registered = torch.library.custom_op(
             f"{DOMAIN}::{op.TORCH_NAME}", _kernel(op), mutates_args=(), device_types="cpu", schema=_signature(op)
         )
+        registered.register_kernel("cuda")(_gpu_kernel(op))
         registered.register_fake(_fake(op))
         if op in _GRADIENTS:
             _differentiate(op, registered)

@@ -1,20 +1,19 @@
 """Cases for the ops of domain `actx`, for the tests of every implementation of them.
 
 A case is a node and its inputs; `Op.agrees` tells whether a result keeps the contract. `cases` lists a fixed set that meets
-every shape, layout, table and special number; `any_case` is the same as a hypothesis strategy; `REFUSED` lists attributes
+every shape, layout, table and special number; `op_strategies.any_case` draws others; `REFUSED` lists attributes
 that no implementation may run: each is refused when the node is made, or at the latest when the inputs' types are known.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from itertools import count, pairwise
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import ml_dtypes
 import numpy as np
-from hypothesis import strategies as st
 
 from actx.custom_ops import ACTIVATIONS, Spline
 from actx.custom_ops.ops import OPS, Op
@@ -194,7 +193,7 @@ def _gated_spline(dtype: np.dtype[Any]) -> Iterator[Case]:
                     yield Case(name, make(channel_table(8, shape[axis], axis), None, axis, layout), (x,))
 
 
-def _mixable(entries: int, segments: int, degree: int) -> tuple[Spline, ...]:
+def mixable(entries: int, segments: int, degree: int) -> tuple[Spline, ...]:
     """Entries with the knots and origins of one random table."""
     first, *others = (random_table(segments + 50 * i, segments, degree) for i in range(entries))
     return (first, *(Spline(first.knots, other.coefficients, first.origins) for other in others))
@@ -204,7 +203,7 @@ def _spline_mix(dtype: np.dtype[Any]) -> Iterator[Case]:
     make, specials, seeds = OPS["SplineMix"], special_numbers(dtype), count()
     for entries in (1, 2, 4, 7):
         for segments, degree in ((1, 0), (2, 1), (8, 2), (16, 3), (17, 3), (32, 3), (4, 16)):
-            op = make(_mixable(entries, segments, degree))
+            op = make(mixable(entries, segments, degree))
             x = numbers(next(seeds), (5, 67), dtype, specials)
             g = numbers(next(seeds), (5, entries), dtype)
             yield Case(f"{entries}of{segments}x{degree}-{dtype}", op, (x, g, None))
@@ -214,7 +213,7 @@ def _spline_mix(dtype: np.dtype[Any]) -> Iterator[Case]:
         if shape:
             x, u = (numbers(next(seeds), shape, dtype) for _ in range(2))
             g = numbers(next(seeds), (*shape[:-1], 4), dtype)
-            op = make(_mixable(4, 16, 3))
+            op = make(mixable(4, 16, 3))
             yield Case(f"{shape}-{dtype}", op, (x, g, None))
             yield Case(f"{shape}-{dtype}-gated", op, (x, g, u))
 
@@ -286,104 +285,6 @@ def cases(op_type: str) -> Iterator[Case]:
 def types_of(op_type: str) -> tuple[np.dtype[Any], ...]:
     """Return the element types that an op's first input may have."""
     return _MAKERS[op_type][1]
-
-
-# --- hypothesis ---
-
-
-def any_table(draw: st.DrawFn, axis: int | None = None, channels: int | None = None) -> Spline:
-    """Draw a table of any size that a spline may have."""
-    seed = draw(st.integers(0, 2**16))
-    high = draw(st.booleans())
-    segments, degree = draw(st.integers(1, 4 if high else 32)), draw(st.integers(0, 16 if high else 3))
-    if axis is None or channels is None:
-        return random_table(seed, segments, degree)
-    return channel_table(seed, channels, axis, segments, degree)
-
-
-def any_array(draw: st.DrawFn, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
-    """Draw an array that may hold any special number."""
-    seed = draw(st.integers(0, 2**16))
-    if dtype in CODES:
-        return codes(seed, shape, dtype)
-    return numbers(seed, shape, dtype, special_numbers(dtype) if draw(st.booleans()) else None)
-
-
-@st.composite
-def any_case(draw: st.DrawFn, op_type: str) -> Case:
-    """Return a node of the op with its inputs: rank up to 5, zero sizes, any axis, type and table."""
-    dtype = draw(st.sampled_from(types_of(op_type)))
-    least = 1 if op_type in {"GatedSpline", "SplineMix", "PolyNorm"} else 0
-    shape = draw(st.lists(st.integers(0, 5), min_size=least, max_size=4))
-    shape += [draw(st.integers(0, 70))] if len(shape) < 5 and draw(st.booleans()) else []
-    array = partial(any_array, draw, dtype=dtype)
-    op, others = _ANY[op_type](draw, shape, array)
-    whole = list(shape)
-    if op_type == "GatedSpline":
-        whole[op.axis] *= 2  # type: ignore[attr-defined]
-    return Case("any", op, (array(whole), *others))
-
-
-def _maybe(draw: st.DrawFn, make: Callable[[], Array]) -> Array | None:
-    return make() if draw(st.booleans()) else None
-
-
-def _axis(draw: st.DrawFn, shape: Sequence[int]) -> int | None:
-    places = [axis for axis in range(-len(shape), len(shape)) if 0 < shape[axis] <= 8]
-    return draw(st.none() | st.sampled_from(places)) if places else None
-
-
-def _any_spline(draw: st.DrawFn, shape: Sequence[int], array: Any) -> tuple[Op, tuple[Array | None, ...]]:
-    axis = _axis(draw, shape)
-    table = any_table(draw, axis, None if axis is None else shape[axis])
-    return OPS["Spline"](table), (_maybe(draw, lambda: array(shape)),)
-
-
-def _any_gated_spline(draw: st.DrawFn, shape: Sequence[int], array: Any) -> tuple[Op, tuple[Array | None, ...]]:
-    axis = _axis(draw, shape)
-    table = any_table(draw, axis, None if axis is None else shape[axis])
-    other = any_table(draw) if draw(st.booleans()) else None
-    layout, gate = draw(st.sampled_from(("split", "interleaved"))), draw(st.integers(0, 1))
-    return OPS["GatedSpline"](table, other, -1 if axis is None else axis, layout, gate), ()
-
-
-def _any_spline_mix(draw: st.DrawFn, shape: Sequence[int], array: Any) -> tuple[Op, tuple[Array | None, ...]]:
-    entries = draw(st.integers(1, 8))
-    high = draw(st.booleans())
-    tables_ = _mixable(entries, draw(st.integers(1, 4 if high else 32)), draw(st.integers(0, 16 if high else 3)))
-    return OPS["SplineMix"](tables_), (array([*shape[:-1], entries]), _maybe(draw, lambda: array(shape)))
-
-
-def _any_polynorm(draw: st.DrawFn, shape: Sequence[int], array: Any) -> tuple[Op, tuple[Array | None, ...]]:
-    epsilon = draw(st.sampled_from((1e-12, 1e-6, 1e-2)))
-    op = OPS["PolyNorm"].from_attributes({"epsilon": epsilon})
-    return op, (array([draw(st.integers(1, 4))]), array([1]), _maybe(draw, lambda: array(shape)))
-
-
-def _any_lut(draw: st.DrawFn, shape: Sequence[int], array: Any) -> tuple[Op, tuple[Array | None, ...]]:
-    axis, to = _axis(draw, shape), draw(st.sampled_from((2, 3)))
-    size = 256 * (1 if axis is None else shape[axis])
-    table = codes(draw(st.integers(0, 2**16)), (size,), np.uint8 if to == 2 else np.int8)
-    return OPS["Lut"](tuple(table.tolist()), to, axis), ()
-
-
-def _any_gated_lut(draw: st.DrawFn, shape: Sequence[int], array: Any) -> tuple[Op, tuple[Array | None, ...]]:
-    to, u_type = draw(st.sampled_from((2, 3))), draw(st.sampled_from(CODES))
-    scale = draw(st.sampled_from((1e-3, 0.05, 1.0, 1e30)))
-    table = np.random.default_rng(draw(st.integers(0, 2**16))).normal(0, scale, 256).astype(np.float32)
-    u_zero, y_zero = draw(st.integers(0, 127)), draw(st.integers(0, 127))
-    u = codes(draw(st.integers(0, 2**16)), shape, u_type)
-    return OPS["GatedLut"](tuple(table.tolist()), u_zero, y_zero, to), (u,)
-
-
-_ANY: Mapping[str, Callable[..., tuple[Op, tuple[Array | None, ...]]]] = {
-    "Spline": _any_spline,
-    "GatedSpline": _any_gated_spline,
-    "SplineMix": _any_spline_mix,
-    "PolyNorm": _any_polynorm,
-    "Lut": _any_lut,
-    "GatedLut": _any_gated_lut,
-}
 
 
 # --- what must be refused ---

@@ -15,7 +15,8 @@ from onnx.reference import ReferenceEvaluator
 
 from actx.custom_ops import Spline
 from actx.custom_ops.ops import DOMAIN, OPS, OPSET, Op, TensorType, reference_ops, register_schemas
-from tests.op_cases import REFUSED, Case, any_case, cases, channel_table, special_numbers, types_of
+from tests.op_cases import REFUSED, Case, cases, channel_table, special_numbers, types_of
+from tests.op_strategies import any_case
 
 ALL = pytest.mark.parametrize("op_type", OPS)
 CASES = {op_type: list(cases(op_type)) for op_type in OPS}

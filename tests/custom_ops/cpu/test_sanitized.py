@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from actx.custom_ops.ops import OPS
 from tests.custom_ops.cpu.agreement import check_case, check_contract, check_refusals
-from tests.op_cases import any_case
+from tests.op_strategies import any_case
 
 if TYPE_CHECKING:
     from tests.custom_ops.cpu.process import Process

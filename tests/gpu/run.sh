@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Check and time the GPU kernels on this machine's GPU, from a plain checkout: needs torch with CUDA, its Triton, and onnx.
+# Writes one Markdown page, to the file that is given or to stdout:   tests/gpu/run.sh gpu.md
+# Time is for a GPU that does nothing else; the kernels are compiled on the way (some minutes).
+set -euo pipefail
+page=$(realpath "${1:-/dev/stdout}")
+cd "$(dirname "$0")/../.."
+export PYTHONPATH=".dev:.${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+exec python3 -m tests.gpu.measure >"$page"
