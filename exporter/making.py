@@ -16,9 +16,9 @@ from actx.exporter.ffn.measurement import Meter
 from actx.exporter.ffn.modes import Decision, Mode, decide
 from actx.exporter.inspection import owners, products
 from actx.exporter.kernels import carry
-from actx.exporter.latency import LatencyReport, profile
+from actx.exporter.latency import LatencyReport, compare, profile
 from actx.exporter.lower import Lowered, Placement, lower
-from actx.exporter.quantize.fused import SiteFusion, inspect_fused
+from actx.exporter.quantize.fused import SiteFusion, inspect_fused, optimized_graph
 from actx.exporter.quantize.source import Source, table_sites
 from actx.exporter.recover import SiteRecovery, recover
 from actx.exporter.runtimes.onnxruntime import RuntimeOptions
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from actx.exporter.load import LoadedModel
     from actx.exporter.manifest import EngineEntry
     from actx.exporter.quantize.source import Quantized
+
+_SECONDS_PER_OPTIMIZER = 8.0
 
 # Called with the name of a step, how much of it is done and how much there is to do.
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -211,6 +213,24 @@ def measure_drift(job: Job, made: Made) -> Made:
         _check(job, one, taps, "check" if one is made.graph else f"check {one.path.name}") for one in compared
     )
     return replace(made, drifts=drifts)
+
+
+def without_slow_optimizers(job: Job, made: Made) -> Made:
+    """Leave out each optimizer of ONNX Runtime that wrote an op into the graph and makes it slower beyond noise."""
+    runtime, feeds = made.graph.runtime, next(iter(job.timed))
+    if not made.graph.kernels or not isinstance(runtime, RuntimeOptions) or not job.target.optimizers:
+        return made
+    written = {(node.domain, node.op_type) for node in optimized_graph(made.graph.path, runtime).node}
+    for name, ops in job.target.optimizers.items():
+        if written.isdisjoint(ops) or name in runtime.disabled_optimizers:
+            continue
+        without = replace(runtime, disabled_optimizers=(*runtime.disabled_optimizers, name))
+        pair = made.graph.path, made.graph.path
+        found = compare(*pair, feeds, runtime=without, original_runtime=runtime, seconds=_SECONDS_PER_OPTIMIZER)
+        runtime = without if found.verdict == "faster" else runtime
+    left = tuple(name for name in runtime.disabled_optimizers if name not in job.options.disabled_optimizers)
+    files = replace(made.files, disabled_optimizers=left)
+    return replace(made, graph=replace(made.graph, runtime=runtime), files=files)
 
 
 def measure_latency(job: Job, made: Made) -> Made:

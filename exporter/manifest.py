@@ -273,6 +273,7 @@ class Manifest(_Strict):
         files: sha256 of every other file of the bundle, by name.
         graphs: file names by role: ``portable`` and, where there is one, the target's own graph.
         engines: what was built of that, by target.
+        disabled_optimizers: of ONNX Runtime, that the target's graph measured faster without: it is opened so.
         drift: reports, first that of what runs on the machine of the export; each compares with the original.
         created: when, in UTC; with `drift` and `latency` the only fields that differ between two equal exports.
     """
@@ -285,6 +286,7 @@ class Manifest(_Strict):
     files: dict[str, str]
     graphs: dict[str, str]
     engines: dict[str, EngineEntry]
+    disabled_optimizers: list[str] = Field(default_factory=list)
     sites: list[SiteEntry]
     drift: list[dict[str, Any]]
     latency: dict[str, Any] | None

@@ -100,7 +100,15 @@ def files_of(bundle: Path, *, trust: bool = False) -> tuple[Target, Files]:
     folder, manifest = read_bundle(bundle)
     verify(folder, manifest)
     carried = Carried(folder, manifest, trust)
-    files = Files(folder, manifest.graphs, manifest.engines, manifest.request.quant, carried, trust)
+    files = Files(
+        folder,
+        manifest.graphs,
+        manifest.engines,
+        manifest.request.quant,
+        carried,
+        trust,
+        tuple(manifest.disabled_optimizers),
+    )
     return find_target([manifest.request.target, *manifest.engines][-1]), files
 
 

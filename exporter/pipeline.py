@@ -26,7 +26,16 @@ from actx.exporter.inspection import open_data
 from actx.exporter.kernels import check_architectures, choose_kernels
 from actx.exporter.lift import lift
 from actx.exporter.load import load
-from actx.exporter.making import Job, Made, Progress, Steps, make, measure_drift, measure_latency
+from actx.exporter.making import (
+    Job,
+    Made,
+    Progress,
+    Steps,
+    make,
+    measure_drift,
+    measure_latency,
+    without_slow_optimizers,
+)
 from actx.exporter.manifest import MANIFEST, Manifest, RequestEntry, SourceEntry
 from actx.exporter.metrics import check_metric
 from actx.exporter.quantize.ranges import check_calibrator
@@ -425,7 +434,7 @@ def _chosen(ask: _Ask, prepared: _Prepared) -> tuple[Made, Found | None, list[st
         made = measure_drift(job, made)
         made = _within_budget(job, made, prepared.folder)
     if ask.measure_latency:
-        made = measure_latency(job, made)
+        made = measure_latency(job, without_slow_optimizers(job, made))
     return made, None, [prepared.unsearched] if prepared.unsearched else []
 
 
@@ -475,6 +484,7 @@ def _manifest(ask: _Ask, prepared: _Prepared, made: Made, found: Found | None, n
         versions=_versions() | dict(job.target.abilities().versions),
         files=bundle.digests(made.folder),
         graphs=dict(files.graphs),
+        disabled_optimizers=list(files.disabled_optimizers),
         engines=dict(files.engines),
         sites=[
             site_entry(c, p, job.observed.get(c.site.name), made.ffns, made.recovery.get(c.site.name))
@@ -597,6 +607,11 @@ def _notes(sites: Sequence[Site], target: Target, files: Files, graph: Graph, *,
         notes.append("the model has no sites: it was exported unchanged")
     if measured and target.name in files.graphs and (target.has_kernels and not graph.kernels):
         notes.append(f"drift and latency are those of {graph.path.name}, {graph.reason}")
+    if files.disabled_optimizers:
+        names = ", ".join(files.disabled_optimizers)
+        notes.append(
+            f"it is faster without ONNX Runtime's {names}: open it with disabled_optimizers in your own program too"
+        )
     if not graph.on_target:
         drift = f"drift was measured on {graph.path.name} {graph.reason}; " if measured else ""
         notes.append(f"{drift}latency on {target.name} was not measured")

@@ -111,11 +111,16 @@ def inspect_fused(model: Path, sites: Sequence[str], options: RuntimeOptions = D
             note=f"it has {', '.join(list(own)[:5]) or 'none'}",
             remedy="Take the names from the manifest.",
         )
-    before, after = _Graph(written), _Graph(_optimized(model, options))
+    before, after = _Graph(written), _Graph(optimized_graph(model, options))
     return tuple(_fusion(name, own[name], before, after) for name in sites)
 
 
-def _optimized(model: Path, options: RuntimeOptions) -> onnx.GraphProto:
+def optimized_graph(model: Path, options: RuntimeOptions) -> onnx.GraphProto:
+    """Return the graph that ONNX Runtime makes of a model, without weights.
+
+    Raises:
+        ActxError: the file cannot be opened.
+    """
     with tempfile.TemporaryDirectory(prefix="actx-fused-") as folder:
         inference_session(model, options, trace=Path(folder)).end_profiling()
         return onnx.load(Path(folder) / OPTIMIZED_MODEL, load_external_data=False).graph

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from actx.exporter.data import InputSpec
     from actx.exporter.fitting import Form
     from actx.exporter.kernels import Carried
+    from actx.exporter.lift.ops import Op
     from actx.exporter.lower import Native
     from actx.exporter.manifest import EngineEntry
     from actx.exporter.quantize.source import Quantized, Source
@@ -40,6 +41,7 @@ class Files:
         quant: the scheme that its target's graph was quantized with, None for none.
         carried: the libraries that the bundle carries.
         trust: whether code that came with the bundle may run: there is none where it is being made.
+        disabled_optimizers: of ONNX Runtime, that its target's graph is faster without.
     """
 
     folder: Path
@@ -48,6 +50,7 @@ class Files:
     quant: str | None = None
     carried: Carried | None = None
     trust: bool = True
+    disabled_optimizers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ class Target(ABC):
         candidates: the forms that the search tries at a site beside keeping it (row-wise sites have one form of their own).
         native: what its own graph is written in, beside the portable one (see `lower`); None where that is what it takes.
         schemes: values of ``--quant``; without a scheme the graph keeps the source's types.
+        optimizers: of ONNX Runtime, that a graph may be faster without: the ops, by domain and type, that each writes.
         has_kernels: whether there are actx kernels for it.
         has_engine: whether an engine is built for it, from the portable graph in the types of a scheme.
     """
@@ -130,6 +134,7 @@ class Target(ABC):
     candidates: ClassVar[tuple[Form, ...]] = ()
     native: ClassVar[Native | None] = None
     schemes: ClassVar[tuple[str, ...]] = ()
+    optimizers: ClassVar[Mapping[str, frozenset[Op]]] = {}
     has_kernels: ClassVar[bool] = False
     has_engine: ClassVar[bool] = False
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import onnxruntime as ort
 
 from actx.exporter.fitting import Form
 from actx.exporter.kernels import choose_kernels
+from actx.exporter.lift.ops import contrib
 from actx.exporter.quantize.selection import dynamic_int8, int4, static_int8
 from actx.exporter.quantize.static import Style
 from actx.exporter.targets.base import Abilities, Files, Graph, Target, portable, refuse_kernels
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from actx.exporter.lift.ops import Op
     from actx.exporter.quantize.source import Quantized, Source
     from actx.exporter.runtimes.onnxruntime import RuntimeOptions
 
@@ -42,6 +46,11 @@ class OrtCpu(Target):
         map(Form.parse, ("relu", "hardswish", "pwl:8", "pwl:16", "spline:8x3", "spline:16x3", "spline:32x3"))
     )
     native = "actx"
+    # Fused with the sum in front of it, a normalization is slower; and our ops take NCHW, so that Transposes stay around them.
+    optimizers: ClassVar[Mapping[str, frozenset[Op]]] = {
+        "SkipLayerNormFusion": contrib("SkipLayerNormalization"),
+        "NhwcTransformer": contrib("QLinearConv", "NhwcMaxPool", "NhwcFusedConv"),
+    }
     schemes = ("int8", "int8-dynamic", "int4")
     has_kernels = True
 
@@ -54,7 +63,7 @@ class OrtCpu(Target):
     def quantize(self, scheme: str, source: Source) -> Quantized:
         """Return the graph in int8, with tables and layers that add their bias before they round, or as MatMulNBits."""
         kernels, _ = choose_kernels(None)
-        runtime = None if kernels is None else kernels.register(_exact(source.options, scheme))
+        runtime = None if kernels is None else kernels.register(_settings(source.options, scheme))
         if scheme == "int8-dynamic":
             return dynamic_int8(source, runtime)
         return static_int8(source, _STYLE, runtime) if scheme == "int8" else int4(source, "matmul_nbits", runtime)
@@ -68,11 +77,11 @@ class OrtCpu(Target):
         found, missing = choose_kernels(kernels, files.carried)
         if found is None:
             return portable(files, options, f"not {own}: {missing}")
-        return Graph(
-            files.folder / own, found.register(_exact(options, files.quant)), f"with {found.origin}", kernels=True
-        )
+        runtime = found.register(_settings(options, files.quant, files.disabled_optimizers))
+        return Graph(files.folder / own, runtime, f"with {found.origin}", kernels=True)
 
 
-def _exact(options: RuntimeOptions, scheme: str | None) -> RuntimeOptions:
+def _settings(options: RuntimeOptions, scheme: str | None, disabled: tuple[str, ...] = ()) -> RuntimeOptions:
     """Return how a graph of a scheme is run."""
-    return replace(options, int8_sums="exact") if scheme in _INT8 else options
+    sums = "exact" if scheme in _INT8 else options.int8_sums
+    return replace(options, int8_sums=sums, disabled_optimizers=(*options.disabled_optimizers, *disabled))

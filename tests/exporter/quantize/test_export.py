@@ -9,7 +9,10 @@ import onnx
 import pytest
 import torch
 
+from actx.exporter import making
 from actx.exporter.errors import RequirementError, UsageError
+from actx.exporter.latency import Comparison
+from actx.exporter.opening import best_graph
 from actx.exporter.pipeline import export
 from actx.exporter.runtimes.onnxruntime import RuntimeOptions
 from actx.exporter.targets import find_target
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from actx.exporter.latency import Verdict
     from actx.exporter.pipeline import Exported
 
 ONE = RuntimeOptions(threads=1)
@@ -30,8 +34,8 @@ ONE = RuntimeOptions(threads=1)
 
 def digits(model: Path, out: Path, **settings: Any) -> Exported:
     return export(
-        model, out, data=str(demo_path(CALIBRATION)), held_out=str(demo_path(EVALUATION)), measure_latency=False,
-        options=ONE, **{"quant": "int8", "metric": "top1", **settings},
+        model, out, data=str(demo_path(CALIBRATION)), held_out=str(demo_path(EVALUATION)),
+        options=ONE, **{"quant": "int8", "metric": "top1", "measure_latency": False, **settings},
     )  # fmt: skip
 
 
@@ -55,6 +59,27 @@ def test_trained_networks_agree_and_their_sites_stay_whole(name: str, tmp_path: 
     assert len(quantization.tables) >= 2
     assert [site["site"] for site in quantization.fusion] == list(quantization.tables)
     assert all(site["whole"] for site in quantization.fusion)
+
+
+@pytest.mark.parametrize(("verdict", "expected"), [("faster", ["NhwcTransformer"]), ("no difference", [])])
+def test_an_optimizer_that_slows_the_graph_down_is_left_out(
+    verdict: Verdict, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def compare(*_: Any, runtime: RuntimeOptions, **__: Any) -> Comparison:
+        asked.append(runtime.disabled_optimizers)
+        return Comparison(verdict, 1.1, 1.1, (1.05, 1.15), 1.0, 1.01)
+
+    monkeypatch.setattr(making, "compare", compare)
+    found = digits(archive_of("conv", tmp_path), tmp_path / "out", measure_latency=True, runs=1)
+    assert asked == [("NhwcTransformer",)]  # no SkipLayerNormalization is in the graph
+    assert found.manifest.disabled_optimizers == expected
+    assert found.latency is not None
+    assert found.latency.runtime["options"]["disabled_optimizers"] == expected
+    graph = best_graph(tmp_path / "out", ONE)
+    assert isinstance(graph.runtime, RuntimeOptions)
+    assert list(graph.runtime.disabled_optimizers) == expected
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int8-bf16"])
