@@ -207,14 +207,13 @@ def build(architecture: int, folder: Path | str, names: Sequence[str] = ()) -> l
         GpuUnavailable: Triton is not installed.
         ValueError: there is no such architecture or variant.
     """
-    unknown = set(names) - {name for name, *_ in variants()}
+    chosen = [variant for variant in variants() if not names or variant[0] in names]
+    unknown = set(names) - {name for name, *_ in chosen}
     if unknown:
         msg = f"no variant is called {min(unknown)}"
         raise ValueError(msg)
     target, written = Path(folder), []
-    for name, launch, pointers in variants():
-        if names and name not in names:
-            continue
+    for name, launch, pointers in chosen:
         binary = compile_kernel(launch.kernel, pointers, architecture, aligned=launch.aligned)
         target.mkdir(parents=True, exist_ok=True)
         file = target / f"{name}.sm_{architecture}.cubin"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tests.custom_ops.gpu.interpreter import Interpreter
 
 # The cases of an op that are run, one in so many; a number that shares no factor with their order.
-EVERY = {"Spline": 7, "GatedSpline": 11, "SplineMix": 5, "PolyNorm": 3, "Lut": 1, "GatedLut": 1}
+EVERY = {"Spline": 11, "GatedSpline": 17, "SplineMix": 5, "PolyNorm": 3, "Lut": 1, "GatedLut": 3}
 HALVES = FLOATS[1:]
 PATTERNS = np.arange(2**16, dtype=np.uint16)
 
