@@ -1,6 +1,6 @@
 """Replace the actx nodes of a graph by nodes that hold their code: see `kernel_node`.
 
-1. Every node of domain `actx` is replaced, or those whose names are given. Its type and rank must be known.
+1. Every node of domain `actx` in the main graph is replaced, or those whose names are given. Types and ranks must be known.
 2. The table becomes an initializer.
 3. Nodes of equal launches share nothing: the parser wants the attribute at each.
 """
