@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 # Compute capabilities times 10: Turing to Blackwell, with Jetson Orin (87) and Thor (110).
 ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 110, 120)
+# The oldest PTX that will do, so that older drivers take it: 8.0 is that of CUDA 12.0, 8.6 of 12.7, 8.7 of 12.8, 9.0 of 13.0.
+_PTX = {100: 86, 110: 90, 120: 87}
+_OLDEST_PTX = 80
 _POINTERS = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16", "int8": "*i8", "uint8": "*u8"}
 _INTEGER = "i32"
 _SCRATCH = ("global_scratch", "profile_scratch")
@@ -81,7 +84,8 @@ def compile_kernel(kernel: Kernel, pointers: Sequence[np.dtype[Any]], architectu
         msg = f"no kernels for compute capability {architecture}; available: {', '.join(map(str, ARCHITECTURES))}"
         raise ValueError(msg)
     require_triton()
-    from triton.backends.compiler import GPUTarget  # noqa: PLC0415 - optional, and slow to import
+    from triton import knobs  # noqa: PLC0415 - optional, and slow to import
+    from triton.backends.compiler import GPUTarget  # noqa: PLC0415
     from triton.compiler import ASTSource, compile  # noqa: A004, PLC0415
 
     from actx.custom_ops.gpu import kernels  # noqa: PLC0415
@@ -97,8 +101,11 @@ def compile_kernel(kernel: Kernel, pointers: Sequence[np.dtype[Any]], architectu
         {(function.arg_names.index(name),): [["tt.divisibility", ALIGNMENT]] for name in known},
     )
     # Fused products and sums, as in `run.launch`.
-    options = {"num_warps": kernel.warps, "enable_fp_fusion": True}
-    compiled = compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    ptx_version = _PTX.get(architecture, _OLDEST_PTX)
+    options = {"num_warps": kernel.warps, "enable_fp_fusion": True, "ptx_version": ptx_version}
+    with knobs.compilation.scope():
+        knobs.compilation.disable_line_info = True  # it names files of this machine
+        compiled = compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     cubin, ptx = compiled.asm["cubin"], compiled.asm["ptx"]
     parameters = [*types.items(), *((name, "*i8") for name in _SCRATCH)]
     assert len(_PARAMETER.findall(ptx)) == len(parameters), "Triton passes other parameters"
