@@ -227,12 +227,6 @@ def test_a_pin_that_matches_nothing(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
 
 
-@pytest.mark.parametrize("target", ["ort-cuda"])
-def test_planned_targets(tmp_path: Path, target: str) -> None:
-    with pytest.raises(TargetUnavailable, match=target):
-        quick(tmp_path / "missing", tmp_path / "out", target=target)
-
-
 def test_an_unknown_target_or_metric_is_found_before_the_model_is_read(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown target"):
         quick(tmp_path / "missing", tmp_path / "out", target="tpu")

@@ -18,7 +18,7 @@ from tests.custom_ops.cpu.conftest import need
 from tests.op_cases import REFUSED, Case, cases, gelu_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -68,10 +68,11 @@ def open_session(library: cpu.Library, content: bytes, threads: int = 1, **optio
     return ort.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
 
 
-def run_case(library: cpu.Library, case: Case, threads: int = 1) -> NDArray[Any]:
-    """Through tensors of ONNX Runtime, which know bfloat16."""
+def run_case(library: cpu.Library, case: Case, threads: int = 1, more: Mapping[str, Any] | None = None) -> NDArray[Any]:
+    """Through tensors of ONNX Runtime, which know bfloat16; with more attributes than the op's."""
     types = [None if array is None else TensorType.of(array) for array in case.inputs]
-    session = open_session(library, model(case.op.NAME, case.op.attributes(), types, case.op.output(types)), threads)
+    content = model(case.op.NAME, {**case.op.attributes(), **(more or {})}, types, case.op.output(types))
+    session = open_session(library, content, threads)
     binding = session.io_binding()
     for i, array in enumerate(case.inputs):
         if array is not None:
