@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from actx.exporter import Form, check, export, session
 from actx.exporter.data import InputSpec
-from actx.exporter.errors import ActxError, RequirementError, TargetUnavailable, UsageError
+from actx.exporter.errors import ActxError, RequirementError, UsageError
 from actx.models.demo import ARCHIVE, CALIBRATION, demo_path
 from tests.networks import HIDDEN, OUT, SPELLINGS, WIDTH, Graph, feeds, many_sites, unary
 

@@ -21,7 +21,8 @@ from actx.custom_ops.gpu.build import Binary
 from actx.custom_ops.gpu.launch import plan
 from actx.custom_ops.gpu.node import compile_node
 from actx.custom_ops.ops import TensorType
-from tests.custom_ops.cpu.test_onnxruntime import model, open_session, run_case
+from tests.custom_ops.cpu.nodes import model
+from tests.custom_ops.cpu.test_onnxruntime import open_session, run_case
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from actx.custom_ops.cpu.build import build
 from actx.custom_ops.ops import OPS
 from tests.custom_ops.cpu.conftest import need
-from tests.custom_ops.cpu.test_onnxruntime import of_x_type
+from tests.custom_ops.cpu.nodes import of_x_type
 from tests.custom_ops.gpu import session
 from tests.custom_ops.gpu.session import Worker, build_driver
 from tests.op_cases import Case, cases, gelu_table, numbers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from actx.exporter import Form, check, export, profile, session
 from actx.exporter.errors import ActxError, TargetUnavailable, UsageError
 from actx.exporter.opening import best_graph
 from actx.exporter.runtimes.onnxruntime import CUDA, RuntimeOptions
-from actx.exporter.targets import TARGETS
+from actx.exporter.targets import TARGETS, ort_cuda
 from tests.exporter.targets.networks import SMALL, demo, write_small
 from tests.op_cases import gelu_table
 
@@ -110,9 +109,7 @@ def test_without_triton(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_where_the_provider_is_there_it_is_taken(bundle: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And where it then does not start, ONNX Runtime's own way, the CPU in silence, is not taken."""
-    monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, "CPUExecutionProvider"])
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: None)
+    monkeypatch.setattr(ort_cuda, "_no_cuda", lambda: "")
     graph = best_graph(bundle.path)
     assert isinstance(graph.runtime, RuntimeOptions)
     assert (graph.path.name, graph.on_target, graph.runtime.provider) == (OWN, True, CUDA)
@@ -120,6 +117,7 @@ def test_where_the_provider_is_there_it_is_taken(bundle: Exported, monkeypatch: 
 
 
 def test_a_provider_that_is_not_there_is_an_error(bundle: Exported) -> None:
+    """ONNX Runtime by itself takes the CPU, and only warns."""
     with pytest.raises(ActxError, match="cannot start CUDAExecutionProvider here"):
         RuntimeOptions(provider=CUDA).open(bundle.path / "model.onnx")
 
