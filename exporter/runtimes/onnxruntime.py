@@ -62,8 +62,8 @@ class RuntimeOptions:
         int8_sums: of products of codes. "fast" is ONNX Runtime's own way: on x86 without VNNI it adds those of uint8 and
             int8 in pairs of 16 bits, which saturate. "exact" turns int8 weights into uint8 on such machines, which is slower;
             models with DequantizeLinear of int8 without zero points fail with it. "float" computes Q/DQ as they are written.
-        provider: what runs the nodes; those that the CUDA provider does not have run on the CPU.
         engine: how engines are run, on targets that have them.
+        provider: what runs the nodes; those that the CUDA provider does not have run on the CPU.
 
     Raises:
         UsageError: a negative number of threads or an unknown optimization.
@@ -76,8 +76,8 @@ class RuntimeOptions:
     spin_between_runs: bool = True
     pin_threads: bool = False
     int8_sums: Literal["fast", "exact", "float"] = "fast"
-    provider: str = CPU
     engine: EngineOptions = ENGINE_DEFAULT
+    provider: str = CPU
 
     def __post_init__(self) -> None:
         """Check the values."""
