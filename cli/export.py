@@ -34,7 +34,7 @@ def command(
             "-t",
             metavar="NAME",
             autocompletion=options.complete_target,
-            help="ort-cpu, openvino, trt, trt-rtx or onnx.",
+            help="ort-cpu, openvino, ort-cuda, trt, trt-rtx or onnx.",
         ),
     ] = "ort-cpu",
     quant: Annotated[
@@ -93,7 +93,11 @@ def command(
     ] = None,
     with_kernels: Annotated[
         str | None,
-        typer.Option("--with-kernels", metavar="ARCH,...", help="Put libraries into the bundle: x86_64,aarch64."),
+        typer.Option(
+            "--with-kernels",
+            metavar="ARCH,...",
+            help="Put libraries into the bundle: x86_64,aarch64; for ort-cuda code: sm_87.",
+        ),
     ] = None,
     shape: engine.Shapes = None,
     compute_capability: engine.ComputeCapabilities = None,

@@ -31,7 +31,7 @@ FORMS = (
 )
 AUTO = "auto"
 EXECUTORS = ("local", "ray")
-TARGETS = ("ort-cpu", "openvino", "trt", "trt-rtx", "onnx")
+TARGETS = ("ort-cpu", "openvino", "ort-cuda", "trt", "trt-rtx", "onnx")
 SCHEMES = ("fp16", "bf16", "int8", "int8-fp16", "int8-bf16", "fp8", "fp8-fp16", "int8-dynamic", "int4")
 CALIBRATORS = ("minmax", "percentile", "entropy", "mse")
 FFN = ("auto", "pack", "keep")

@@ -113,13 +113,13 @@ def choose_kernels(wanted: bool | None, carried: Carried | None = None) -> tuple
         return None, f"{error.what}: {error.note}"
 
 
-def check_architectures(names: Sequence[str]) -> None:
-    """Check that libraries can be built for architectures of these names.
+def check_architectures(names: Sequence[str], gpus: Sequence[str] = ()) -> None:
+    """Check that libraries can be built for architectures of these names, and kernels for those of GPUs.
 
     Raises:
         UsageError: one is not known.
     """
-    known = ARCHITECTURES.values()
+    known = [*ARCHITECTURES.values(), *gpus]
     if unknown := [name for name in names if name not in known]:
         note = f"available: {', '.join(known)}"
         raise UsageError(f"no kernels for architecture {unknown[0]!r}", note=note, remedy="Choose of these.")

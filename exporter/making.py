@@ -188,8 +188,8 @@ def make(job: Job, choices: tuple[Choice, ...], folder: Path, *, ffns: tuple[Dec
         if any(entry.layers or entry.moved for entry in recovered.sites):
             floats[RECOVERY] = lowered
     quantized = _quantized(job, choices, lowered)
-    graphs = _save(lowered, goal, None if quantized is None else quantized.model, folder)
-    carry(folder, job.with_kernels)
+    graphs = _save(job, lowered, None if quantized is None else quantized.model, folder)
+    carry(folder, [name for name in job.with_kernels if name not in goal.gpu_architectures])
     engines, missing = _build(goal, folder, graphs, job.request, steps("build"))
     files = Files(folder, graphs, engines, job.quant)
     graph = goal.graph(files, job.options, job.kernels if goal.name in graphs else None)
@@ -313,14 +313,16 @@ def _quantized(job: Job, choices: tuple[Choice, ...], lowered: Lowered) -> Quant
     return job.target.quantize(job.quant, source)
 
 
-def _save(lowered: Lowered, target: Target, quantized: ir.Model | None, folder: Path) -> dict[str, str]:
+def _save(job: Job, lowered: Lowered, quantized: ir.Model | None, folder: Path) -> dict[str, str]:
+    target = job.target
     graphs = {"portable": bundle.PORTABLE}
     models = {bundle.PORTABLE: lowered.portable}
     own = lowered.portable if target.has_engine else lowered.native
     if quantized is not None:
         own = quantized
     if own is not None:
+        gpus = [name for name in job.with_kernels if name in target.gpu_architectures]
         graphs[target.name] = bundle.graph_name(target.name)
-        models[graphs[target.name]] = own
+        models[graphs[target.name]] = target.compile(own, gpus)
     save(models, folder)
     return graphs

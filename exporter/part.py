@@ -86,7 +86,7 @@ def write_part(
     graphs, models = {"portable": PORTABLE}, {PORTABLE: lowered.portable}
     if lowered.native is not None:
         graphs[target.name] = graph_name(target.name)
-        models[graphs[target.name]] = lowered.native
+        models[graphs[target.name]] = target.compile(lowered.native, ())
     save(models, folder)
     return target.graph(Files(folder, graphs, {}, quant), options, kernels if target.name in graphs else None)
 

@@ -170,7 +170,8 @@ def export(
         require_int8_sites: whether every site that a layer in int8 reads must be one node on codes.
         kernels: whether drift and latency must be those of the graph of actx nodes, or must not; None for where this machine
             has the kernels.
-        with_kernels: architectures whose library is put into the bundle: x86_64, aarch64.
+        with_kernels: architectures whose library is put into the bundle, x86_64, aarch64, and of GPUs, such as sm_87, whose
+            machine code is put into the graph of ``ort-cuda``.
         shapes: ranges of named dimensions that an engine is built for; others follow from the data.
         build: options of the engine's builder.
         options: how models are run.
@@ -546,7 +547,7 @@ def _check_engine(target: Target, shapes: Mapping[str, ShapeRange] | None, build
 
 def _check_kernels(target: Target, kernels: bool | None, with_kernels: Sequence[str]) -> None:
     """Raise before any work where kernels were asked for that cannot be had."""
-    check_architectures(with_kernels)
+    check_architectures(with_kernels, target.gpu_architectures)
     if target.has_kernels:
         choose_kernels(kernels)
     elif kernels or with_kernels:

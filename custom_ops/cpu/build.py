@@ -26,7 +26,9 @@ class BuildError(Exception):
     """A tool is missing, or the build failed; the text says which, or how."""
 
 
-def build(architecture: str, folder: Path | str, *, sanitize: bool = False) -> Path:
+def build(
+    architecture: str, folder: Path | str, *, sanitize: bool = False, gpu_provider: str = "CUDAExecutionProvider"
+) -> Path:
     """Build the library and return its path.
 
     Args:
@@ -34,12 +36,17 @@ def build(architecture: str, folder: Path | str, *, sanitize: bool = False) -> P
         folder: where to put it; made if it is not there.
         sanitize: whether to check addresses and undefined behaviour at run time. A program that loads such a library
             must be built with ``-fsanitize=address,undefined`` itself.
+        gpu_provider: ONNX Runtime's provider that has the kernels of a graph; tests name the CPU's, over a stand-in for CUDA.
 
     Raises:
         BuildError: CMake or the compiler is missing, or the build fails.
     """
     target = Path(folder)
-    options = [*_compiler_options(architecture), f"-DACTX_SANITIZE={'ON' if sanitize else 'OFF'}"]
+    options = [
+        *_compiler_options(architecture),
+        f"-DACTX_SANITIZE={'ON' if sanitize else 'OFF'}",
+        f"-DACTX_CUDA_PROVIDER={gpu_provider}",
+    ]
     with (
         importlib.resources.as_file(importlib.resources.files("actx.custom_ops.cpu") / "CMakeLists.txt") as lists,
         tempfile.TemporaryDirectory() as scratch,

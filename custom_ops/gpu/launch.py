@@ -2,7 +2,8 @@
 
 1. `specialise` chooses a kernel for a node and its element types. Of the sizes only two choices depend: the tile, one of a few
    by the number of columns, and whether rows start at multiples of 16 bytes.
-2. `view` gives the integer arguments as arithmetic of the shapes: products, and nothing else. Sizes may be symbols.
+2. `split` says which of the output's dimensions are rows, columns and channels; the integer arguments are their products, which
+   `view` gives. Sizes may be symbols.
 3. The grid is cdiv(rows, tile rows) * cdiv(cols, tile columns).
 4. A kernel takes the inputs whose places `Kernel.inputs` has, the result, the table, then the integers. An input that is absent
    it does not read: the first stands in for it.
@@ -259,50 +260,51 @@ def _halves(op: GatedSplineOp, shape: Sequence[Size]) -> tuple[str, str]:
 # --- 2. ---
 
 
-@singledispatch
 def view(op: Op, inputs: Types) -> tuple[Size, Size, Size]:
     """Return rows, columns and channels."""
-    del op
-    return 1, math.prod(_shape(inputs)), 1
+    shape = op.output(inputs).shape
+    assert shape is not None
+    rows, axis = split(op, inputs)
+    return math.prod(shape[:rows]), math.prod(shape[rows:]), 1 if axis is None else shape[axis]
 
 
-@view.register(SplineOp)
-@view.register(LutOp)
-def _(op: SplineOp | LutOp, inputs: Types) -> tuple[Size, Size, Size]:
-    shape = _shape(inputs)
+@singledispatch
+def split(op: Op, inputs: Types) -> tuple[int, int | None]:
+    """Return how many of the output's dimensions are rows, the others being columns, and which is channels, None for none.
+
+    Both count from the end where they are negative. Of the shapes only the first input's rank counts, and that only where a
+    table is per channel or halves are taken.
+    """
+    del op, inputs
+    return 0, None
+
+
+@split.register(SplineOp)
+@split.register(LutOp)
+def _(op: SplineOp | LutOp, inputs: Types) -> tuple[int, int | None]:
     axis = op.axis if isinstance(op, LutOp) else op.spline.axis
     if axis is None:
-        return 1, math.prod(shape), 1
-    outer, channels, inner = _around(shape, axis)
-    rows, cols = (outer, channels) if _channels_along(shape, axis) == "column" else (outer * channels, inner)
-    return rows, cols, channels
+        return 0, None
+    rank = len(_shape(inputs))
+    place = axis % rank
+    return place if _channels_along(_shape(inputs), axis) == "column" else place + 1, place
 
 
-@view.register(GatedSplineOp)
-def _(op: GatedSplineOp, inputs: Types) -> tuple[Size, Size, Size]:
+@split.register(GatedSplineOp)
+def _(op: GatedSplineOp, inputs: Types) -> tuple[int, int | None]:
     shape = _shape(inputs)
-    outer, whole, inner = _around(shape, op.axis)
-    channels = whole // 2
+    place = op.axis % len(shape)
     layout, by = _halves(op, shape)
     if by == "row" or (layout == "halves" and op.layout == "interleaved"):
-        return outer * channels, inner, channels
-    if layout == "pairs" and by == "one":
-        return 1, outer * channels, 1
-    return outer, channels * inner, channels
+        return place + 1, place
+    return 0 if layout == "pairs" and by == "one" else place, place
 
 
-@view.register(SplineMixOp)
-@view.register(PolyNormOp)
-def _(op: SplineMixOp | PolyNormOp, inputs: Types) -> tuple[Size, Size, Size]:
-    del op
-    *lead, cols = _shape(inputs)
-    return math.prod(lead), cols, 1
-
-
-def _around(shape: Sequence[Size], axis: int) -> tuple[Size, Size, Size]:
-    """Return the sizes before, along and behind an axis."""
-    place = axis % len(shape)
-    return math.prod(shape[:place]), shape[place], math.prod(shape[place + 1 :])
+@split.register(SplineMixOp)
+@split.register(PolyNormOp)
+def _(op: SplineMixOp | PolyNormOp, inputs: Types) -> tuple[int, int | None]:
+    del op, inputs
+    return -1, None
 
 
 def _shape(inputs: Types) -> Sequence[Size]:
@@ -318,4 +320,4 @@ def _dtype(inputs: Types) -> np.dtype[Any]:
     return first.dtype
 
 
-__all__ = ["Kernel", "Launch", "Search", "activation", "exact", "grid", "plan", "specialise", "view"]
+__all__ = ["Kernel", "Launch", "Search", "activation", "exact", "grid", "plan", "specialise", "split", "view"]

@@ -12,6 +12,7 @@ from onnx import AttributeProto, TypeProto, defs, helper
 from onnx.reference.op_run import OpRun
 from onnx.shape_inference import InferenceError
 
+from actx.custom_ops.ops import cuda
 from actx.custom_ops.ops.rounding import overflow_threshold
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ class Op(ABC):
             type_constraints=[
                 (name, [_onnx_name(dtype) for dtype in dtypes], "element types") for name, dtypes in cls.TYPES.items()
             ],
-            attributes=list(cls.ATTRIBUTES),
+            attributes=[*cls.ATTRIBUTES, *cuda.ATTRIBUTES],
         )
         schema.set_type_and_shape_inference_function(cls._infer)
         return schema

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU, and nothing else of it than the measuring steps need."""
+"""ONNX Runtime, and nothing else of it than the measuring steps need."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ OPTIMIZATIONS = {
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _SILENT = 4  # only fatal messages: everything else reaches the user as an error of ours
 _ELEMENT_TYPES = {"float": "float32", "double": "float64", "bool": "bool"} | {name: name for name in DTYPES}
 _EXACT_SUMS, _NO_QDQ = "session.x64quantprecision", "session.disable_quant_qdq"
@@ -47,7 +48,7 @@ _OP_LACKING = re.compile(
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """ONNX Runtime on the CPU, and how it opens a session; recorded beside everything that is measured with it.
+    """ONNX Runtime, and how it opens a session; recorded beside everything that is measured with it.
 
     Attributes:
         threads: threads of one operator, 0 for as many as the machine has cores.
@@ -62,6 +63,7 @@ class RuntimeOptions:
             int8 in pairs of 16 bits, which saturate. "exact" turns int8 weights into uint8 on such machines, which is slower;
             models with DequantizeLinear of int8 without zero points fail with it. "float" computes Q/DQ as they are written.
         engine: how engines are run, on targets that have them.
+        provider: what runs the nodes; those that the CUDA provider does not have run on the CPU.
 
     Raises:
         UsageError: a negative number of threads or an unknown optimization.
@@ -75,6 +77,7 @@ class RuntimeOptions:
     pin_threads: bool = False
     int8_sums: Literal["fast", "exact", "float"] = "fast"
     engine: EngineOptions = ENGINE_DEFAULT
+    provider: str = CPU
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -101,7 +104,7 @@ class RuntimeOptions:
     @property
     def name(self) -> str:
         """Of the library and the device."""
-        return "ONNX Runtime CPU"
+        return f"ONNX Runtime {self.provider.removesuffix('ExecutionProvider')}"
 
     @property
     def taps(self) -> bool:
@@ -109,7 +112,7 @@ class RuntimeOptions:
         return True
 
     def open(self, model: Path, outputs: Sequence[str] = ()) -> Session:
-        """Open a model on the CPU.
+        """Open a model.
 
         Values that are asked for are not fused away, so such a session can be slower and its last bits can differ.
 
@@ -145,7 +148,7 @@ class RuntimeOptions:
         cores = len(machine.usable_cores())
         return {
             "runtime": "onnxruntime",
-            "provider": "CPUExecutionProvider",
+            "provider": self.provider,
             "onnxruntime": ort.__version__,
             "onnx": importlib.metadata.version("onnx"),
             "numpy": np.__version__,
@@ -235,24 +238,36 @@ def inference_session(
     if not path.is_file():
         what = f"model '{model}' {'is no file' if path.exists() else 'does not exist'}"
         raise ActxError(what, remedy="Give an .onnx file.")
+    _check_provider(options, ort.get_available_providers())
     session_options = _session_options(options, trace)
     for library in options.libraries:
         _register(session_options, library)
     try:
         content = _with_outputs(path, outputs, session_options) if outputs else str(path)
-        session = _create(content, session_options, list(options.disabled_optimizers) or None)
+        session = _create(content, session_options, options)
     except Exception as error:
         raise _open_error(path, outputs, str(error)) from error
+    _check_provider(options, session.get_providers())
     return session
 
 
-def _create(content: str | bytes, session_options: Any, disabled: list[str] | None) -> Any:
+def _check_provider(options: RuntimeOptions, found: Sequence[str]) -> None:
+    """Raise where the provider is not there, or did not start: ONNX Runtime goes on without it, and only warns."""
+    if options.provider not in found:
+        what = f"ONNX Runtime {ort.__version__} cannot start {options.provider} here"
+        remedy = "Install a build that has it, and the driver, CUDA and cuDNN that this build needs."
+        raise ActxError(what, note=f"it has {', '.join(found)}", remedy=remedy)
+
+
+def _create(content: str | bytes, session_options: Any, options: RuntimeOptions) -> Any:
     """Create the session, without what ONNX Runtime 1.31 cannot do for this model.
 
     It fuses Q/DQ of float8 into ops of 8-bit integers, and then refuses these. It turns int8 weights into uint8, and fails
     where two nodes share them or their zero points: these are then run as ``fast``.
     """
-    create = partial(ort.InferenceSession, content, session_options, ["CPUExecutionProvider"])
+    providers = list(dict.fromkeys((options.provider, CPU)))
+    disabled = list(options.disabled_optimizers) or None
+    create = partial(ort.InferenceSession, content, session_options, providers)
     ways_out = {"float8": (_NO_QDQ, "1"), "AddInitializer": (_EXACT_SUMS, "0")}
     while True:
         try:

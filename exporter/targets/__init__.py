@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from actx.exporter import quantize
-from actx.exporter.errors import TargetUnavailable, UsageError
+from actx.exporter.errors import UsageError
 from actx.exporter.targets.base import Abilities, BuildRequest, Files, Graph, Target
 from actx.exporter.targets.openvino import OpenVino
 from actx.exporter.targets.ort_cpu import OrtCpu
+from actx.exporter.targets.ort_cuda import OrtCuda
 from actx.exporter.targets.portable import Portable
 from actx.exporter.targets.tensorrt import Trt, TrtRtx
 
@@ -21,23 +22,17 @@ __all__ = [
     "find_target",
 ]
 
-TARGETS: dict[str, Target] = {target.name: target for target in (OrtCpu(), OpenVino(), Trt(), TrtRtx(), Portable())}
-PLANNED = ("ort-cuda",)
+TARGETS: dict[str, Target] = {
+    target.name: target for target in (OrtCpu(), OpenVino(), OrtCuda(), Trt(), TrtRtx(), Portable())
+}
 
 
 def find_target(name: str) -> Target:
     """Return a target by name.
 
     Raises:
-        TargetUnavailable: the target is known, but this version cannot build it.
         UsageError: there is no such target.
     """
-    if name in PLANNED:
-        raise TargetUnavailable(
-            f"target {name} cannot be built by this version",
-            note=f"available: {', '.join(TARGETS)}",
-            remedy="Export with --target onnx: model.onnx holds standard ops only, which other runtimes' own builders take.",
-        )
     if name not in TARGETS:
         raise UsageError(
             f"unknown target {name!r}", note=f"available: {', '.join(TARGETS)}", remedy="Choose one of these."

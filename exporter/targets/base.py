@@ -13,6 +13,8 @@ from actx.exporter.errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import onnx_ir as ir
+
     from actx.exporter.data import InputSpec
     from actx.exporter.fitting import Form
     from actx.exporter.kernels import Carried
@@ -124,6 +126,7 @@ class Target(ABC):
         schemes: values of ``--quant``; without a scheme the graph keeps the source's types.
         optimizers: of ONNX Runtime, that a graph may be faster without: the ops, by domain and type, that each writes.
         has_kernels: whether there are actx kernels for it.
+        gpu_architectures: values of ``--with-kernels`` that its own graph is compiled for, beside libraries for the CPU's.
         has_engine: whether an engine is built for it, from the portable graph in the types of a scheme.
     """
 
@@ -136,6 +139,7 @@ class Target(ABC):
     schemes: ClassVar[tuple[str, ...]] = ()
     optimizers: ClassVar[Mapping[str, frozenset[Op]]] = {}
     has_kernels: ClassVar[bool] = False
+    gpu_architectures: ClassVar[tuple[str, ...]] = ()
     has_engine: ClassVar[bool] = False
 
     @abstractmethod
@@ -166,6 +170,19 @@ class Target(ABC):
         Raises:
             TargetUnavailable: it cannot; the graph in the bundle is then all that is made.
         """
+
+    def compile(self, graph: ir.Model, architectures: Sequence[str]) -> ir.Model:  # noqa: ARG002
+        """Return its own graph as its devices take it; most take it as it is.
+
+        Args:
+            graph: it is not changed.
+            architectures: of its `gpu_architectures`.
+
+        Raises:
+            TargetUnavailable: it cannot be compiled on this machine.
+            ActxError: a node cannot be.
+        """
+        return graph
 
     def quantize(self, scheme: str, source: Source) -> Quantized | None:  # noqa: ARG002
         """Return the target's graph in one of its schemes; None where the scheme is a setting of the runtime.

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from actx.exporter import Form, check, export, session
 from actx.exporter.data import InputSpec
-from actx.exporter.errors import ActxError, RequirementError, TargetUnavailable, UsageError
+from actx.exporter.errors import ActxError, RequirementError, UsageError
 from actx.models.demo import ARCHIVE, CALIBRATION, demo_path
 from tests.networks import HIDDEN, OUT, SPELLINGS, WIDTH, Graph, feeds, many_sites, unary
 
@@ -225,12 +225,6 @@ def test_a_pin_that_matches_nothing(tmp_path: Path) -> None:
         quick(model, tmp_path / "out", sites={"nothing": PWL})
     assert "the model has " in caught.value.note
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
-
-
-@pytest.mark.parametrize("target", ["ort-cuda"])
-def test_planned_targets(tmp_path: Path, target: str) -> None:
-    with pytest.raises(TargetUnavailable, match=target):
-        quick(tmp_path / "missing", tmp_path / "out", target=target)
 
 
 def test_an_unknown_target_or_metric_is_found_before_the_model_is_read(tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ share is of the bandwidth of a device-to-device copy of 1 GiB measured in the sa
 
 from __future__ import annotations
 
+import platform
 import statistics
 import sys
+import tempfile
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +18,13 @@ import torch
 import triton
 from torch.nn import functional
 
+from actx.custom_ops.cpu.build import BuildError, build
 from actx.custom_ops.gpu.launch import activation, exact, grid
 from actx.custom_ops.gpu.run import launch, run
 from actx.custom_ops.gpu.tables import pack
 from actx.custom_ops.ops import OPS, TensorType
 from actx.custom_ops.torch_ops import _DTYPES
-from tests.gpu import contract
+from tests.gpu import contract, onnxruntime_cuda
 from tests.op_cases import gelu_table
 
 if TYPE_CHECKING:
@@ -181,6 +184,26 @@ def timed(
     return table_of(title, list(columns), bandwidth, times, [width * (total or ROWS * cols) for cols in columns])
 
 
+def in_onnxruntime() -> int:
+    """Print the rows of ONNX Runtime's CUDA provider, or why there are none; return how many cases are broken."""
+    if reason := onnxruntime_cuda.obstacle():
+        print(f"| in ONNX Runtime | 0 | not run: {reason} |")
+        return 0
+    broken = 0
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            library = build(platform.machine(), folder)
+        except BuildError as error:
+            print(f"| in ONNX Runtime | 0 | not run: {str(error).splitlines()[0]} |")
+            return 0
+        for op_type in OPS:
+            sys.stderr.write(f"in ONNX Runtime: {op_type}\n")
+            count, names = onnxruntime_cuda.check(op_type, library)
+            broken += len(names)
+            print(f"| {op_type} in ONNX Runtime | {count} | {len(names)} {' '.join(names[:5])} |")
+    return broken
+
+
 def main() -> int:
     """Print the page; 1 where a contract is broken."""
     device, bandwidth = torch.cuda.get_device_properties(0), copy_bandwidth()
@@ -201,6 +224,7 @@ def main() -> int:
         holds = check()
         broken += not holds
         print(f"| {check.__name__} | 1 | {int(not holds)} |")
+    broken += in_onnxruntime()
     print(timed(f"gelu, bfloat16, {ROWS} rows", elementwise, COLUMNS, bandwidth, 4))
     print(timed(f"gated, bfloat16, {ROWS} rows", gated, COLUMNS, bandwidth, 6))
     print(timed(f"codes, int8, {ROWS} rows", codes, COLUMNS, bandwidth, 2))

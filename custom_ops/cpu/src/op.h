@@ -55,6 +55,8 @@ class Attributes {
   virtual std::optional<std::string> text(const char* name) const = 0;
   virtual std::optional<std::vector<std::int64_t>> integers(const char* name) const = 0;
   virtual std::optional<std::vector<float>> numbers(const char* name) const = 0;
+  // The elements of a tensor as they are in memory; no op has such an attribute, but a node that was compiled for a GPU.
+  virtual std::optional<std::vector<char>> bytes(const char*) const { return std::nullopt; }
 };
 
 struct Kernels;  // kernels.h: the rows of one instruction set

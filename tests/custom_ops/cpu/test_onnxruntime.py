@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -15,47 +14,15 @@ from onnx import TensorProto, helper
 
 from actx.custom_ops.ops import DOMAIN, OPS, OPSET, TensorType
 from tests.custom_ops.cpu.conftest import need
+from tests.custom_ops.cpu.nodes import KINDS, model, of_x_type
 from tests.op_cases import REFUSED, Case, cases, gelu_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
     from actx.custom_ops import cpu
-
-Array = Any
-KINDS = {
-    np.dtype(dtype): kind
-    for dtype, kind in (
-        (np.float32, TensorProto.FLOAT),
-        (np.float16, TensorProto.FLOAT16),
-        (ml_dtypes.bfloat16, TensorProto.BFLOAT16),
-        (np.int8, TensorProto.INT8),
-        (np.uint8, TensorProto.UINT8),
-    )
-}
-
-
-def model(op_type: str, attributes: dict[str, Any], inputs: Sequence[TensorType | None], output: TensorType) -> bytes:
-    """One node; an input that is absent in the middle has an empty name."""
-    names = [f"x{i}" if tensor else "" for i, tensor in enumerate(inputs)]
-    while not names[-1]:
-        names.pop()
-    values = [
-        helper.make_tensor_value_info(name, KINDS[tensor.dtype], tensor.shape)
-        for name, tensor in zip(names, inputs, strict=False)
-        if tensor
-    ]
-    present = {name: value for name, value in attributes.items() if value is not None}
-    node = helper.make_node(op_type, names, ["y"], "node", domain=DOMAIN)
-    node.attribute.extend(
-        helper.make_attribute(name, value, attr_type=None if value != [] else 6) for name, value in present.items()
-    )
-    result = helper.make_tensor_value_info("y", KINDS[output.dtype], output.shape)
-    imports = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, OPSET)]
-    graph = helper.make_graph([node], "g", values, [result])
-    return helper.make_model(graph, opset_imports=imports, ir_version=9).SerializeToString()
 
 
 def open_session(library: cpu.Library, content: bytes, threads: int = 1, **options: Any) -> ort.InferenceSession:
@@ -68,10 +35,11 @@ def open_session(library: cpu.Library, content: bytes, threads: int = 1, **optio
     return ort.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
 
 
-def run_case(library: cpu.Library, case: Case, threads: int = 1) -> NDArray[Any]:
-    """Through tensors of ONNX Runtime, which know bfloat16."""
+def run_case(library: cpu.Library, case: Case, threads: int = 1, more: Mapping[str, Any] | None = None) -> NDArray[Any]:
+    """Through tensors of ONNX Runtime, which know bfloat16; with more attributes than the op's."""
     types = [None if array is None else TensorType.of(array) for array in case.inputs]
-    session = open_session(library, model(case.op.NAME, case.op.attributes(), types, case.op.output(types)), threads)
+    content = model(case.op.NAME, {**case.op.attributes(), **(more or {})}, types, case.op.output(types))
+    session = open_session(library, content, threads)
     binding = session.io_binding()
     for i, array in enumerate(case.inputs):
         if array is not None:
@@ -82,13 +50,6 @@ def run_case(library: cpu.Library, case: Case, threads: int = 1) -> NDArray[Any]
     binding.bind_output("y", "cpu", 0, KINDS[result.dtype], result.shape, result.ctypes.data)
     session.run_with_iobinding(binding)
     return result
-
-
-def of_x_type(case: Case) -> bool:
-    """Whether the output has the type of X: ONNX Runtime infers no other for a custom op."""
-    types = [None if array is None else TensorType.of(array) for array in case.inputs]
-    assert types[0] is not None
-    return case.op.output(types).dtype == types[0].dtype
 
 
 @pytest.mark.parametrize("op_type", OPS)

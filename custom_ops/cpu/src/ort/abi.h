@@ -1,4 +1,4 @@
-// What a CPU library of custom ops needs of ONNX Runtime's C interface (onnxruntime_c_api.h), which its Python packages do
+// What a library of custom ops needs of ONNX Runtime's C interface (onnxruntime_c_api.h), which its Python packages do
 // not ship. Names are ONNX Runtime's without the prefix Ort.
 //
 // That interface is only ever appended to: the position of a function in OrtApi never changes, nor does the layout of
@@ -15,6 +15,7 @@ constexpr std::uint32_t kApiVersion = 18;
 // From this version on, the sizes of a tensor can be read in place.
 constexpr std::uint32_t kShapeReferenceVersion = 24;
 
+struct Allocator;
 struct CustomOpDomain;
 struct KernelContext;
 struct KernelInfo;
@@ -50,9 +51,11 @@ struct Api {
   Status* (*GetDimensionsCount)(const TensorTypeAndShapeInfo*, std::size_t*);                      // 61
   Status* (*GetDimensions)(const TensorTypeAndShapeInfo*, std::int64_t*, std::size_t rank);        // 62
   Status* (*GetSymbolicDimensions)(const TensorTypeAndShapeInfo*, const char**, std::size_t rank);  // 63
-  const void* gap_64;
-  Status* (*GetTensorTypeAndShape)(const Value*, TensorTypeAndShapeInfo**);  // 65
-  const void* gap_66[19];
+  Status* (*GetTensorShapeElementCount)(const TensorTypeAndShapeInfo*, std::size_t*);  // 64
+  Status* (*GetTensorTypeAndShape)(const Value*, TensorTypeAndShapeInfo**);            // 65
+  const void* gap_66[12];
+  Status* (*GetAllocatorWithDefaultOptions)(Allocator**);  // 78
+  const void* gap_79[6];
   Status* (*KernelInfoGetAttribute_float)(const KernelInfo*, const char* name, float*);                // 85
   Status* (*KernelInfoGetAttribute_int64)(const KernelInfo*, const char* name, std::int64_t*);         // 86
   Status* (*KernelInfoGetAttribute_string)(const KernelInfo*, const char* name, char*, std::size_t*);  // 87
@@ -61,16 +64,22 @@ struct Api {
   Status* (*KernelContext_GetOutput)(KernelContext*, std::size_t index, const std::int64_t*, std::size_t rank, Value**);  // 91
   const void* gap_92;
   void (*ReleaseStatus)(Status*);  // 93
-  const void* gap_94[5];
+  const void* gap_94[2];
+  void (*ReleaseValue)(Value*);  // 96
+  const void* gap_97[2];
   void (*ReleaseTensorTypeAndShapeInfo)(TensorTypeAndShapeInfo*);  // 99
   const void* gap_100;
   void (*ReleaseCustomOpDomain)(CustomOpDomain*);  // 101
   const void* gap_102[60];
   Status* (*KernelInfoGetAttributeArray_float)(const KernelInfo*, const char* name, float*, std::size_t*);         // 162
   Status* (*KernelInfoGetAttributeArray_int64)(const KernelInfo*, const char* name, std::int64_t*, std::size_t*);  // 163
-  const void* gap_164[66];
+  const void* gap_164[29];
+  Status* (*KernelContext_GetGPUComputeStream)(const KernelContext*, void** stream);  // 193
+  const void* gap_194[36];
   Status* (*KernelInfo_GetInputCount)(const KernelInfo*, std::size_t*);  // 230
-  const void* gap_231[37];
+  const void* gap_231[5];
+  Status* (*KernelInfoGetAttribute_tensor)(const KernelInfo*, const char* name, Allocator*, Value**);  // 236
+  const void* gap_237[31];
   Status* (*ShapeInferContext_GetInputTypeShape)(const ShapeInferContext*, std::size_t, TensorTypeAndShapeInfo**);  // 268
   Status* (*ShapeInferContext_GetAttribute)(const ShapeInferContext*, const char* name, const OpAttr**);            // 269
   Status* (*ShapeInferContext_SetOutputTypeShape)(const ShapeInferContext*, std::size_t,

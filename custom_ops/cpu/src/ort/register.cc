@@ -21,12 +21,16 @@
 #include "../../include/actx_ops.h"
 #include "../isa.h"
 #include "../op.h"
+#include "../ops/ops.h"
 #include "abi.h"
+#include "launcher.h"
 
 namespace actx::ort {
 namespace {
 
 constexpr std::size_t kMaxInputs = 4;
+constexpr const char* kCpu = "CPUExecutionProvider";
+constexpr const char* kCuda = ACTX_CUDA_PROVIDER;  // another one in tests, over a stand-in for the CUDA driver
 
 // --- errors ---
 
@@ -99,6 +103,26 @@ class NodeAttributes final : public Attributes {
     return array<std::vector<float>>(api_.KernelInfoGetAttributeArray_float, name);
   }
 
+  std::optional<std::vector<char>> bytes(const char* name) const override {
+    Allocator* allocator;
+    Value* value;
+    check(api_.GetAllocatorWithDefaultOptions(&allocator));
+    if (!succeeded(api_, api_.KernelInfoGetAttribute_tensor(info_, name, allocator, &value))) return std::nullopt;
+    const std::unique_ptr<Value, void (*)(Value*)> owner(value, api_.ReleaseValue);
+    TensorTypeAndShapeInfo* info;
+    check(api_.GetTensorTypeAndShape(value, &info));
+    const std::unique_ptr<TensorTypeAndShapeInfo, void (*)(TensorTypeAndShapeInfo*)> info_owner(
+        info, api_.ReleaseTensorTypeAndShapeInfo);
+    ElementType type;
+    std::size_t count;
+    void* data;
+    check(api_.GetTensorElementType(info, &type));
+    check(api_.GetTensorShapeElementCount(info, &count));
+    check(api_.GetTensorMutableData(value, &data));
+    const auto* first = static_cast<const char*>(data);
+    return std::vector<char>(first, first + count * size_of(static_cast<Type>(type)));
+  }
+
  private:
   // Asked without memory, the runtime gives the size.
   template <typename Array>
@@ -151,7 +175,7 @@ class SessionThreads final : public Parallel {
   std::int64_t threads_;
 };
 
-// --- an operator, once for every combination of types ---
+// --- an operator, once for every provider and combination of types ---
 
 // The types of a node's inputs and of its output.
 struct Signature {
@@ -174,12 +198,13 @@ std::vector<Signature> signatures(const OpInfo& info) {
 }
 
 struct TypedOp : CustomOp {
-  TypedOp(const Api& api, bool shapes_in_place, const OpInfo& info, const Signature& signature);
+  TypedOp(const Api& api, bool shapes_in_place, bool on_gpu, const OpInfo& info, const Signature& signature);
 
   std::size_t inputs() const { return info.required_inputs + info.optional_inputs; }
 
   const Api& api;
   bool shapes_in_place;
+  bool on_gpu;
   const OpInfo& info;
   Signature signature;
 };
@@ -191,12 +216,11 @@ const TypedOp& typed(const CustomOp* op) { return *static_cast<const TypedOp*>(o
 class Node {
  public:
   Node(const TypedOp& type, const KernelInfo* info)
-      : type_(type),
-        threads_(std::max(1u, std::thread::hardware_concurrency())),
-        op_(type.info.create(NodeAttributes(type.api, info), default_kernels(), "")) {
+      : type_(type), op_(type.info.create(NodeAttributes(type.api, info), default_kernels(), "")) {
     check(type.api.KernelInfo_GetInputCount(info, &given_inputs_));
     check_output_type();
   }
+  virtual ~Node() = default;
 
   const Api& api() const { return type_.api; }
   const char* op_type() const { return type_.info.name; }
@@ -210,8 +234,14 @@ class Node {
     void* data;
     check(api().KernelContext_GetOutput(context, 0, shape.data(), shape.size(), &output));
     check(api().GetTensorMutableData(output, &data));
-    op_->run(inputs, data, SessionThreads(api(), context, threads_));
+    run(inputs, shape, data, context);
   }
+
+ protected:
+  // `output` is of that shape.
+  virtual void run(const Inputs& inputs, const Shape& shape, void* output, KernelContext* context) const = 0;
+
+  const Op& op() const { return *op_; }
 
  private:
   // The runtime chose the signature by the types in the model; the attributes may ask for another output.
@@ -258,12 +288,43 @@ class Node {
 
   const TypedOp& type_;
   std::size_t given_inputs_ = 0;
-  std::int64_t threads_;
   std::unique_ptr<Op> op_;
 };
 
+class CpuNode final : public Node {
+ public:
+  using Node::Node;
+
+ private:
+  void run(const Inputs& inputs, const Shape&, void* output, KernelContext* context) const override {
+    op().run(inputs, output, SessionThreads(api(), context, threads_));
+  }
+
+  std::int64_t threads_ = std::max(1u, std::thread::hardware_concurrency());
+};
+
+// The tensors are in the memory of the GPU. The op checks shapes, and computes nothing.
+class CudaNode final : public Node {
+ public:
+  CudaNode(const TypedOp& type, const KernelInfo* info) : Node(type, info), launcher_(NodeAttributes(type.api, info)) {}
+
+ private:
+  void run(const Inputs& inputs, const Shape& shape, void* output, KernelContext* context) const override {
+    void* stream;
+    check(api().KernelContext_GetGPUComputeStream(context, &stream));
+    launcher_.launch(inputs, shape, output, static_cast<cuda::Stream>(stream));
+  }
+
+  cuda::Launcher launcher_;
+};
+
+std::unique_ptr<Node> make_node(const TypedOp& type, const KernelInfo* info) {
+  if (type.on_gpu) return std::make_unique<CudaNode>(type, info);
+  return std::make_unique<CpuNode>(type, info);
+}
+
 Status* create_node(const CustomOp* op, const Api* api, const KernelInfo* info, void** node) {
-  return guarded(*api, typed(op).info.name, [&] { *node = new Node(typed(op), info); });
+  return guarded(*api, typed(op).info.name, [&] { *node = make_node(typed(op), info).release(); });
 }
 
 Status* compute_node(void* opaque, KernelContext* context) {
@@ -293,11 +354,11 @@ void infer_shape(const TypedOp& op, ShapeInferContext* context) {
   check(op.api.ShapeInferContext_SetOutputTypeShape(context, 0, info));
 }
 
-TypedOp::TypedOp(const Api& the_api, bool in_place, const OpInfo& the_info, const Signature& the_signature)
-    : CustomOp{}, api(the_api), shapes_in_place(in_place), info(the_info), signature(the_signature) {
+TypedOp::TypedOp(const Api& the_api, bool in_place, bool gpu, const OpInfo& the_info, const Signature& the_signature)
+    : CustomOp{}, api(the_api), shapes_in_place(in_place), on_gpu(gpu), info(the_info), signature(the_signature) {
   version = kApiVersion;
   GetName = [](const CustomOp* op) { return typed(op).info.name; };
-  GetExecutionProviderType = [](const CustomOp*) -> const char* { return nullptr; };  // the CPU
+  GetExecutionProviderType = [](const CustomOp* op) { return typed(op).on_gpu ? kCuda : kCpu; };
   GetInputTypeCount = [](const CustomOp* op) { return typed(op).inputs(); };
   GetInputType = [](const CustomOp* op, std::size_t i) { return static_cast<ElementType>(typed(op).signature.inputs[i]); };
   GetInputCharacteristic = [](const CustomOp* op, std::size_t i) {
@@ -326,17 +387,22 @@ class Domain {
     CustomOpDomain* domain;
     check(api.CreateCustomOpDomain("actx", &domain));
     domain_.reset(domain);
-    for (const OpInfo& info : op_infos()) {
-      for (const Signature& signature : signatures(info)) {
-        ops_.push_back(std::make_unique<TypedOp>(api, shapes_in_place, info, signature));
-        check(api.CustomOpDomain_Add(domain, ops_.back().get()));
-      }
-    }
+    if (std::strcmp(kCuda, kCpu) != 0) add_ops(api, shapes_in_place, false);
+    add_ops(api, shapes_in_place, true);
   }
 
   CustomOpDomain* get() const { return domain_.get(); }
 
  private:
+  void add_ops(const Api& api, bool shapes_in_place, bool on_gpu) {
+    for (const OpInfo& info : op_infos()) {
+      for (const Signature& signature : signatures(info)) {
+        ops_.push_back(std::make_unique<TypedOp>(api, shapes_in_place, on_gpu, info, signature));
+        check(api.CustomOpDomain_Add(domain_.get(), ops_.back().get()));
+      }
+    }
+  }
+
   std::vector<std::unique_ptr<TypedOp>> ops_;
   std::unique_ptr<CustomOpDomain, void (*)(CustomOpDomain*)> domain_;
 };
