@@ -42,9 +42,9 @@ def command(
     ] = "html",
     json: options.Json = False,
 ) -> None:
-    """Write what a bundle's manifest says as a page: the verdict, latency, drift, every site, and how to repeat it.
+    """Make one page of what a bundle's manifest says.
 
-    Nothing is run or measured.
+    It has the verdict, where latency and drift come from, every site's curve, and the commands to repeat it. Nothing is run.
     """
     from actx.cli import printing  # noqa: PLC0415 - the help must answer without the library
     from actx.exporter import report  # noqa: PLC0415
