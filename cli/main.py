@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from actx.cli import build, check, demo, export, fit, inspect, profile, targets
+from actx.cli import build, check, demo, export, fit, inspect, profile, report, targets
 
 INTERRUPTED = 130  # as typer ends where the user presses Ctrl-C
 
@@ -26,7 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Rewrite a trained model's activations into forms the device runs fast, export it, and prove the result.",
 )
-for verb in (inspect, export, build, check, profile, fit, targets, demo):
+for verb in (inspect, export, build, check, profile, report, fit, targets, demo):
     app.command(verb.__name__.rpartition(".")[2], epilog=verb.EXAMPLE)(verb.command)
 
 
@@ -75,13 +75,13 @@ def run() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:  # noqa: BLE001 - the one funnel
-        return _report(error)
+        return _print_error(error)
     if code == INTERRUPTED:
         typer.echo("Interrupted: no bundle is left half written.", err=True)
     return code if isinstance(code, int) else 0
 
 
-def _report(error: Exception) -> int:
+def _print_error(error: Exception) -> int:
     from actx.exporter.errors import ActxError, one_line  # noqa: PLC0415 - the help needs nothing of the library
 
     if os.environ.get("ACTX_DEBUG") == "1":
@@ -92,7 +92,7 @@ def _report(error: Exception) -> int:
         typer.echo(f"Error: {error}", err=True)
         return error.exit_code
     if hasattr(error, "format_message"):  # of the command line itself: typer has no public name for all of these
-        return _report_usage(error)
+        return _print_usage(error)
     typer.echo(f"Error: {type(error).__name__}: {one_line(str(error))}", err=True)
     typer.echo(
         "Note: this is not an error that actx expects.\nRun again with ACTX_DEBUG=1 for the traceback.", err=True
@@ -100,7 +100,7 @@ def _report(error: Exception) -> int:
     return 1
 
 
-def _report_usage(error: Any) -> int:
+def _print_usage(error: Any) -> int:
     """Say what is wrong with the command line; without any arguments, the message is the help itself."""
     message = error.format_message().rstrip()
     context = getattr(error, "ctx", None)

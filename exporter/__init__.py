@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from actx.exporter.inspection import inspect
     from actx.exporter.opening import session
     from actx.exporter.pipeline import export
+    from actx.exporter.reporting import report
     from actx.exporter.rewriting import rewrite
     from actx.exporter.runtimes.onnxruntime import RuntimeOptions
     from actx.exporter.search.search import SearchOptions
@@ -33,6 +34,7 @@ __all__ = [
     "fit",
     "inspect",
     "profile",
+    "report",
     "rewrite",
     "session",
 ]
@@ -49,6 +51,7 @@ _HOMES = {
     "fit": "fitting",
     "inspect": "inspection",
     "profile": "comparison",
+    "report": "reporting",
     "rewrite": "rewriting",
     "session": "opening",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal
 
+from actx.exporter.curve import curve_entry, histogram
 from actx.exporter.manifest import (
     AttributionEntry,
     CandidateEntry,
@@ -65,6 +66,7 @@ def site_entry(
         scale=place.scale,
         fit=None if choice.fit is None else _fit_entry(choice.fit),
         statistics=None if observed is None else _statistics_entry(observed),
+        curve=curve_entry(choice, observed),
         ffn=None if ffn is None else _ffn_entry(ffn),
         recovery=None if recovery is None else _recovery_entry(recovery),
     )
@@ -84,7 +86,11 @@ def _ffn_entry(decision: Decision) -> FfnEntry:
 
 def _statistics_entry(observed: SiteStatistics) -> StatisticsEntry:
     return StatisticsEntry(
-        low=observed.low, high=observed.high, elements_per_sample=observed.elements, zeros=observed.zeros
+        low=observed.low,
+        high=observed.high,
+        elements_per_sample=observed.elements,
+        zeros=observed.zeros,
+        histogram=histogram(observed),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 VERSION = 2
+# A list of numbers alone. A text holds no line break, so that none is taken for one.
+_NUMBERS = re.compile(r'\[\n([^][{}"]*)\]')
 
 
 class _Strict(BaseModel):
@@ -85,12 +88,25 @@ class FitEntry(_Strict):
 
 
 class StatisticsEntry(_Strict):
-    """What was observed at a site on the data."""
+    """What was observed at a site on the data. `histogram` has the share of the inputs in equal parts of [`low`, `high`]."""
 
     low: float
     high: float
     elements_per_sample: float
     zeros: float
+    histogram: list[float] = []
+
+
+class CurveEntry(_Strict):
+    """Samples of a site's function f and its form s, at evenly spaced points with both ends of `interval` among them.
+
+    `source` is f, `error` is s - f, null where the site is kept. A point where one of them is not finite is null. Of a function
+    per channel they are those of the first channel.
+    """
+
+    interval: tuple[float, float]
+    source: list[float | None]
+    error: list[float | None] | None
 
 
 class RatioEntry(_Strict):
@@ -241,8 +257,8 @@ class SiteEntry(_Strict):
 
     In the graphs the value `input` is `scale` times the original's, and so is `output`: a slope that was folded into
     the layers around the site. `lowering` is what stands there in the portable graph. `entries` are the kinds of a mixture's
-    entries; its `fit` is that of the worst of them. `ffn` is null where no product is
-    gated.
+    entries; its `fit` is that of the worst of them. `curve` is null of a mixture and of a row-wise site. `ffn` is null where no
+    product is gated.
     """
 
     name: str
@@ -262,6 +278,7 @@ class SiteEntry(_Strict):
     scale: float
     fit: FitEntry | None
     statistics: StatisticsEntry | None
+    curve: CurveEntry | None = None
     ffn: FfnEntry | None = None
     recovery: RecoveryEntry | None = None
 
@@ -302,9 +319,9 @@ class Manifest(_Strict):
             ActxError: it cannot be written.
         """
         try:
-            path.write_text(
-                json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False) + "\n", encoding="utf-8"
-            )
+            text = json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False)
+            lines = _NUMBERS.sub(lambda numbers: f"[{' '.join(numbers[1].split())}]", text)
+            path.write_text(lines + "\n", encoding="utf-8")
         except OSError as error:
             raise ActxError(
                 f"cannot write {path}", note=str(error), remedy="Check the free space and permissions."

@@ -67,6 +67,12 @@ class Density:
         """Return the root mean square of an error that is given at `places`."""
         return float(np.sqrt(np.average(np.square(error), weights=self.mass)))
 
+    def shares(self, edges: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return which share of the inputs lies between each two neighbours of ascending edges, evenly within bins."""
+        below = np.concatenate([[0], np.cumsum(self.counts)]) / self.counts.sum()
+        shares: NDArray[np.float64] = np.diff(np.interp(edges, _EDGES, below))
+        return shares
+
     @cached_property
     def places(self) -> NDArray[np.float64]:
         """Middles of the bins that hold any input, float64 ascending."""

@@ -131,6 +131,12 @@ class BuildOptions:
         path = values["timing_cache"]
         return {**values, "timing_cache": path and str(path), "compute_capabilities": list(self.compute_capabilities)}
 
+    def arguments(self) -> list[tuple[str, str | None]]:
+        """Return the options of the command line that are not as by default, with their values; None for a flag."""
+        changed = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        changed = [(name, value) for name, value in changed if value != getattr(BuildOptions(), name)]
+        return [(_OPTIONS[name].flag, _text(value)) for name, value in changed]
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> BuildOptions:
         """Return the options that `to_dict` gave.
@@ -144,6 +150,12 @@ class BuildOptions:
         path = values.get("timing_cache")
         capabilities = tuple(values.get("compute_capabilities", ()))
         return cls(**{**values, "timing_cache": path and Path(path), "compute_capabilities": capabilities})
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, bool):
+        return None
+    return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 def parse_size(text: str) -> int:

@@ -57,6 +57,7 @@ SIGNATURES = {
         *("model", "artifact", "data", "inputs", "batch_size", "runs", "trust", "factory", "kernels", "options"),
         "progress",
     ],
+    "report": ["bundle", "out", "format"],
     "rewrite": ["module", "args", "forms", "kwargs", "dynamic_shapes", "statistics", "fold"],
     "SearchOptions": ["log", "jobs", "executor", "max_time", "samples"],
     "session": ["bundle", "options", "kernels", "trust"],

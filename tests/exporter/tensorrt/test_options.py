@@ -94,3 +94,14 @@ def test_the_other_options_are_both_libraries() -> None:
 def test_a_stripped_engine_is_for_one_compute_capability() -> None:
     with pytest.raises(UsageError, match="one compute capability"):
         BuildOptions(strip_weights=True, compute_capabilities=("8.6", "8.9")).check("trt-rtx")
+
+
+def test_arguments_are_what_is_not_by_default() -> None:
+    assert BuildOptions().arguments() == []
+    changed = BuildOptions(workspace=1024, refit=True, tf32=False, compute_capabilities=("8.6", "12.0"))
+    assert changed.arguments() == [
+        ("--workspace", "1024"),
+        ("--refit", None),
+        ("--no-tf32", None),
+        ("--compute-capability", "8.6,12.0"),
+    ]

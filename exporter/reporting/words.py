@@ -1,0 +1,92 @@
+"""Numbers and names as the report writes them."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from actx.exporter.errors import one_line, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+NOT_MEASURED = "not measured"
+_LONGEST_NAME = 90  # letters of a name in a table
+
+
+def number(value: float | str | None, digits: int = 4) -> str:
+    """Return a number in four digits; infinities are texts in the manifest."""
+    if value is None:
+        return NOT_MEASURED
+    return value if isinstance(value, str) else f"{value:.{digits}g}"
+
+
+def signed(value: float | str | None) -> str:
+    """Return a number in three digits, with its sign."""
+    return number(value) if value is None or isinstance(value, str) else f"{value:+.3g}"
+
+
+def milliseconds(value: float | str | None) -> str:
+    """Return milliseconds in microseconds' precision."""
+    return number(value) if value is None or isinstance(value, str) else f"{value:.3f}"
+
+
+def percent(value: float | None) -> str:
+    """Return a share."""
+    return NOT_MEASURED if value is None else f"{100 * value:.1f} %"
+
+
+def decibels(value: float | str | None) -> str:
+    """Return a signal-to-noise ratio; infinite is no noise."""
+    if value == "inf":
+        return "no noise"
+    return number(value) if value is None or isinstance(value, str) else f"{value:.1f} dB"
+
+
+def mebibytes(value: int | None) -> str:
+    """Return a size."""
+    return NOT_MEASURED if value is None else f"{value / 2**20:.1f} MiB"
+
+
+def short(name: object) -> str:
+    """Return a name on one line, control characters escaped, the middle of a long one left out."""
+    return one_line(str(name), _LONGEST_NAME)
+
+
+def whole(name: object) -> str:
+    """Return all of a name, control characters escaped."""
+    return printable(str(name))
+
+
+def code(text: object) -> str:
+    """Return a text as a code span of a Markdown table's cell (GitHub Flavored Markdown, 6.1 and 4.10)."""
+    flat = short(text).replace("|", "\\|")
+    fence = "`" * (1 + max(map(len, re.findall("`+", flat)), default=0))
+    pad = " " if flat.startswith("`") or flat.endswith("`") else ""
+    return f"{fence}{pad}{flat}{pad}{fence}"
+
+
+def plain(text: object) -> str:
+    """Return a text in which Markdown sees no markup: punctuation is escaped (GitHub Flavored Markdown, 6.1)."""
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&@])", r"\\\1", one_line(str(text)))
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return nested facts as one level, by dotted names; empty ones are left out."""
+    return dict(_flat(values, prefix))
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            yield from ((f"{prefix}{name}", ", ".join(map(str, value))) for _ in value[:1])
+        elif value is not None:
+            yield f"{prefix}{name}", str(value)
+
+
+FILTERS: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (number, signed, milliseconds, percent, decibels, mebibytes, short, whole, code, plain, flat)
+}
