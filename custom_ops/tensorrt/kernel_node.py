@@ -14,10 +14,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from actx.custom_ops.gpu import Kernel, specialise, view
 from actx.custom_ops.gpu.build import compile_kernel
-from actx.custom_ops.gpu.launch import ALIGNMENT
-from actx.custom_ops.ops import TensorType
+from actx.custom_ops.gpu.launch import ALIGNMENT, Kernel, specialise, split
 from actx.custom_ops.ops.gated_spline import GatedSplineOp
 from actx.custom_ops.ops.op import is_known
 from actx.custom_ops.ops.polynorm import PolyNormOp
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from actx.custom_ops.ops import Op
+    from actx.custom_ops.ops import Op, TensorType
 
 ATTRIBUTE = "launch"
 # Numbers of inputs that nodes have: Lut has X and the table, PolyNorm has X, W, B, U and the table.
@@ -126,8 +124,10 @@ def axes(op: Op, inputs: Sequence[TensorType | None]) -> tuple[tuple[int, ...], 
     first = inputs[0]
     assert first is not None
     assert first.shape is not None
-    symbols = TensorType(first.dtype, tuple(_Axes((axis,)) for axis in range(len(first.shape))))
-    return tuple(map(_axes, view(op, [symbols, *inputs[1:]])))
+    rank = len(first.shape)
+    rows, channels = split(op, inputs)
+    start = rows % rank if rows < 0 else rows
+    return tuple(range(start)), tuple(range(start, rank)), () if channels is None else (channels % rank,)
 
 
 def _places(kernel: Kernel, inputs: Sequence[TensorType | None]) -> list[int]:
@@ -136,30 +136,6 @@ def _places(kernel: Kernel, inputs: Sequence[TensorType | None]) -> list[int]:
     output = len(kernel.inputs)
     table = output + 1
     return [*given, table, *range(table + 1, table + 1 + len(kernel.integers)), output]
-
-
-@dataclass(frozen=True)
-class _Axes:
-    """4. A product of sizes of the output, while a launch is viewed with the input's: half a size is the output's."""
-
-    axes: tuple[int, ...]
-
-    def __mul__(self, other: Any) -> _Axes:
-        return _Axes((*self.axes, *_axes(other)))
-
-    __rmul__ = __mul__
-
-    def __floordiv__(self, half: int) -> _Axes:
-        assert half == 2
-        return self
-
-
-def _axes(size: Any) -> tuple[int, ...]:
-    """Return the axes of a product; the number 1 is that of none."""
-    if isinstance(size, _Axes):
-        return size.axes
-    assert size == 1
-    return ()
 
 
 def _known(axes_of_size: tuple[int, ...], output: TensorType) -> int | None:
