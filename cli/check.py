@@ -32,21 +32,42 @@ def command(
     ] = None,
     kernels: options.Kernels = None,
     threads: options.Threads = 0,
+    device: options.Device = None,
+    devices: options.Devices = None,
     trust: options.Trust = False,
     json: options.Json = False,
 ) -> None:
     """Measure how far an artifact's outputs are from the original's.
 
-    For a bundle, also at which site the drift arises.
+    For a bundle, also at which site the drift arises. With --device, both run there.
     """
     from actx.cli import printing  # noqa: PLC0415 - the help must answer without the library
     from actx.exporter import check  # noqa: PLC0415
 
+    chosen, specs, asked = (
+        options.parse_devices(device, devices),
+        options.parse_inputs(inputs),
+        options.runtime_options(threads),
+    )
+    if chosen is not None and chosen.group:
+        from actx.exporter.devices.sweep import check_all, exit_code  # noqa: PLC0415
+        from actx.exporter.errors import UsageError  # noqa: PLC0415
+
+        if save_outputs is not None:
+            raise UsageError("--save-outputs keeps the outputs of one device", remedy="Name one of the group.")
+        with printing.progress_bar() as progress:
+            outcomes = check_all(
+                chosen.devices, model, artifact, data=data, inputs=specs, batch_size=batch_size, metric=metric,
+                max_drift=max_drift, logits=logits or (), trust=trust, factory=factory, kernels=kernels, options=asked,
+                progress=progress,
+            )  # fmt: skip
+        printing.print_outcomes(outcomes, printing.DRIFT_COLUMNS, printing.drift_row, json=json)
+        raise typer.Exit(exit_code(outcomes))
     with printing.progress_bar() as progress:
         report = check(
-            model, artifact, data=data, inputs=options.parse_inputs(inputs), batch_size=batch_size, metric=metric,
+            model, artifact, data=data, inputs=specs, batch_size=batch_size, metric=metric,
             max_drift=max_drift, logits=logits or (), save_outputs=save_outputs, trust=trust, factory=factory, kernels=kernels,
-            options=options.runtime_options(threads),
+            options=asked, device=None if chosen is None else chosen.devices[0],
             progress=lambda done, total: progress("check", done, total),
         )  # fmt: skip
     if json:

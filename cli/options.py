@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from actx.exporter.data import InputSpec
+    from actx.exporter.devices.config import Chosen
     from actx.exporter.fitting import Form
     from actx.exporter.runtimes.onnxruntime import RuntimeOptions
     from actx.exporter.search.search import SearchOptions
@@ -138,6 +139,18 @@ Transfers = Annotated[
     bool, typer.Option("--transfers/--no-transfers", help="Time an engine's copies to the GPU and back too.")
 ]
 Spin = Annotated[bool, typer.Option("--spin/--no-spin", help="Wait for a GPU by asking again and again, or asleep.")]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        help="Run on a device, over ssh: ssh://[USER@]HOST[:PORT], or a device or a group of devices.toml.",
+    ),
+]
+Devices = Annotated[
+    Path | None,
+    typer.Option("--devices", metavar="FILE", help="What names the devices and groups. Default: devices.toml here."),
+]
 Runs = Annotated[
     int | None,
     typer.Option(
@@ -248,6 +261,16 @@ def parse_inputs(texts: Sequence[str] | None) -> list[InputSpec]:
     from actx.exporter.data import InputSpec  # noqa: PLC0415 - the help must answer without the library
 
     return [InputSpec.parse(text) for text in texts or ()]
+
+
+def parse_devices(device: str | None, file: Path | None) -> Chosen | None:
+    """Read the values of --device and --devices."""
+    from actx.exporter.devices.config import find_devices  # noqa: PLC0415
+    from actx.exporter.errors import UsageError  # noqa: PLC0415
+
+    if device is None and file is not None:
+        raise UsageError("--devices names devices and no --device is given", remedy="Say which one with --device.")
+    return None if device is None else find_devices(device, file)
 
 
 def register_activations(module: str | None) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from actx.exporter.attribution import Attribution
+    from actx.exporter.devices.sweep import Outcome, R
     from actx.exporter.drift import DriftReport
     from actx.exporter.latency import LatencyReport
     from actx.exporter.manifest import EngineEntry, FitEntry
@@ -23,6 +24,8 @@ _NUMBER = re.compile(r"[+-]?(\d[\d.]*(e[+-]?\d+)?|inf|nan)( ?(%|dB|ms))?")
 _NO_NUMBER = ("", "-", "not measured", "no noise")
 _GAP = "  "
 _RUNTIMES = {"openvino": "OpenVINO", "tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+DRIFT_COLUMNS = ("device", "graph", "drift", "rel. l2", "max abs", "noisiest site", "budget")
+LATENCY_COLUMNS = ("device", "graph", "original ms", "artifact ms", "ratio", "95% interval", "verdict", "throttled")
 _TAILS = ("constant", "linear", "quadratic", "cubic")
 
 
@@ -149,6 +152,7 @@ def print_drift(report: DriftReport) -> None:
         for out in report.outputs
     ]  # fmt: skip
     columns = ("output", "max abs", "mean abs", "rel. l2", "1 - cosine", "SQNR", "top-1 agreement", "KL")
+    print_device(report.runtime)
     print_line("")
     print_table(f"Drift of {report.graph}{_in(report.runtime)} over {_samples(report)}", columns, rows)
     if report.sites:
@@ -254,7 +258,97 @@ def print_latency(report: LatencyReport) -> None:
         print_table(
             "Share of latency", ("site", "original", "artifact", "ran in the original", "in the artifact"), rows
         )
+    print_device(report.runtime)
     print_line(_verdict(report))
+
+
+def print_outcomes(
+    outcomes: Sequence[Outcome[R]], columns: Sequence[str], row: Callable[[R], list[str]], *, json: bool
+) -> None:
+    """Print what came of several devices: a table of those that were measured, and why the others were not."""
+    if json:
+        print_json({"devices": [outcome.to_dict() for outcome in outcomes]})
+        return
+    measured = [(outcome.device.name, outcome.report) for outcome in outcomes if outcome.report is not None]
+    print_table(
+        f"{len(measured)} of {count(len(outcomes), 'device')}", columns, [[name, *row(r)] for name, r in measured]
+    )
+    for name, report in measured:
+        print_notes([f"{name}: {note}" for note in report.notes])
+    for outcome in outcomes:
+        if outcome.error is not None:
+            note = f" ({outcome.error.note})" if outcome.error.note else ""
+            print_line(f"{outcome.device.name} failed: {outcome.error.what}{note}")
+
+
+def drift_row(report: DriftReport) -> list[str]:
+    """Return the row of a device that was checked."""
+    l2, max_abs = (
+        max((getattr(out, name) for out in report.outputs if getattr(out, name) is not None), default=None)
+        for name in ("l2", "max_abs")
+    )
+    budget = "" if report.max_drift is None else "met" if report else "MISSED"
+    return [report.graph, f"{report.drift:.6g}", number(l2), number(max_abs), report.worst_site or "", budget]
+
+
+def latency_row(report: LatencyReport) -> list[str]:
+    """Return the row of a device that was profiled."""
+    found = report.comparison
+    interval = "{:.3f} to {:.3f}".format(*found.interval)
+    throttled = _yes_or_no(report.runtime["throttled"])
+    times = [f"{times.p50:.3f}" for times in (report.original, report.artifact)]
+    return [report.graph, *times, f"{found.paired_ratio:.3f}", interval, found.verdict, throttled]
+
+
+def print_device(runtime: Mapping[str, Any]) -> None:
+    """Print what a device is and how it fared, where a measurement was made on one."""
+    if "device" not in runtime:
+        return
+    device = runtime["device"]
+    name = device["model"] or "model not known"
+    print_line("")
+    print_line(f"{device['name']}: {name}, {runtime['cpu']}, {count(runtime['cores'], 'core')}, {runtime['system']}")
+    if "conditions" not in runtime:
+        return
+    fared = runtime["conditions"]
+    stages = [[fared["before"]], fared["during"], [fared["after"]]]
+    rows = [
+        ["clock in MHz", *(_span([c for one in stage for c in one["clocks_mhz"] or ()]) for stage in stages)],
+        ["highest temperature in °C", *(_highest(stage) for stage in stages)],
+        ["clock held down", *(_yes_or_no(_any([one["throttled"] for one in stage])) for stage in stages)],
+    ]
+    print_table(f"{device['name']} meanwhile", ("", "before", "during", "after"), rows)
+    energy = runtime["energy_per_run"]
+    joules = [energy["original_joules"], energy["artifact_joules"]]
+    if None in joules:
+        print_line(f"energy per run: not measured ({energy['missing']})")
+    else:
+        print_line(
+            "energy per run, of the CPU packages with all that ran on them: original {:.4g} J, artifact {:.4g} J".format(
+                *joules
+            )
+        )
+
+
+def _span(values: Sequence[float]) -> str:
+    if not values:
+        return share(None)
+    low, high = f"{min(values):.0f}", f"{max(values):.0f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _highest(stage: Sequence[Mapping[str, Any]]) -> str:
+    values = [value for one in stage for value in (one["temperatures"] or {}).values()]
+    return f"{max(values):.1f}" if values else share(None)
+
+
+def _any(values: Sequence[bool | None]) -> bool | None:
+    known = [value for value in values if value is not None]
+    return any(known) if known else None
+
+
+def _yes_or_no(value: bool | None) -> str:
+    return share(None) if value is None else "yes" if value else "no"
 
 
 def ops_of(nodes: Breakdown, site: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import typer
+
 from actx.cli import options
 
 EXAMPLE = "Example: actx profile model.pt2 out --data eval.npz --threads 1 --runs 100"
@@ -20,22 +22,36 @@ def command(
     cuda_graph: options.CudaGraph = True,
     transfers: options.Transfers = False,
     spin: options.Spin = True,
+    device: options.Device = None,
+    devices: options.Devices = None,
     trust: options.Trust = False,
     json: options.Json = False,
 ) -> None:
     """Measure an artifact's latency against the original's.
 
     Both run in one process, in turns. The original is also measured against itself: a ratio within that noise is reported as
-    no difference.
+    no difference. With --device, both run there.
     """
     from actx.cli import printing  # noqa: PLC0415 - the help must answer without the library
     from actx.exporter import profile  # noqa: PLC0415
 
+    chosen = options.parse_devices(device, devices)
     asked = options.runtime_options(threads, cuda_graph=cuda_graph, transfers=transfers, spin=spin)
+    specs = options.parse_inputs(inputs)
+    if chosen is not None and chosen.group:
+        from actx.exporter.devices.sweep import exit_code, profile_all  # noqa: PLC0415
+
+        with printing.progress_bar() as progress:
+            outcomes = profile_all(
+                chosen.devices, model, artifact, data=data, inputs=specs, batch_size=batch_size, runs=runs, trust=trust,
+                factory=factory, kernels=kernels, options=asked, progress=progress,
+            )  # fmt: skip
+        printing.print_outcomes(outcomes, printing.LATENCY_COLUMNS, printing.latency_row, json=json)
+        raise typer.Exit(exit_code(outcomes))
     with printing.progress_bar() as progress:
         report = profile(
-            model, artifact, data=data, inputs=options.parse_inputs(inputs), batch_size=batch_size, runs=runs, trust=trust,
-            factory=factory, kernels=kernels, options=asked,
+            model, artifact, data=data, inputs=specs, batch_size=batch_size, runs=runs, trust=trust,
+            factory=factory, kernels=kernels, options=asked, device=None if chosen is None else chosen.devices[0],
             progress=lambda done, total: progress("profile", done, total),
         )  # fmt: skip
     if json:

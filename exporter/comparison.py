@@ -13,6 +13,9 @@ import onnx
 from actx.exporter.building import baseline
 from actx.exporter.bundle import PORTABLE, read_bundle
 from actx.exporter.choose import KEEP
+from actx.exporter.devices.config import Device, find_device
+from actx.exporter.devices.link import connect
+from actx.exporter.devices.remote import Depot, RemotePlace, RemoteRuntime, device_graph
 from actx.exporter.drift import DriftReport, SiteTap, check_applies
 from actx.exporter.drift import check as check_graphs
 from actx.exporter.errors import ActxError, TargetUnavailable
@@ -40,23 +43,57 @@ if TYPE_CHECKING:
     from actx.exporter.lift import Site
     from actx.exporter.load import LoadedModel
     from actx.exporter.manifest import Manifest
+    from actx.exporter.runtimes.base import Runtime
     from actx.exporter.tensorrt.inspector import SiteLayers
 
 Progress: TypeAlias = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class _Compared:
-    """The loaded original and both graphs as files, with what is known of the sites."""
+class Prepared:
+    """What is compared, wherever it runs.
+
+    Attributes:
+        loaded: the original.
+        original: it as a file.
+        artifact: a bundle, or an ONNX file.
+        manifest: of a bundle.
+        data: samples.
+        sites: of the original.
+    """
 
     loaded: LoadedModel
     original: Path
+    artifact: Path
+    manifest: Manifest | None
+    data: Data
+    sites: tuple[Site, ...]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What runs it.
+
+    Attributes:
+        graph: of the artifact, with its runtime.
+        original: what the original is run in.
+        options: how both are run.
+        depot: what has been sent to the device; None on this machine.
+    """
+
     graph: Graph
+    original: Runtime
+    options: RuntimeOptions
+    depot: Depot | None = None
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """The data, with remarks on the graph that was opened, and where the sites are in it."""
+
     data: Data
     taps: tuple[SiteTap, ...]
-    owners_original: dict[str, str]
-    owners_artifact: dict[str, str]
-    manifest: Manifest | None
+    owners: dict[str, str]
 
 
 def check(
@@ -74,6 +111,7 @@ def check(
     factory: str | None = None,
     kernels: bool | None = None,
     options: RuntimeOptions = DEFAULT,
+    device: Device | str | None = None,
     progress: Progress | None = None,
 ) -> DriftReport:
     """Measure how far an artifact's outputs are from the original's.
@@ -92,24 +130,17 @@ def check(
         factory: what makes the module for weights (see `load`).
         kernels: whether a bundle's graph of actx nodes must be taken, or must not; None for where it can (see `session`).
         options: how both are run.
+        device: where both are run, over ssh: an address, a name in `devices.toml`, or a `Device`; None for this machine.
         progress: called with the number of samples done and to do.
 
     Raises:
         ActxError, UsageError: a model or the data cannot be read or run, or they do not fit together.
     """
-    with _opened(
-        Path(model), Path(artifact), data, inputs, batch_size, trust=trust, factory=factory, kernels=kernels, options=options
-    ) as both:  # fmt: skip
-        check_applies(metric, both.loaded.model, logits)
-        saved = None if save_outputs is None else OutputFile(save_outputs, "original", both.graph.path.name)
-        report = check_graphs(
-            both.original, both.graph.path, both.data, taps=both.taps, metric=metric, max_drift=max_drift, logits=logits,
-            runtime=both.graph.runtime, original_runtime=options, observe=None if saved is None else saved.add,
-            progress=progress,
-        )  # fmt: skip
-        if saved is not None:
-            saved.write()
-        return report
+    with (
+        opened(Path(artifact), options, device, kernels=kernels, trust=trust) as place,
+        prepared(Path(model), Path(artifact), data, inputs, batch_size, trust=trust, factory=factory) as pair,
+    ):
+        return check_there(pair, place, metric, max_drift, logits, save_outputs, progress)
 
 
 def profile(
@@ -124,6 +155,7 @@ def profile(
     factory: str | None = None,
     kernels: bool | None = None,
     options: RuntimeOptions = DEFAULT,
+    device: Device | str | None = None,
     progress: Progress | None = None,
 ) -> LatencyReport:
     """Measure the latency of an artifact against the original's, interleaved in this process.
@@ -139,45 +171,104 @@ def profile(
         factory: what makes the module for weights (see `load`).
         kernels: whether a bundle's graph of actx nodes must be taken, or must not; None for where it can (see `session`).
         options: how both are run.
+        device: where both are run, over ssh: an address, a name in `devices.toml`, or a `Device`; None for this machine.
         progress: called with the number of rounds done and to do.
 
     Raises:
         ActxError, UsageError: a model or the data cannot be read or run, or they do not fit together.
     """
-    with _opened(
-        Path(model), Path(artifact), data, inputs, batch_size, trust=trust, factory=factory, kernels=kernels, options=options
-    ) as both:  # fmt: skip
-        if not both.graph.on_target:
-            raise TargetUnavailable(
-                f"the latency of {artifact} cannot be measured here",
-                note=f"{both.graph.path.name} runs {both.graph.reason}",
-                remedy=f"Run actx profile on the target's device, or give a graph, such as {Path(artifact) / PORTABLE}.",
-            )
-        if both.graph.onnx is None:
-            raise ActxError(
-                f"there is nothing to compare the latency of {artifact} with",
-                note="how an engine by itself was built is not known, so none can be built of the original",
-                remedy="Give the bundle's folder.",
-            )
-        with _baseline(both, options) as before:
-            return profile_graphs(
-                before.path, both.graph.path, both.data, runtime=both.graph.runtime, original_runtime=before.runtime,
-                runs=runs, owners_original=both.owners_original, owners_artifact=both.owners_artifact, progress=progress,
-            )  # fmt: skip
+    with (
+        opened(Path(artifact), options, device, kernels=kernels, trust=trust) as place,
+        prepared(Path(model), Path(artifact), data, inputs, batch_size, trust=trust, factory=factory) as pair,
+    ):
+        return profile_there(pair, place, runs, progress)
 
 
-def _baseline(both: _Compared, options: RuntimeOptions) -> contextlib.AbstractContextManager[Graph]:
+def check_there(
+    pair: Prepared,
+    place: Opened,
+    metric: str,
+    max_drift: float | None,
+    logits: Sequence[str],
+    save_outputs: Path | None,
+    progress: Progress | None,
+) -> DriftReport:
+    """Measure the drift of what was prepared where it was opened (see `check`)."""
+    both = _compared(pair, place.graph)
+    check_applies(metric, pair.loaded.model, logits)
+    saved = None if save_outputs is None else OutputFile(save_outputs, "original", place.graph.path.name)
+    report = check_graphs(
+        pair.original, place.graph.path, both.data, taps=both.taps, metric=metric, max_drift=max_drift, logits=logits,
+        runtime=place.graph.runtime, original_runtime=place.original, observe=None if saved is None else saved.add,
+        progress=progress,
+    )  # fmt: skip
+    if saved is not None:
+        saved.write()
+    return report
+
+
+def profile_there(pair: Prepared, place: Opened, runs: int | None, progress: Progress | None) -> LatencyReport:
+    """Measure the latency of what was prepared where it was opened (see `profile`)."""
+    both, graph = _compared(pair, place.graph), place.graph
+    if not graph.on_target:
+        raise TargetUnavailable(
+            f"the latency of {pair.artifact} cannot be measured here",
+            note=f"{graph.path.name} runs {graph.reason}",
+            remedy=f"Run actx profile on the target's device, or give a graph, such as {pair.artifact / PORTABLE}.",
+        )
+    if graph.onnx is None:
+        raise ActxError(
+            f"there is nothing to compare the latency of {pair.artifact} with",
+            note="how an engine by itself was built is not known, so none can be built of the original",
+            remedy="Give the bundle's folder.",
+        )
+    with _baseline(pair, place) as before:
+        return profile_graphs(
+            before.path, graph.path, both.data, runtime=graph.runtime, original_runtime=before.runtime,
+            place=None if place.depot is None else RemotePlace(place.depot), runs=runs,
+            owners_original=owners(pair.sites), owners_artifact=both.owners, progress=progress,
+        )  # fmt: skip
+
+
+def _baseline(pair: Prepared, place: Opened) -> contextlib.AbstractContextManager[Graph]:
     """Give the original in the runtime and types of the artifact: of an engine, another engine with the same options."""
-    manifest, request, target, quant = both.manifest, None, TARGETS["onnx"], None
-    if manifest is not None and both.graph.source is not None:
+    manifest, request, target, quant = pair.manifest, None, TARGETS["onnx"], None
+    if manifest is not None and place.graph.source is not None:
         name, entry = [*manifest.engines.items()][-1]
         target, quant = find_target(name), manifest.request.quant
         request = BuildRequest(Profile.from_facts(entry.facts), BuildOptions.from_dict(entry.facts["options"]))
-    return baseline(target, both.loaded.model, both.original, both.graph, quant, both.data, request, options)
+    return baseline(
+        target, pair.loaded.model, pair.original, place.graph, quant, pair.data, request, place.options
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
-def _opened(
+def opened(
+    artifact: Path, options: RuntimeOptions, device: Device | str | None, *, kernels: bool | None, trust: bool
+) -> Iterator[Opened]:
+    """Give what runs an artifact, and the original, on this machine or a device.
+
+    Args:
+        artifact: a bundle, or an ONNX file.
+        options: how both are run.
+        device: see `check`.
+        kernels: see `check`.
+        trust: see `check`.
+
+    Raises:
+        ActxError, UsageError: it cannot be opened, or there is no connection to the device.
+    """
+    if device is None:
+        yield Opened(best_graph(artifact, options, kernels=kernels, trust=trust), options, options)
+        return
+    with connect(find_device(device)) as link:
+        depot = Depot(link)
+        graph = device_graph(depot, artifact, options, kernels=kernels, trust=trust)
+        yield Opened(graph, RemoteRuntime(depot, options), options, depot)
+
+
+@contextlib.contextmanager
+def prepared(
     model: Path,
     artifact: Path,
     data: str | None,
@@ -186,32 +277,35 @@ def _opened(
     *,
     trust: bool,
     factory: str | None,
-    kernels: bool | None,
-    options: RuntimeOptions,
-) -> Iterator[_Compared]:
-    graph = best_graph(artifact, options, kernels=kernels, trust=trust)
+) -> Iterator[Prepared]:
+    """Give the loaded original as a file, its sites and the data, for any number of comparisons (see `check`)."""
     manifest = read_bundle(artifact)[1] if artifact.is_dir() else None
     loaded = load(model, inputs=inputs, trust=trust, factory=factory)
-    sites = lift(loaded.model).sites
     engine = _last_engine(manifest)
     samples = open_data(loaded, data, batch_size, {} if engine is None else engine.ranges)
     if engine is not None:
         for feeds in samples:
             engine.check(feeds)
+    if manifest is not None and manifest.source.sha256 != loaded.sha256:
+        remark = f"{artifact.name} was made from another file than {model.name}: {manifest.source.file}"
+        samples = replace(samples, notes=(*samples.notes, remark))
     with workspace(loaded) as original:
-        owned: dict[str, str] = {}
-        halves: dict[str, Half] = {}
-        if graph.onnx is not None:
-            proto = _read(graph.onnx)
-            _check_names(loaded, proto)
-            owned, halves = _marked(proto), halves_by_site(proto)
-        taps = () if manifest is None else tuple(_taps(manifest, {site.name: site for site in sites}, owned, halves))
-        if manifest is not None and manifest.source.sha256 != loaded.sha256:
-            remark = f"{artifact.name} was made from another file than {model.name}: {manifest.source.file}"
-            samples = replace(samples, notes=(*samples.notes, remark))
-        if manifest is not None and ((len(manifest.graphs) > 1 and not graph.kernels) or not graph.on_target):
-            samples = replace(samples, notes=(*samples.notes, f"{graph.path.name} was run, {graph.reason}"))
-        yield _Compared(loaded, original, graph, samples, taps, owners(sites), products(sites) | owned, manifest)
+        yield Prepared(loaded, original, artifact, manifest, samples, tuple(lift(loaded.model).sites))
+
+
+def _compared(pair: Prepared, graph: Graph) -> _Compared:
+    """Find the sites of the original in a graph."""
+    owned: dict[str, str] = {}
+    halves: dict[str, Half] = {}
+    if graph.onnx is not None:
+        proto = _read(graph.onnx)
+        _check_names(pair.loaded, proto)
+        owned, halves = _marked(proto), halves_by_site(proto)
+    manifest, samples, sites = pair.manifest, pair.data, {site.name: site for site in pair.sites}
+    taps = () if manifest is None else tuple(_taps(manifest, sites, owned, halves))
+    if manifest is not None and ((len(manifest.graphs) > 1 and not graph.kernels) or not graph.on_target):
+        samples = replace(samples, notes=(*samples.notes, f"{graph.path.name} was run, {graph.reason}"))
+    return _Compared(samples, taps, products(pair.sites) | owned)
 
 
 def _last_engine(manifest: Manifest | None) -> Profile | None:

@@ -7,21 +7,19 @@ The mark is VmHWM of /proc/self/status. `getrusage` does not do: its ru_maxrss b
 
 from __future__ import annotations
 
-import contextlib
 import pickle
-import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from actx.exporter import machine
 from actx.exporter.errors import ActxError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from actx.exporter.data import Arrays
     from actx.exporter.runtimes.base import Runtime
-
-_STATUS = Path("/proc/self/status")
 
 
 def peak_memory(runtime: Runtime, model: Path, feeds: Arrays) -> int | None:
@@ -54,21 +52,12 @@ def peak_memory(runtime: Runtime, model: Path, feeds: Arrays) -> int | None:
 def _main() -> None:
     runtime, model, feeds = pickle.load(sys.stdin.buffer)  # noqa: S301 - the parent wrote it
     runtime.describe()  # the library is loaded for it, and not counted
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): sets the mark back to what is held
-    before = _status("VmRSS")
+    machine.lower_high_water_mark()
+    before = machine.memory("VmRSS")
     runtime.open(model).run(feeds)
-    peak = _status("VmHWM")
+    peak = machine.memory("VmHWM")
     if before is not None and peak is not None:
         sys.stdout.write(str(peak - before))
-
-
-def _status(field: str) -> int | None:
-    try:
-        found = re.search(rf"^{field}:\s*(\d+) kB$", _STATUS.read_text(encoding="ascii"), re.MULTILINE)
-    except OSError:
-        return None
-    return None if found is None else 1024 * int(found[1])
 
 
 if __name__ == "__main__":

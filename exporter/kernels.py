@@ -82,7 +82,7 @@ def find_kernels(carried: Carried | None = None) -> Kernels:
         TargetUnavailable: no library can be used here.
         ActxError: the bundle's library is not the file that the export wrote.
     """
-    if _is_named():
+    if is_named():
         return _usable(cpu.find(), f"the kernels that {VARIABLE} names", _REMEDY_NAMED)
     try:
         return _usable(cpu.find(), "the installed kernels")
@@ -108,7 +108,7 @@ def choose_kernels(wanted: bool | None, carried: Carried | None = None) -> tuple
     try:
         return find_kernels(carried), ""
     except TargetUnavailable as error:
-        if wanted or _is_named() or os.environ.get(ISA_VARIABLE):
+        if wanted or is_named() or os.environ.get(ISA_VARIABLE):
             raise
         return None, f"{error.what}: {error.note}"
 
@@ -167,7 +167,8 @@ def _of_bundle(carried: Carried, missing: TargetUnavailable) -> Kernels:
     return _usable(carried.folder / name, "the bundle's own kernels")
 
 
-def _is_named() -> bool:
+def is_named() -> bool:
+    """Tell whether the environment names the library that it must be."""
     return bool(os.environ.get(VARIABLE))
 
 

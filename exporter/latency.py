@@ -25,22 +25,21 @@
 
 from __future__ import annotations
 
-import gc
-import heapq
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from actx.exporter import machine
-from actx.exporter.collection import no_garbage_collection, only_new_garbage
+from actx.exporter import machine, turns
+from actx.exporter.collection import only_new_garbage
 from actx.exporter.data import Arrays, Data, cast_feeds
 from actx.exporter.errors import UsageError
 from actx.exporter.metrics import json_values
+from actx.exporter.place import Here
 from actx.exporter.runtimes.onnxruntime import DEFAULT
 
 if TYPE_CHECKING:
@@ -48,7 +47,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from actx.exporter.runtimes.base import Breakdown, Runtime, Session
+    from actx.exporter.place import Entrants, Place
+    from actx.exporter.runtimes.base import Breakdown, Runtime
 
 Progress: TypeAlias = Callable[[int, int], None]
 Opened: TypeAlias = "tuple[Path, Runtime]"
@@ -58,12 +58,8 @@ Verdict: TypeAlias = Literal["faster", "slower", "no difference"]
 _LEVEL = 0.95
 _NOISE_LEVEL = 0.99
 MIN_ROUNDS = 8  # 2 * 0.5**8 < 1 - _NOISE_LEVEL
-# Rule 2.
-_MIN_TURNS = 3
-_MAX_TURNS = 40
-_MAX_TURNS_NS = 2_000_000_000
+# Rule 2; more of it is in `turns`.
 _SHARE_OF_TURNS = 0.5  # of the time of a round where that is short: the rest is for opening and the first runs
-_AGREEMENT = 0.02
 # Rule 6.
 _MAX_ROUNDS = 50
 _MAX_ROUNDS_S = 20.0
@@ -206,6 +202,7 @@ def profile(
     *,
     runtime: Runtime = DEFAULT,
     original_runtime: Runtime | None = None,
+    place: Place | None = None,
     runs: int | None = None,
     owners_original: Mapping[str, str] | None = None,
     owners_artifact: Mapping[str, str] | None = None,
@@ -220,6 +217,7 @@ def profile(
         data: made for the original's inputs; cast to the artifact's where these differ.
         runtime: what both are run in, as it is where sessions take turns.
         original_runtime: the same for the original, where that has another graph to name its nodes by.
+        place: where rounds are measured; None for this process.
         runs: rounds to measure; None for as many as rule 6 says.
         owners_original: the site of every value that a site computes, by the value's name in the original.
         owners_artifact: likewise in the artifact.
@@ -234,27 +232,26 @@ def profile(
         msg = "at least one run is needed"
         raise UsageError(msg, note=f"got {runs} runs", remedy="Give --runs a larger number, or leave it out.")
     runtimes = [turned.in_turns() for turned in (original_runtime or runtime, runtime)]
-    load = machine.load_average()
+    watched = place or Here()
     batches = list(islice(data.batches(), _LARGEST_POOL))
     pair = (original, artifact)
     inputs = [runtime.open(model).inputs for runtime, model in zip(runtimes, pair, strict=True)]
     feeds = [[cast_feeds(batch.feeds, specs) for batch in batches] for specs in inputs]
-    others = machine.Others()
     rng = np.random.default_rng(seed)
 
     def measure(index: int) -> Round:
-        batch = [rows[index % len(rows)] for rows in (*feeds, feeds[0])]
-        return _round((*pair, original), batch, (*runtimes, runtimes[0]), rng)
+        first, second = ((*both, rows[index % len(rows)]) for *both, rows in zip(pair, runtimes, feeds, strict=True))
+        return _round(watched, (first, second, first), rng)
 
     with only_new_garbage():
         rounds = take_rounds(measure, runs, progress)
-    busy = others.cores()
+    entrants = [(*both, rows[0]) for *both, rows in zip(pair, runtimes, feeds, strict=True)]
+    described = runtimes[1].describe() | watched.describe(*entrants)
     samples = sum(batches[i % len(batches)].samples * done.turns.shape[1] for i, done in enumerate(rounds))
     first, second, again = (summarize(row, samples) for row in np.concatenate([done.turns for done in rounds], axis=1))
     starts = np.stack([done.start for done in rounds])
     peaks = [runtimes[i].peak_memory(model, feeds[i][0]) for i, model in enumerate(pair)]
     startups = [_startup(starts[:, i], peak) for i, peak in enumerate(peaks)]
-    described = machine.describe() | runtimes[1].describe() | {"load_average": load, "others_busy_cores": busy}
     return LatencyReport(
         graph=artifact.name,
         original=first,
@@ -315,12 +312,16 @@ def compare_all(
     """
     models = [model for model, _ in (original, *artifacts)]
     runtimes = [runtime.in_turns() for _, runtime in (original, *artifacts)]
-    cast = [cast_feeds(feeds, runtime.open(model).inputs) for runtime, model in zip(runtimes, models, strict=True)]
+    entrants = [
+        (model, runtime, cast_feeds(feeds, runtime.open(model).inputs))
+        for model, runtime in zip(models, runtimes, strict=True)
+    ]
+    here = Here()
     rng = np.random.default_rng(seed)
-    most = min(_MAX_TURNS_NS, int(1e9 * seconds * _SHARE_OF_TURNS / MIN_ROUNDS))
+    most = min(turns.MAX_TURNS_NS, int(1e9 * seconds * _SHARE_OF_TURNS / MIN_ROUNDS))
 
     def measure(_: int) -> Round:
-        return _round((*models, models[0]), (*cast, cast[0]), (*runtimes, runtimes[0]), rng, most)
+        return _round(here, (*entrants, entrants[0]), rng, most)
 
     with only_new_garbage():
         rounds = take_rounds(measure, seconds=seconds)
@@ -339,11 +340,11 @@ def time_model(model: Path, feeds: Arrays, *, runtime: Runtime, seconds: float) 
     Raises:
         ActxError: it cannot be opened or run.
     """
-    turned = runtime.in_turns()
+    entrants, here = [(model, runtime.in_turns(), feeds)], Here()
     rng = np.random.default_rng(0)
-    most = min(_MAX_TURNS_NS, int(1e9 * seconds * _SHARE_OF_TURNS / MIN_ROUNDS))
+    most = min(turns.MAX_TURNS_NS, int(1e9 * seconds * _SHARE_OF_TURNS / MIN_ROUNDS))
     with only_new_garbage():
-        rounds = take_rounds(lambda _: _round((model,), (feeds,), (turned,), rng, most), MIN_ROUNDS, seconds=seconds)
+        rounds = take_rounds(lambda _: _round(here, entrants, rng, most), MIN_ROUNDS, seconds=seconds)
     times = np.concatenate([done.turns[0] for done in rounds])
     samples = max((len(array) for array in feeds.values() if array.ndim), default=1)
     return summarize(times, samples * len(times))
@@ -385,7 +386,7 @@ def take_rounds(
 
 
 def take_turns(
-    run: Callable[[int], int], sessions: int, rng: np.random.Generator, most: int = _MAX_TURNS_NS
+    run: Callable[[int], int], sessions: int, rng: np.random.Generator, most: int = turns.MAX_TURNS_NS
 ) -> NDArray[np.int64]:
     """Let the sessions take turns as rule 2 says.
 
@@ -398,16 +399,13 @@ def take_turns(
     Returns:
         The nanoseconds, shape (sessions, turns), without those of the first turn.
     """
+    return np.array(turns.take_turns(run, _orders(sessions, rng), most), np.int64).T
 
-    def turn() -> list[int]:
-        times = {int(which): run(int(which)) for which in rng.permutation(sessions)}
-        return [times[which] for which in range(sessions)]
 
-    turn()
-    turns = [turn() for _ in range(_MIN_TURNS)]
-    while not _settled(turns, most):
-        turns.append(turn())
-    return np.array(turns, np.int64).T
+def _orders(sessions: int, rng: np.random.Generator) -> Iterator[list[int]]:
+    """Draw orders of sessions, one whenever one is needed."""
+    while True:
+        yield rng.permutation(sessions).tolist()
 
 
 def summarize(nanoseconds: NDArray[np.int64], samples: int) -> Latency:
@@ -448,38 +446,17 @@ def machine_notes(described: Mapping[str, Any]) -> tuple[str, ...]:
     varying = sorted({*described["governors"]} - {"performance", machine.UNKNOWN})
     if varying:
         notes.append(f"the CPU governor is {', '.join(varying)}, not performance: the clock may have changed meanwhile")
+    if described.get("throttled"):
+        notes.append(
+            "the device held its clock down meanwhile: times are longer than on one that is cool and well supplied"
+        )
     return tuple(notes)
 
 
-def _round(
-    models: Sequence[Path],
-    feeds: Sequence[Arrays],
-    runtimes: Sequence[Runtime],
-    rng: np.random.Generator,
-    most: int = _MAX_TURNS_NS,
-) -> Round:
+def _round(place: Place, entrants: Entrants, rng: np.random.Generator, most: int = turns.MAX_TURNS_NS) -> Round:
     """Measure one round: rules 1 and 2."""
-    start = np.zeros((len(models), 2), np.int64)
-    sessions: dict[int, Session] = {}
-    timers: dict[int, Callable[[], int]] = {}
-    gc.collect()
-    with no_garbage_collection():
-        for which in rng.permutation(len(models)):
-            begin = time.perf_counter_ns()
-            sessions[which] = runtimes[which].open(models[which])
-            opened = time.perf_counter_ns()
-            sessions[which].run(feeds[which])  # with its checks
-            start[which] = opened - begin, time.perf_counter_ns() - opened
-            timers[which] = sessions[which].timer(feeds[which])
-        return Round(start, take_turns(lambda which: timers[which](), len(models), rng, most))
-
-
-def _settled(turns: Sequence[Sequence[int]], most: int) -> bool:
-    """Tell whether the turns so far are enough: rule 2."""
-    if len(turns) >= _MAX_TURNS or sum(map(sum, turns)) > most:
-        return True
-    pairs = (heapq.nsmallest(2, times) for times in zip(*turns, strict=True))
-    return all(second <= (1 + _AGREEMENT) * least for least, second in pairs)
+    start, taken = place.take_round(entrants, _orders(len(entrants), rng), most)
+    return Round(np.array(start, np.int64), np.array(taken, np.int64).T)
 
 
 _Interval: TypeAlias = tuple[float, float, float]

@@ -1,12 +1,16 @@
-"""The machine that a measurement runs on: its CPU, its clock's governor, and what else keeps it busy.
+"""The machine that a measurement runs on: its CPU, its clock's governor, what else keeps it busy, and a process's memory.
 
 Read from Linux's /proc and /sys; unknown where these do not say.
+
+It needs the standard library of Python 3.8 alone: it is sent to devices.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -55,6 +59,18 @@ def load_average() -> list[float] | None:
         return list(os.getloadavg())
     except (OSError, AttributeError):
         return None
+
+
+def memory(field: str) -> int | None:
+    """Return a figure of this process from /proc/self/status in bytes, such as `VmRSS` or `VmHWM`, its high-water mark."""
+    found = re.search(rf"^{field}:\s*(\d+) kB$", _read("/proc/self/status"), re.MULTILINE)
+    return None if found is None else 1024 * int(found[1])
+
+
+def lower_high_water_mark() -> None:
+    """Set the high-water mark of this process's memory back to what it holds."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5)
 
 
 class Others:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actx.exporter.runtimes import base
+    from actx.exporter.targets.base import Chooser
     from actx.exporter.tensorrt.engine import EngineRuntime
 
 
@@ -73,22 +74,34 @@ def session(
 
 
 def best_graph(
-    artifact: Path, options: RuntimeOptions = DEFAULT, *, kernels: bool | None = None, trust: bool = False
+    artifact: Path,
+    options: RuntimeOptions = DEFAULT,
+    *,
+    kernels: bool | None = None,
+    trust: bool = False,
+    choose: Chooser = choose_kernels,
 ) -> Graph:
     """Return what to run, of a bundle or an ONNX file itself.
 
     1. Of a bundle it is what was made for its target, in that target's runtime, where this machine has both.
     2. Else the target's graph of standard ops in ONNX Runtime, or `model.onnx`.
 
+    Args:
+        artifact: the bundle's folder, or the file.
+        options: how it is run.
+        kernels: see `session`.
+        trust: see `session`.
+        choose: returns the kernels of the machine that runs it, which may be a device.
+
     Raises:
         TargetUnavailable, ActxError: as `session`.
     """
     if artifact.is_file():
-        return _file(artifact, options, kernels=kernels, trust=trust)
+        return _file(artifact, options, kernels=kernels, trust=trust, choose=choose)
     if not artifact.exists():
         raise ActxError(f"{artifact} does not exist", remedy="Give a bundle that actx export made, or an .onnx file.")
     target, files = files_of(artifact, trust=trust)
-    return target.graph(files, options, kernels)
+    return target.graph(replace(files, choose=choose), options, kernels)
 
 
 def files_of(bundle: Path, *, trust: bool = False) -> tuple[Target, Files]:
@@ -112,13 +125,13 @@ def files_of(bundle: Path, *, trust: bool = False) -> tuple[Target, Files]:
     return find_target([manifest.request.target, *manifest.engines][-1]), files
 
 
-def _file(file: Path, options: RuntimeOptions, *, kernels: bool | None, trust: bool) -> Graph:
+def _file(file: Path, options: RuntimeOptions, *, kernels: bool | None, trust: bool, choose: Chooser) -> Graph:
     if file.suffix == ENGINE_SUFFIX:
         return Graph(file, _engine_runtime(file, options, trust=trust), "the file itself")
     needed = _needs_kernels(file)
     if needed and kernels is False:
         raise UsageError(f"{file} has actx nodes", remedy="Leave --no-kernels out: it needs the kernels.")
-    found = choose_kernels(kernels)[0] if needed else None
+    found = choose(kernels, None)[0] if needed else None
     runtime = options if found is None else found.register(options)
     return Graph(file, runtime, "the file itself", kernels=found is not None)
 

@@ -24,6 +24,19 @@ def why_not_here(path: Path) -> str:
     Raises:
         OSError: it cannot be read.
     """
+    return why_not_for(path, platform.machine())
+
+
+def why_not_for(path: Path, architecture: str) -> str:
+    """Return why the file is no whole shared library for machines of an architecture, or nothing.
+
+    Args:
+        path: the file.
+        architecture: as `platform.machine` has it.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     with path.open("rb") as file:
         header = file.read(_HEADER.size)
     if not header.startswith(_MAGIC[: max(1, len(header))]):
@@ -34,6 +47,6 @@ def why_not_here(path: Path) -> str:
     machine, sections, section_size, section_count = fields[2], fields[6], fields[11], fields[12]
     if path.stat().st_size < sections + section_size * section_count:
         return "it was cut short"
-    if ARCHITECTURES.get(machine) != platform.machine():
-        return f"it is for {ARCHITECTURES.get(machine, f'machine {machine}')}, this is {platform.machine()}"
+    if ARCHITECTURES.get(machine) != architecture:
+        return f"it is for {ARCHITECTURES.get(machine, f'machine {machine}')}, this is {architecture}"
     return ""

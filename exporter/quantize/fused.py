@@ -25,7 +25,7 @@ from onnx import TensorProto
 from actx.exporter.errors import UsageError
 from actx.exporter.lower import SITE_METADATA
 from actx.exporter.runtimes.onnxruntime import DEFAULT, RuntimeOptions, inference_session
-from actx.exporter.runtimes.onnxruntime_profiler import OPTIMIZED_MODEL
+from actx.exporter.runtimes.settings import OPTIMIZED_MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

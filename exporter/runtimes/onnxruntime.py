@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import re
 import time
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +19,8 @@ from actx.exporter.data import DTYPES, Arrays, InputSpec
 from actx.exporter.errors import ActxError, UsageError
 from actx.exporter.footprint import peak_memory
 from actx.exporter.runtimes.base import ENGINE_DEFAULT, EngineOptions
-from actx.exporter.runtimes.onnxruntime_profiler import OPTIMIZED_MODEL, node_times
+from actx.exporter.runtimes.onnxruntime_profiler import node_times
+from actx.exporter.runtimes.settings import EXACT_SUMS, NO_QDQ, LibraryRefusedError, open_session, register
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -36,9 +36,7 @@ OPTIMIZATIONS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-_SILENT = 4  # only fatal messages: everything else reaches the user as an error of ours
 _ELEMENT_TYPES = {"float": "float32", "double": "float64", "bool": "bool"} | {name: name for name in DTYPES}
-_EXACT_SUMS, _NO_QDQ = "session.x64quantprecision", "session.disable_quant_qdq"
 _OP_LACKING = re.compile(
     r"No Op registered for (?P<op>\w+)|error: (?P<function>[\w.]+:\w+)\(-?\d+\) is not a registered|"
     r"implementation for (?P<kernel>[\w.:]+)\(\d+\)",
@@ -143,9 +141,13 @@ class RuntimeOptions:
         """Return the options with idle threads stopped between runs and busy ones pinned."""
         return replace(self, spin_between_runs=False, pin_threads=True)
 
+    def pins_threads(self, cores: Sequence[int]) -> bool:
+        """Tell whether each thread is kept on one of these cores: ONNX Runtime does that by itself where it takes all."""
+        return bool(_cores_of_threads(self, cores)) or (self.threads == 0 and len(cores) > 1)
+
     def describe(self) -> dict[str, Any]:
         """Return what a measurement depends on besides the model: versions, CPU, cores, their governors, options."""
-        cores = len(machine.usable_cores())
+        cores = machine.usable_cores()
         return {
             "runtime": "onnxruntime",
             "provider": self.provider,
@@ -153,8 +155,8 @@ class RuntimeOptions:
             "onnx": importlib.metadata.version("onnx"),
             "numpy": np.__version__,
             **machine.describe(),
-            "threads_used": self.threads or cores,
-            "threads_pinned": bool(_cores_of_threads(self)) or (self.threads == 0 and cores > 1),
+            "threads_used": self.threads or len(cores),
+            "threads_pinned": self.pins_threads(cores),
             "options": self.to_dict(),
         }
 
@@ -175,7 +177,7 @@ class _Session:
         Raises:
             ActxError: an input is no tensor, or of an element type that numpy does not have.
         """
-        return tuple(_input_spec(node) for node in self._session.get_inputs())
+        return tuple(input_spec(node) for node in self._session.get_inputs())
 
     @cached_property
     def outputs(self) -> tuple[str, ...]:
@@ -192,16 +194,11 @@ class _Session:
         try:
             values = self._session.run(list(names), dict(feeds))
         except Exception as error:
-            got = ", ".join(f"{name}:{array.dtype}{list(array.shape)}" for name, array in feeds.items())
             expected = ", ".join(f"{node.name}:{node.type}{node.shape}" for node in self._session.get_inputs())
-            note = f"{_reason(str(error))} (fed {got}; the model's inputs are {expected})"
-            msg = "the model failed to run on the data"
-            raise ActxError(msg, note=note, remedy="Give --data that the model accepts.") from error
+            raise run_error(str(error), feeds, expected) from error
         for name, value in zip(names, values, strict=True):
             if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
-                kind = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
-                msg = f"output '{name}' is no numeric tensor"
-                raise ActxError(msg, note=f"got {kind}", remedy="Remove that output from the model.")
+                raise no_tensor(name, str(value.dtype) if isinstance(value, np.ndarray) else type(value).__name__)
         return dict(zip(names, values, strict=True))
 
     def timer(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], int]:
@@ -239,14 +236,17 @@ def inference_session(
         what = f"model '{model}' {'is no file' if path.exists() else 'does not exist'}"
         raise ActxError(what, remedy="Give an .onnx file.")
     _check_provider(options, ort.get_available_providers())
-    session_options = _session_options(options, trace)
-    for library in options.libraries:
-        _register(session_options, library)
+    settings = session_settings(options, machine.usable_cores())
     try:
-        content = _with_outputs(path, outputs, session_options) if outputs else str(path)
-        session = _create(content, session_options, options)
+        content: str | bytes = str(path)
+        if outputs:
+            settings["entries"]["session.model_external_initializers_file_folder_path"] = str(path.resolve().parent)
+            content = path.read_bytes() + further_outputs(outputs)
+        session = open_session(content, settings, [str(library) for library in options.libraries], trace)
+    except LibraryRefusedError as error:
+        raise refused(*error.args) from error
     except Exception as error:
-        raise _open_error(path, outputs, str(error)) from error
+        raise open_error(path, outputs, str(error)) from error
     _check_provider(options, session.get_providers())
     return session
 
@@ -259,91 +259,81 @@ def _check_provider(options: RuntimeOptions, found: Sequence[str]) -> None:
         raise ActxError(what, note=f"it has {', '.join(found)}", remedy=remedy)
 
 
-def _create(content: str | bytes, session_options: Any, options: RuntimeOptions) -> Any:
-    """Create the session, without what ONNX Runtime 1.31 cannot do for this model.
-
-    It fuses Q/DQ of float8 into ops of 8-bit integers, and then refuses these. It turns int8 weights into uint8, and fails
-    where two nodes share them or their zero points: these are then run as ``fast``.
-    """
-    providers = list(dict.fromkeys((options.provider, CPU)))
-    disabled = list(options.disabled_optimizers) or None
-    create = partial(ort.InferenceSession, content, session_options, providers)
-    ways_out = {"float8": (_NO_QDQ, "1"), "AddInitializer": (_EXACT_SUMS, "0")}
-    while True:
-        try:
-            return create(disabled_optimizers=disabled)
-        except Exception as error:
-            way_out = next((way for fault, way in ways_out.items() if fault in str(error)), None)
-            if way_out is None:
-                raise
-            ways_out = {fault: way for fault, way in ways_out.items() if way != way_out}
-            session_options.add_session_config_entry(*way_out)
-
-
 def check_library(library: Path) -> None:
     """Check that ONNX Runtime takes a custom-op library.
 
     Raises:
         ActxError: it does not.
     """
-    _register(ort.SessionOptions(), library)
-
-
-def _register(session_options: Any, library: Path) -> None:
     try:
-        session_options.register_custom_ops_library(str(library))
-    except Exception as error:
-        msg = f"custom-op library '{library}' cannot be loaded"
-        remedy = "Build it for this machine and this ONNX Runtime."
-        raise ActxError(msg, note=_reason(str(error)), remedy=remedy) from error
+        register(ort.SessionOptions(), str(library))
+    except LibraryRefusedError as error:
+        raise refused(*error.args) from error
 
 
-def _session_options(options: RuntimeOptions, trace: Path | None) -> Any:
-    session_options = ort.SessionOptions()
-    session_options.log_severity_level = _SILENT
-    session_options.intra_op_num_threads = options.threads
-    session_options.graph_optimization_level = OPTIMIZATIONS[options.optimization]
+def refused(library: Path | str, text: str) -> ActxError:
+    """Say in our words why ONNX Runtime refused a library of custom ops."""
+    remedy = "Build it for this machine and this ONNX Runtime."
+    return ActxError(f"custom-op library '{library}' cannot be loaded", note=reason(text), remedy=remedy)
+
+
+def session_settings(options: RuntimeOptions, cores: Sequence[int]) -> dict[str, Any]:
+    """Return what `open_session` follows, as JSON values.
+
+    Args:
+        options: how sessions are opened.
+        cores: numbers of the cores that the process may run on.
+    """
+    entries = {}
     if options.int8_sums == "exact":
-        session_options.add_session_config_entry(_EXACT_SUMS, "1")
+        entries[EXACT_SUMS] = "1"
     if options.int8_sums == "float":
-        session_options.add_session_config_entry(_NO_QDQ, "1")
+        entries[NO_QDQ] = "1"
     if not options.spin_between_runs:
-        session_options.add_session_config_entry("session.force_spinning_stop", "1")
-    if cores := _cores_of_threads(options):
-        numbers = ";".join(str(core + 1) for core in cores)  # ONNX Runtime counts from 1
-        session_options.add_session_config_entry("session.intra_op_thread_affinities", numbers)
-    if trace is not None:
-        session_options.enable_profiling = True
-        session_options.profile_file_prefix = str(trace / "profile")
-        session_options.optimized_model_filepath = str(trace / OPTIMIZED_MODEL)
-        # The optimized graph is wanted, a second copy of the weights is not.
-        (trace / "weights").symlink_to(os.devnull)
-        session_options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
-    return session_options
+        entries["session.force_spinning_stop"] = "1"
+    if pinned := _cores_of_threads(options, cores):
+        entries["session.intra_op_thread_affinities"] = ";".join(str(core + 1) for core in pinned)  # counted from 1
+    return {
+        "threads": options.threads,
+        "optimization": OPTIMIZATIONS[options.optimization].name,
+        "disabled_optimizers": list(options.disabled_optimizers),
+        "providers": list(dict.fromkeys((options.provider, CPU))),
+        "entries": entries,
+    }
 
 
-def _cores_of_threads(options: RuntimeOptions) -> list[int]:
+def _cores_of_threads(options: RuntimeOptions, cores: Sequence[int]) -> Sequence[int]:
     """Return the core of each thread but the caller's; none where they are not pinned."""
-    cores = machine.usable_cores()
     return cores[1 : options.threads] if options.pin_threads and options.threads <= len(cores) else []
 
 
-def _with_outputs(path: Path, outputs: Sequence[str], session_options: Any) -> bytes:
-    """Return the model's bytes with more graph outputs, and tell the session where the external data lies.
+def further_outputs(outputs: Sequence[str]) -> bytes:
+    """Return what gives a model more graph outputs when it is appended to the model's bytes.
 
     Concatenating serialized messages merges them (Protocol Buffers, Encoding, "Last One Wins"), so the outputs are
-    appended without parsing the model or writing a file.
+    appended without parsing the model.
     """
-    folder = str(path.resolve().parent)
-    session_options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     more = onnx.GraphProto(output=[onnx.ValueInfoProto(name=name) for name in dict.fromkeys(outputs)])
     appendix: bytes = onnx.ModelProto(graph=more).SerializeToString()
-    return path.read_bytes() + appendix
+    return appendix
 
 
-def _open_error(path: Path, outputs: Sequence[str], text: str) -> ActxError:
-    """Say in our words why ONNX Runtime refused a model."""
-    version = f"ONNX Runtime {ort.__version__}"
+def run_error(text: str, feeds: Mapping[str, NDArray[Any]], expected: str) -> ActxError:
+    """Say in our words why ONNX Runtime did not run a model on these feeds, whose inputs are as `expected` says."""
+    got = ", ".join(f"{name}:{array.dtype}{list(array.shape)}" for name, array in feeds.items())
+    note = f"{reason(text)} (fed {got}; the model's inputs are {expected})"
+    return ActxError("the model failed to run on the data", note=note, remedy="Give --data that the model accepts.")
+
+
+def no_tensor(name: str, kind: str) -> ActxError:
+    """Say that an output is no tensor of numbers."""
+    what = f"output '{name}' is no numeric tensor"
+    return ActxError(what, note=f"got {kind}", remedy="Remove that output from the model.")
+
+
+def open_error(path: Path, outputs: Sequence[str], text: str, version: str = ort.__version__) -> ActxError:
+    """Say in our words why ONNX Runtime of a version refused a model."""
+    version = f"ONNX Runtime {version}"
     if "Protobuf parsing failed" in text or "No graph was found" in text:
         return ActxError(
             f"'{path}' is not an ONNX model",
@@ -352,7 +342,7 @@ def _open_error(path: Path, outputs: Sequence[str], text: str) -> ActxError:
         )
     if "xternal data" in text or "xternal initializer" in text or "ExtData" in text:
         remedy = "Keep the model and its data files together in one folder, as files and not as links."
-        return ActxError(f"the external data of '{path}' is missing or incomplete", note=_reason(text), remedy=remedy)
+        return ActxError(f"the external data of '{path}' is missing or incomplete", note=reason(text), remedy=remedy)
     if newer := re.search(r"domain \S+ is till opset \d+|max supported IR version: \d+", text):
         msg = f"'{path}' was made for a newer runtime than {version}"
         return ActxError(msg, note=newer[0], remedy="Export it at a lower opset, or update onnxruntime.")
@@ -366,19 +356,24 @@ def _open_error(path: Path, outputs: Sequence[str], text: str) -> ActxError:
         op = lacking["op"] or lacking["function"] or lacking["kernel"]
         remedy = "Register the library that holds it, or use the portable model.onnx."
         what = f"'{path}' uses the op '{op}', which {version} does not have here"
-        return ActxError(what, note=_reason(text), remedy=remedy)
+        return ActxError(what, note=reason(text), remedy=remedy)
     return ActxError(
-        f"{version} cannot open '{path}'", note=_reason(text), remedy="Check it with onnx.checker.check_model."
+        f"{version} cannot open '{path}'", note=reason(text), remedy="Check it with onnx.checker.check_model."
     )
 
 
-def _reason(text: str) -> str:
-    """Drop the runtime's own code, build paths and C++ signatures from its message."""
+def reason(text: str) -> str:
+    """Return ONNX Runtime's message without the runtime's own code, build paths and C++ signatures from its message."""
     message = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:)?", "", text)
     return re.sub(r"/onnxruntime_src/\S+:\d+ .*?\)( const)? (?=[A-Z])", "", message)
 
 
-def _input_spec(node: Any) -> InputSpec:
+def input_spec(node: Any) -> InputSpec:
+    """Return an input that ONNX Runtime describes by `name`, `type` and `shape`.
+
+    Raises:
+        ActxError: it is no tensor, or of an element type that numpy does not have.
+    """
     match = re.fullmatch(r"tensor\((\w+)\)", node.type)
     if match is None or match[1] not in _ELEMENT_TYPES:
         msg = f"input '{node.name}' has the type {node.type}, which cannot be fed"

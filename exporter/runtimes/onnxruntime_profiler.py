@@ -16,13 +16,13 @@ import onnx
 
 from actx.exporter.errors import UsageError
 from actx.exporter.runtimes.base import Breakdown, breakdown
+from actx.exporter.runtimes.settings import OPTIMIZED_MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from actx.exporter.data import Arrays
 
-OPTIMIZED_MODEL = "optimized.onnx"
 _CAST_PREFIX = "InsertedPrecisionFreeCast_"
 # An activation that the runtime folded into one of these cannot be timed apart from it.
 _LINEAR = ("Conv", "Gemm", "MatMul", "Attention", "LSTM", "GRU", "MoE")
@@ -78,10 +78,26 @@ def node_times(
             for _ in range(warmup + runs):
                 session.run(feeds)
         finally:
-            events = json.loads(session.end_profiling().read_text(encoding="utf-8"))
-        graph = onnx.load(trace / OPTIMIZED_MODEL, load_external_data=False).graph
-    measured = _runs(events)[-runs:]
-    sites = _node_sites(graph, measured, _known_values(model), owners)
+            events = session.end_profiling().read_bytes()
+        graph = (trace / OPTIMIZED_MODEL).read_bytes()
+    return read_trace(events, graph, model, feeds, owners, runs=runs)
+
+
+def read_trace(
+    events: bytes, graph: bytes, model: Path, feeds: Arrays, owners: Mapping[str, str], *, runs: int
+) -> Breakdown:
+    """Map what ONNX Runtime's profiler wrote to sites (see `node_times`).
+
+    Args:
+        events: the profile.
+        graph: the optimized graph, without weights.
+        model: as in `node_times`.
+        feeds: likewise.
+        owners: likewise.
+        runs: the last runs that count.
+    """
+    measured = _runs(json.loads(events))[-runs:]
+    sites = _node_sites(onnx.load_from_string(graph).graph, measured, _known_values(model), owners)
     shapes = {name: array.shape for name, array in feeds.items()}
     return breakdown(_mean_times(measured, sites), owners, len(measured), shapes)
 

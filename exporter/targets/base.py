@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from actx.exporter.bundle import ENGINE_SUFFIX, PORTABLE
 from actx.exporter.errors import UsageError
+from actx.exporter.kernels import Carried, Kernels, choose_kernels
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from actx.exporter.data import InputSpec
     from actx.exporter.fitting import Form
-    from actx.exporter.kernels import Carried
     from actx.exporter.lift.ops import Op
     from actx.exporter.lower import Native
     from actx.exporter.manifest import EngineEntry
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 # Called with how much of a step is done and how much there is to do.
 Progress: TypeAlias = Callable[[int, int], None]
+Chooser: TypeAlias = Callable[[bool | None, Carried | None], tuple[Kernels | None, str]]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Files:
         carried: the libraries that the bundle carries.
         trust: whether code that came with the bundle may run: there is none where it is being made.
         disabled_optimizers: of ONNX Runtime, that its target's graph is faster without.
+        choose: returns the kernels of the machine that runs it (see `choose_kernels`).
     """
 
     folder: Path
@@ -53,6 +55,7 @@ class Files:
     carried: Carried | None = None
     trust: bool = True
     disabled_optimizers: tuple[str, ...] = ()
+    choose: Chooser = choose_kernels
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,7 @@ class Target(ABC):
         native: what its own graph is written in, beside the portable one (see `lower`); None where that is what it takes.
         schemes: values of ``--quant``; without a scheme the graph keeps the source's types.
         optimizers: of ONNX Runtime, that a graph may be faster without: the ops, by domain and type, that each writes.
+        on_devices: whether ONNX Runtime's CPU provider on a device runs it.
         has_kernels: whether there are actx kernels for it.
         gpu_architectures: values of ``--with-kernels`` that its own graph is compiled for, beside libraries for the CPU's.
         has_engine: whether an engine is built for it, from the portable graph in the types of a scheme.
@@ -138,6 +142,7 @@ class Target(ABC):
     native: ClassVar[Native | None] = None
     schemes: ClassVar[tuple[str, ...]] = ()
     optimizers: ClassVar[Mapping[str, frozenset[Op]]] = {}
+    on_devices: ClassVar[bool] = False
     has_kernels: ClassVar[bool] = False
     gpu_architectures: ClassVar[tuple[str, ...]] = ()
     has_engine: ClassVar[bool] = False

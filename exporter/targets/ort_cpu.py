@@ -52,6 +52,7 @@ class OrtCpu(Target):
         "NhwcTransformer": contrib("QLinearConv", "NhwcMaxPool", "NhwcFusedConv"),
     }
     schemes = ("int8", "int8-dynamic", "int4")
+    on_devices = True
     has_kernels = True
 
     def abilities(self) -> Abilities:
@@ -74,7 +75,7 @@ class OrtCpu(Target):
         if own is None:
             refuse_kernels(files, kernels)
             return portable(files, options, "the bundle holds this graph only")
-        found, missing = choose_kernels(kernels, files.carried)
+        found, missing = files.choose(kernels, files.carried)
         if found is None:
             return portable(files, options, f"not {own}: {missing}")
         runtime = found.register(_settings(options, files.quant, files.disabled_optimizers))

@@ -12,7 +12,6 @@ import onnxruntime as ort
 from actx.custom_ops.gpu import GpuUnavailable, require_triton
 from actx.custom_ops.gpu.build import ARCHITECTURES
 from actx.exporter.fitting import Form
-from actx.exporter.kernels import choose_kernels
 from actx.exporter.lower.cuda import compile_nodes
 from actx.exporter.runtimes.onnxruntime import CUDA
 from actx.exporter.targets.base import Abilities, Files, Graph, Target, portable, refuse_kernels
@@ -64,7 +63,7 @@ class OrtCuda(Target):
         if own is None:
             refuse_kernels(files, kernels)
             return portable(files, runtime, f"the bundle holds this graph only{where}", on_target=not missing)
-        found, lacking = choose_kernels(kernels, files.carried)
+        found, lacking = files.choose(kernels, files.carried)
         if found is None:
             return portable(files, runtime, f"not {own}: {lacking}{where}", on_target=not missing)
         return Graph(

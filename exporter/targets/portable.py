@@ -17,6 +17,7 @@ class Portable(Target):
 
     name = "onnx"
     summary = "standard ops for any runtime"
+    on_devices = True
 
     def abilities(self) -> Abilities:
         """Everything."""

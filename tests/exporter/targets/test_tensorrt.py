@@ -324,11 +324,12 @@ def test_the_baseline_of_an_engine_is_built_as_the_engine_was(tmp_path: Path) ->
     model, data = write_small(Small("relu", None), tmp_path)
     named = [InputSpec.parse(f"x:float32[rows,columns,{WIDTH}]")]
     exported = for_rtx(model, tmp_path / "out", data, inputs=named, shapes=parse_ranges(["rows=1:4:16"]))
-    with comparison._opened(
-        model, exported.path, str(data), (), None, trust=False, factory=None, kernels=None, options=DEFAULT
-    ) as both:
-        engine = replace(both, graph=replace(both.graph, source=both.graph.path))
-        with comparison._baseline(engine, DEFAULT) as before:
+    with (
+        comparison.opened(exported.path, DEFAULT, None, kernels=None, trust=False) as place,
+        comparison.prepared(model, exported.path, str(data), (), None, trust=False, factory=None) as pair,
+    ):
+        engine = replace(place, graph=replace(place.graph, source=place.graph.path))
+        with comparison._baseline(pair, engine) as before:
             assert read_plan(before.path.parent / "model.trt-rtx.engine").size
 
 

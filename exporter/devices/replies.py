@@ -1,0 +1,157 @@
+"""What the runner answers, checked: a device is not trusted to send what it should."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt
+
+R = TypeVar("R", bound="Reply")
+
+
+class Reply(BaseModel):
+    """An answer, of these fields and types."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Versions(Reply):
+    """Of what the runner needs."""
+
+    onnxruntime: str
+    numpy: str
+
+
+class Machine(Reply):
+    """See `machine.describe`."""
+
+    python: str
+    system: str
+    cpu: str
+    cores: int
+    governors: list[str]
+
+
+class Hello(Reply):
+    """What there is on the device.
+
+    Attributes:
+        model: name of the board or the machine, None where it has none.
+        architecture: as `platform.machine` has it.
+        libc: name and version, None where it does not tell.
+        cores: numbers of those that the runner may use.
+        versions: of what it needs.
+        machine: see `machine.describe`.
+    """
+
+    model: str | None
+    architecture: str
+    libc: str | None
+    cores: list[NonNegativeInt]
+    versions: Versions
+    machine: Machine
+
+
+class Missing(Reply):
+    """What the runner needs and does not find."""
+
+    missing: str | None
+    text: str
+    python: str
+
+
+class Nothing(Reply):
+    """Done."""
+
+
+class Sent(Reply):
+    """The number of a file, and its name on the device."""
+
+    file: int
+    name: str
+
+
+class Opened(Reply):
+    """A session: its number, name, type and shape of its inputs, names of its outputs."""
+
+    session: int
+    inputs: list[tuple[str, str, list[int | str | None]]]
+    outputs: list[str]
+
+
+class Ran(Reply):
+    """Name, type and shape of every array behind it."""
+
+    arrays: list[tuple[str, str, list[NonNegativeInt]]]
+
+
+class Kept(Reply):
+    """The number of feeds."""
+
+    feeds: int
+
+
+class Timed(Reply):
+    """One run."""
+
+    nanoseconds: NonNegativeInt
+
+
+class Conditions(Reply):
+    """See `sensors.conditions`."""
+
+    clocks_mhz: list[FiniteFloat] | None
+    limits_mhz: list[FiniteFloat] | None
+    temperatures: dict[str, FiniteFloat] | None
+    throttle_events: int | None
+    throttled: bool | None
+
+
+class Round(Reply):
+    """One round: nanoseconds to open and to run first, by session; of the runs, by turn and session."""
+
+    start: list[list[NonNegativeInt]]
+    turns: list[list[NonNegativeInt]]
+    conditions: Conditions
+
+
+class Trace(Reply):
+    """Sizes of the profile and of the graph behind it."""
+
+    sizes: tuple[NonNegativeInt, NonNegativeInt]
+
+
+class Footprint(Reply):
+    """Bytes that a process needed."""
+
+    bytes: int | None
+
+
+class Watch(Reply):
+    """How the device fares before a measurement."""
+
+    load_average: list[FiniteFloat] | None
+    conditions: Conditions
+
+
+class Watched(Reply):
+    """How it has fared."""
+
+    others_busy_cores: FiniteFloat | None
+    conditions: Conditions
+
+
+class Energy(Reply):
+    """Runs of each model alone and the energy meanwhile, or why there is none."""
+
+    runs: list[NonNegativeInt] | None = None
+    microjoules: list[NonNegativeInt] | None = None
+    missing: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return joules per run as JSON values, null where they were not measured."""
+        joules = [
+            1e-6 * energy / count if count else None
+            for energy, count in zip(self.microjoules or (), self.runs or (), strict=True)
+        ] or [None, None]
+        return {"original_joules": joules[0], "artifact_joules": joules[1], "missing": self.missing}
