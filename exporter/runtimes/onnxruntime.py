@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -20,7 +20,7 @@ from actx.exporter.errors import ActxError, UsageError
 from actx.exporter.footprint import peak_memory
 from actx.exporter.runtimes.base import ENGINE_DEFAULT, EngineOptions
 from actx.exporter.runtimes.onnxruntime_profiler import node_times
-from actx.exporter.runtimes.settings import EXACT_SUMS, NO_QDQ, LibraryRefusedError, open_session, register
+from actx.exporter.runtimes.settings import NO_QDQ, LibraryRefusedError, open_session, register
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -57,9 +57,7 @@ class RuntimeOptions:
             because one's spinning threads take the cores from the next.
         pin_threads: whether each thread but the caller's is kept on a core of its own where there are as many, as
             ONNX Runtime does by itself where `threads` is 0. On a busy machine times then vary less.
-        int8_sums: of products of codes. "fast" is ONNX Runtime's own way: on x86 without VNNI it adds those of uint8 and
-            int8 in pairs of 16 bits, which saturate. "exact" turns int8 weights into uint8 on such machines, which is slower;
-            models with DequantizeLinear of int8 without zero points fail with it. "float" computes Q/DQ as they are written.
+        fuse_qdq: whether an op between Q/DQ becomes one of integers. Off, they are computed as they are written.
         engine: how engines are run, on targets that have them.
         provider: what runs the nodes; those that the CUDA provider does not have run on the CPU.
 
@@ -73,7 +71,7 @@ class RuntimeOptions:
     libraries: tuple[Path, ...] = ()
     spin_between_runs: bool = True
     pin_threads: bool = False
-    int8_sums: Literal["fast", "exact", "float"] = "fast"
+    fuse_qdq: bool = True
     engine: EngineOptions = ENGINE_DEFAULT
     provider: str = CPU
 
@@ -96,7 +94,7 @@ class RuntimeOptions:
             "libraries": [library.name for library in self.libraries],
             "spin_between_runs": self.spin_between_runs,
             "pin_threads": self.pin_threads,
-            "int8_sums": self.int8_sums,
+            "fuse_qdq": self.fuse_qdq,
         }
 
     @property
@@ -284,10 +282,8 @@ def session_settings(options: RuntimeOptions, cores: Sequence[int]) -> dict[str,
         options: how sessions are opened.
         cores: numbers of the cores that the process may run on.
     """
-    entries = {}
-    if options.int8_sums == "exact":
-        entries[EXACT_SUMS] = "1"
-    if options.int8_sums == "float":
+    entries: dict[str, str] = {}
+    if not options.fuse_qdq:
         entries[NO_QDQ] = "1"
     if not options.spin_between_runs:
         entries["session.force_spinning_stop"] = "1"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 OPTIMIZED_MODEL = "optimized.onnx"
-EXACT_SUMS, NO_QDQ = "session.x64quantprecision", "session.disable_quant_qdq"
+NO_QDQ = "session.disable_quant_qdq"
 _SILENT = 4  # only fatal messages: everything else reaches the user as an error of ours
 
 
@@ -77,18 +77,11 @@ def _trace(options: Any, trace: Path) -> None:
 
 
 def _create(create: Any, options: Any) -> Any:
-    """Create the session, without what ONNX Runtime 1.31 cannot do for this model.
-
-    It fuses Q/DQ of float8 into ops of 8-bit integers, and then refuses these. It turns int8 weights into uint8, and fails
-    where two nodes share them or their zero points: these are then run as ``fast``.
-    """
-    ways_out = {"float8": (NO_QDQ, "1"), "AddInitializer": (EXACT_SUMS, "0")}
-    while True:
-        try:
-            return create()
-        except Exception as error:  # noqa: PERF203 - it ends after the second
-            way_out = next((way for fault, way in ways_out.items() if fault in str(error)), None)
-            if way_out is None:
-                raise
-            ways_out = {fault: way for fault, way in ways_out.items() if way != way_out}
-            options.add_session_config_entry(*way_out)
+    """Create the session. ONNX Runtime 1.31 fuses Q/DQ of float8 into ops of 8-bit integers, and then refuses these."""
+    try:
+        return create()
+    except Exception as error:
+        if "float8" not in str(error):
+            raise
+        options.add_session_config_entry(NO_QDQ, "1")
+        return create()
