@@ -44,7 +44,7 @@ def write(
     """
     parts = payload if size is not None else list(payload)
     text = json.dumps(message).encode()
-    length = size if size is not None else sum(map(len, parts))  # type: ignore[arg-type]
+    length = size if size is not None else sum(map(len, parts))
     stream.write(_LENGTHS.pack(len(text), length) + text)
     stream.writelines(parts)
     stream.flush()

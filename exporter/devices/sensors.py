@@ -91,7 +91,7 @@ def _cools_cpu(zone: Path) -> bool:
 
 def _temperatures(root: Path) -> dict[str, float]:
     """Return what thermal zones measure, and hardware monitors, which have them where there are no zones."""
-    found = {}
+    found: dict[str, float] = {}
     for zone in _zones(root, "thermal_zone*"):
         _add(found, _read(zone / "type") or zone.name, _number(zone / "temp"))
     if not found:

@@ -17,7 +17,7 @@ SIGNATURES = {
     "Form": ["name", "parameters"],
     "check": [
         *("model", "artifact", "data", "inputs", "batch_size", "metric", "max_drift", "logits"),
-        *("save_outputs", "trust", "factory", "kernels", "options", "progress"),
+        *("save_outputs", "trust", "factory", "kernels", "options", "device", "progress"),
     ],
     "export": [
         *(
@@ -55,7 +55,7 @@ SIGNATURES = {
     "inspect": ["model", "data", "inputs", "batch_size", "trust", "factory", "options"],
     "profile": [
         *("model", "artifact", "data", "inputs", "batch_size", "runs", "trust", "factory", "kernels", "options"),
-        "progress",
+        *("device", "progress"),
     ],
     "report": ["bundle", "out", "format"],
     "rewrite": ["module", "args", "forms", "kwargs", "dynamic_shapes", "statistics", "fold"],
