@@ -66,16 +66,17 @@ _MOST_NOISE = 1 << 16  # bytes that a login script may print
 _SECONDS_TO_END = 20
 
 
-class CallFailedError(Exception):
-    """The runner could not do what it was asked for.
+class CallFailedError(ActxError):
+    """The runner could not do what it was asked for; where the caller knows more, it says so in other words.
 
     Attributes:
-        kind: what failed: `runtime` (ONNX Runtime), `library`, `output`, `full`, `memory` or `system`.
+        kind: what failed: `runtime` (ONNX Runtime), `library` or `output`.
         text: the message.
+        name: of the output.
     """
 
-    def __init__(self, kind: str, text: str, name: str = "") -> None:
-        super().__init__(text)
+    def __init__(self, device: str, kind: str, text: str, name: str) -> None:
+        super().__init__(f"the runner on {device} failed", note=text)
         self.kind, self.text, self.name = kind, text, name
 
 
@@ -192,15 +193,15 @@ class Link:
             fault = error.errors()[0]
             raise self.strange(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}") from error
 
-    def _failed(self, message: dict[str, Any]) -> Exception:
+    def _failed(self, message: dict[str, Any]) -> ActxError:
         kind, text, name = (str(message.get(part, "")) for part in ("kind", "error", "name"))
         if kind == "full":
             remedy = "Make room where its temporary files are, or have its login set TMPDIR to another place."
             return ActxError(f"{self.device.name} has no space for the models", note=text, remedy=remedy)
-        if kind in {"memory", "system"}:
-            remedy = "Look after the device."
-            return ActxError(f"the runner on {self.device.name} failed", note=text, remedy=remedy)
-        return CallFailedError(kind, text, name)
+        if kind == "memory":
+            remedy = "Try a smaller --batch-size."
+            return ActxError(f"{self.device.name} has no memory for the models", note=text, remedy=remedy)
+        return CallFailedError(self.device.name, kind, text, name)
 
     def _lacking(self, found: Missing) -> TargetUnavailable:
         python = f"Python {found.python} ({self.device.python})"

@@ -42,6 +42,13 @@ if TYPE_CHECKING:
 
 # What Python is started with; the program follows on its stdin, behind its length.
 BOOTSTRAP = "import sys;r=sys.stdin.buffer;program=r.read(int(r.readline()));exec(program)"
+CALLS = {
+    name: f"_{name}"
+    for name in (
+        "file", "register", "open", "run", "time", "keep", "round", "trace", "footprint", "peak", "watch", "watched",
+        "energy",
+    )
+}  # fmt: skip
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ENERGY_ROUNDS = 4
 _WARMUP = 3
@@ -131,13 +138,6 @@ class Runner:
         self._feeds: list[Arrays] = []
         self._opened = 0
         self._others = machine.Others()
-        self._calls: dict[str, Callable[..., Reply]] = {
-            name[1:]: getattr(self, name)
-            for name in (
-                "_file", "_register", "_open", "_run", "_time", "_keep", "_round", "_trace", "_footprint", "_peak",
-                "_watch", "_watched", "_energy",
-            )
-        }  # fmt: skip
 
     def serve(self) -> None:
         """Answer until there are no more calls."""
@@ -148,17 +148,21 @@ class Runner:
                 frames.write(self._replies, message, payload)
 
     def _answer(self, request: dict[str, Any], size: int) -> Reply:
-        call = self._calls[request.pop("call")]
+        call = request.pop("call")
         for number in request.pop("closed", ()):
             self._sessions.pop(number, None)
-        arguments = {} if call == self._file else {"payload": frames.take(self._requests, size)} if size else {}
+        if call == "file":  # it need not fit into memory
+            request["size"] = size
+        elif size:
+            request["payload"] = frames.take(self._requests, size)
         try:
-            return call(size, **request) if call == self._file else call(**request, **arguments)
+            answer: Reply = getattr(self, CALLS[call])(**request)
+            return answer
         except LibraryRefusedError as error:
             return {"error": error.args[1], "kind": "library"}, ()
         except OSError as error:
             return {"error": str(error.strerror or error), "kind": "full" if error.errno in _FULL else "system"}, ()
-        except MemoryError:
+        except (MemoryError, EOFError):  # or a process of its own was ended for lack of it
             return {"error": "there is not enough memory", "kind": "memory"}, ()
         except Exception as error:  # noqa: BLE001 - ONNX Runtime's own are many
             return {"error": str(error), "kind": "runtime"}, ()
