@@ -269,12 +269,13 @@ def print_outcomes(
     if json:
         print_json({"devices": [outcome.to_dict() for outcome in outcomes]})
         return
-    measured = [(outcome.device.name, outcome.report) for outcome in outcomes if outcome.report is not None]
-    print_table(
-        f"{len(measured)} of {count(len(outcomes), 'device')}", columns, [[name, *row(r)] for name, r in measured]
-    )
-    for name, report in measured:
-        print_notes([f"{name}: {note}" for note in report.notes])
+    rows, notes = [], []
+    for outcome in outcomes:
+        if outcome.report is not None:
+            rows.append([outcome.device.name, *row(outcome.report)])
+            notes += [f"{outcome.device.name}: {note}" for note in outcome.report.notes]
+    print_table(f"{len(rows)} of {count(len(outcomes), 'device')}", columns, rows)
+    print_notes(notes)
     for outcome in outcomes:
         if outcome.error is not None:
             note = f" ({outcome.error.note})" if outcome.error.note else ""
@@ -283,10 +284,8 @@ def print_outcomes(
 
 def drift_row(report: DriftReport) -> list[str]:
     """Return the row of a device that was checked."""
-    l2, max_abs = (
-        max((getattr(out, name) for out in report.outputs if getattr(out, name) is not None), default=None)
-        for name in ("l2", "max_abs")
-    )
+    l2 = max((out.l2 for out in report.outputs if out.l2 is not None), default=None)
+    max_abs = max((out.max_abs for out in report.outputs if out.max_abs is not None), default=None)
     budget = "" if report.max_drift is None else "met" if report else "MISSED"
     return [report.graph, f"{report.drift:.6g}", number(l2), number(max_abs), report.worst_site or "", budget]
 
@@ -307,12 +306,20 @@ def print_device(runtime: Mapping[str, Any]) -> None:
     device = runtime["device"]
     name = device["model"] or "model not known"
     print_line("")
-    print_line(f"{device['name']}: {name}, {runtime['cpu']}, {count(runtime['cores'], 'core')}, {runtime['system']}")
+    parts = (
+        name,
+        runtime["cpu"],
+        count(runtime["cores"], "core"),
+        runtime["system"],
+        f"ONNX Runtime {runtime['onnxruntime']}",
+    )
+    print_line(f"{device['name']}: {', '.join(parts)}")
     if "conditions" not in runtime:
         return
     fared = runtime["conditions"]
     stages = [[fared["before"]], fared["during"], [fared["after"]]]
     rows = [
+        ["governor", *(_names(stage) for stage in stages)],
         ["clock in MHz", *(_span([c for one in stage for c in one["clocks_mhz"] or ()]) for stage in stages)],
         ["highest temperature in °C", *(_highest(stage) for stage in stages)],
         ["clock held down", *(_yes_or_no(_any([one["throttled"] for one in stage])) for stage in stages)],
@@ -335,6 +342,10 @@ def _span(values: Sequence[float]) -> str:
         return share(None)
     low, high = f"{min(values):.0f}", f"{max(values):.0f}"
     return low if low == high else f"{low} to {high}"
+
+
+def _names(stage: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(dict.fromkeys(name for one in stage for name in one["governors"] or ())) or share(None)
 
 
 def _highest(stage: Sequence[Mapping[str, Any]]) -> str:

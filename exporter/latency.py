@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from actx.exporter.place import Entrants, Place
+    from actx.exporter.place import Entrant, Place
     from actx.exporter.runtimes.base import Breakdown, Runtime
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -239,14 +239,17 @@ def profile(
     feeds = [[cast_feeds(batch.feeds, specs) for batch in batches] for specs in inputs]
     rng = np.random.default_rng(seed)
 
+    def entrants(index: int) -> list[Entrant]:
+        batch = [rows[index % len(rows)] for rows in feeds]
+        return list(zip(pair, runtimes, batch, strict=True))
+
     def measure(index: int) -> Round:
-        first, second = ((*both, rows[index % len(rows)]) for *both, rows in zip(pair, runtimes, feeds, strict=True))
+        first, second = entrants(index)
         return _round(watched, (first, second, first), rng)
 
     with only_new_garbage():
         rounds = take_rounds(measure, runs, progress)
-    entrants = [(*both, rows[0]) for *both, rows in zip(pair, runtimes, feeds, strict=True)]
-    described = runtimes[1].describe() | watched.describe(*entrants)
+    described = runtimes[1].describe() | watched.describe(*entrants(0))
     samples = sum(batches[i % len(batches)].samples * done.turns.shape[1] for i, done in enumerate(rounds))
     first, second, again = (summarize(row, samples) for row in np.concatenate([done.turns for done in rounds], axis=1))
     starts = np.stack([done.start for done in rounds])
@@ -453,7 +456,9 @@ def machine_notes(described: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _round(place: Place, entrants: Entrants, rng: np.random.Generator, most: int = turns.MAX_TURNS_NS) -> Round:
+def _round(
+    place: Place, entrants: Sequence[Entrant], rng: np.random.Generator, most: int = turns.MAX_TURNS_NS
+) -> Round:
     """Measure one round: rules 1 and 2."""
     start, taken = place.take_round(entrants, _orders(len(entrants), rng), most)
     return Round(np.array(start, np.int64), np.array(taken, np.int64).T)

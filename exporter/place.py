@@ -17,21 +17,20 @@ if TYPE_CHECKING:
     from actx.exporter.runtimes.base import Runtime
     from actx.exporter.turns import Opened
 
-Entrants: TypeAlias = (
-    "Sequence[tuple[Path, Runtime, Arrays]]"  # the models of a round, each with its runtime and its feeds
-)
+# A model in a round, what it is run in and on.
+Entrant: TypeAlias = "tuple[Path, Runtime, Arrays]"
 Times: TypeAlias = list[list[int]]
 
 
 class Place(Protocol):
     """A machine that measures, watched from when this is made."""
 
-    def take_round(self, entrants: Entrants, orders: Iterable[Sequence[int]], most: int) -> tuple[Times, Times]:
+    def take_round(
+        self, entrants: Sequence[Entrant], orders: Iterable[Sequence[int]], most: int
+    ) -> tuple[Times, Times]:
         """Measure one round (see `turns.take_round`)."""
 
-    def describe(
-        self, original: tuple[Path, Runtime, Arrays], artifact: tuple[Path, Runtime, Arrays]
-    ) -> dict[str, Any]:
+    def describe(self, original: Entrant, artifact: Entrant) -> dict[str, Any]:
         """Return what the machine was like since this was made, as JSON values."""
 
 
@@ -42,7 +41,9 @@ class Here:
         self._load = machine.load_average()
         self._others = machine.Others()
 
-    def take_round(self, entrants: Entrants, orders: Iterable[Sequence[int]], most: int) -> tuple[Times, Times]:
+    def take_round(
+        self, entrants: Sequence[Entrant], orders: Iterable[Sequence[int]], most: int
+    ) -> tuple[Times, Times]:
         """Measure one round (see `turns.take_round`)."""
 
         def start(which: int) -> Opened:
@@ -56,8 +57,8 @@ class Here:
 
     def describe(
         self,
-        original: tuple[Path, Runtime, Arrays],  # noqa: ARG002 - what is known of this machine does not depend on them
-        artifact: tuple[Path, Runtime, Arrays],  # noqa: ARG002
+        original: Entrant,  # noqa: ARG002 - what is known of this machine does not depend on them
+        artifact: Entrant,  # noqa: ARG002
     ) -> dict[str, Any]:
         """Return the machine, its load average before, and how many cores others kept busy meanwhile."""
         return machine.describe() | {"load_average": self._load, "others_busy_cores": self._others.cores()}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from typing import BinaryIO
+    from typing import IO
 
     from numpy.typing import NDArray
 
@@ -32,7 +32,7 @@ class MalformedError(Exception):
 
 
 def write(
-    stream: BinaryIO, message: Mapping[str, Any], payload: Iterable[Buffer] = (), size: int | None = None
+    stream: IO[bytes], message: Mapping[str, Any], payload: Iterable[Buffer] = (), size: int | None = None
 ) -> None:
     """Write a message.
 
@@ -50,7 +50,7 @@ def write(
     stream.flush()
 
 
-def read(stream: BinaryIO) -> tuple[dict[str, Any], int]:
+def read(stream: IO[bytes]) -> tuple[dict[str, Any], int]:
     """Read the object of a message; so many bytes follow it.
 
     Raises:
@@ -71,7 +71,7 @@ def read(stream: BinaryIO) -> tuple[dict[str, Any], int]:
     return message, size
 
 
-def parts(stream: BinaryIO, size: int) -> Iterable[bytes]:
+def parts(stream: IO[bytes], size: int) -> Iterable[bytes]:
     """Read so many bytes, in parts, so that no more memory is taken than there are bytes.
 
     Raises:
@@ -85,7 +85,7 @@ def parts(stream: BinaryIO, size: int) -> Iterable[bytes]:
         yield part
 
 
-def take(stream: BinaryIO, size: int) -> bytearray:
+def take(stream: IO[bytes], size: int) -> bytearray:
     """Read so many bytes.
 
     Raises:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actx.exporter.data import Arrays, InputSpec
-    from actx.exporter.place import Entrants, Times
+    from actx.exporter.place import Entrant, Times
     from actx.exporter.runtimes.base import Breakdown, Runtime
 
 _RUNS = 20  # of `node_times`
@@ -279,7 +279,9 @@ class RemotePlace:
         self._before = depot.link.call("watch", replies.Watch)[0]
         self._during: list[replies.Conditions] = []
 
-    def take_round(self, entrants: Entrants, orders: Iterable[Sequence[int]], most: int) -> tuple[Times, Times]:
+    def take_round(
+        self, entrants: Sequence[Entrant], orders: Iterable[Sequence[int]], most: int
+    ) -> tuple[Times, Times]:
         """Measure one round there (see `turns.take_round`)."""
         asked = [self._asked(*entrant) for entrant in entrants]
         drawn = list(islice(orders, MAX_TURNS + 2))
@@ -293,21 +295,19 @@ class RemotePlace:
         self._during.append(done.conditions)
         return done.start, done.turns
 
-    def describe(
-        self, original: tuple[Path, Runtime, Arrays], artifact: tuple[Path, Runtime, Arrays]
-    ) -> dict[str, Any]:
+    def describe(self, original: Entrant, artifact: Entrant) -> dict[str, Any]:
         """Return how the device has fared: its load, clocks, temperatures and throttling, and the energy of a run."""
         link = self._depot.link
         watched, _ = link.call("watched", replies.Watched)
         asked = [self._asked(*entrant) for entrant in (original, artifact)]
         energy, _ = link.call("energy", replies.Energy, entrants=asked, seconds=_SECONDS_OF_ENERGY)
-        conditions = {"before": self._before.conditions, "during": self._during, "after": watched.conditions}
         return {
             "load_average": self._before.load_average,
             "others_busy_cores": watched.others_busy_cores,
             "conditions": {
-                when: [one.model_dump() for one in fared] if isinstance(fared, list) else fared.model_dump()
-                for when, fared in conditions.items()
+                "before": self._before.conditions.model_dump(),
+                "during": [one.model_dump() for one in self._during],
+                "after": watched.conditions.model_dump(),
             },
             "throttled": _throttled([self._before.conditions, *self._during, watched.conditions]),
             "energy_per_run": energy.to_dict(),
@@ -353,7 +353,7 @@ def choose_kernels(depot: Depot, wanted: bool | None, carried: Carried | None) -
     """
     if wanted is False:
         return None, "the kernels were not to be used"
-    missing = []
+    missing: list[str] = []
     for library, origin in _libraries(depot.link.hello.architecture, carried, missing):
         if not (refusal := depot.takes_library(library)):
             return Kernels(library, f"{origin} on {depot.link.device.name}"), ""

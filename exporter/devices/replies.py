@@ -100,6 +100,7 @@ class Timed(Reply):
 class Conditions(Reply):
     """See `sensors.conditions`."""
 
+    governors: list[str] | None
     clocks_mhz: list[FiniteFloat] | None
     limits_mhz: list[FiniteFloat] | None
     temperatures: dict[str, FiniteFloat] | None

@@ -33,7 +33,7 @@ from actx.exporter.runtimes.settings import OPTIMIZED_MODEL, LibraryRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import BinaryIO
+    from typing import IO
 
     from numpy.typing import NDArray
 
@@ -97,7 +97,7 @@ def _guard(worker: int, alive: int, folder: Path) -> None:
     os._exit(128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0)
 
 
-def _work(program: bytes, requests: BinaryIO, replies: BinaryIO, folder: Path) -> None:
+def _work(program: bytes, requests: IO[bytes], replies: IO[bytes], folder: Path) -> None:
     replies.write(frames.GREETING)
     try:
         import numpy as np  # noqa: PLC0415 - the device may lack it
@@ -130,7 +130,7 @@ class Runner:
         cores: numbers of the cores that it may run on.
     """
 
-    def __init__(self, program: bytes, requests: BinaryIO, replies: BinaryIO, folder: Path, cores: list[int]) -> None:
+    def __init__(self, program: bytes, requests: IO[bytes], replies: IO[bytes], folder: Path, cores: list[int]) -> None:
         self._program = program
         self._requests, self._replies, self._folder, self._cores = requests, replies, folder, cores
         self._files: list[Path] = []

@@ -36,16 +36,18 @@ def conditions(cores: list[int], root: Path = ROOT) -> dict[str, Any]:
         root: of the file system.
 
     Returns:
-        `clocks_mhz` and `limits_mhz` of every core, now and at most allowed now; `temperatures` in degrees Celsius by sensor;
-        `throttle_events`, how often the cores' own thermal control has stepped in since they were started; `throttled`,
-        whether the clock is held down now.
+        `governors` of the cores; `clocks_mhz` and `limits_mhz` of every core, now and at most allowed now; `temperatures` in
+        degrees Celsius by sensor; `throttle_events`, how often the cores' own thermal control has stepped in since they were
+        started; `throttled`, whether the clock is held down now.
     """
     clocks, limits = (
         [_number(root / _CPU / f"cpu{core}/cpufreq/{file}") for core in cores]
         for file in ("scaling_cur_freq", "scaling_max_freq")
     )
     events = [_number(root / _CPU / f"cpu{core}/thermal_throttle/core_throttle_count") for core in cores]
+    governors = [_read(root / _CPU / f"cpu{core}/cpufreq/scaling_governor") for core in cores]
     return {
+        "governors": [governor for governor in governors if governor is not None] or None,
         "clocks_mhz": _mhz(clocks),
         "limits_mhz": _mhz(limits),
         "temperatures": _temperatures(root) or None,

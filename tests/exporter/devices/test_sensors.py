@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 CPU = "sys/devices/system/cpu"
 NOTHING = {
+    "governors": None,
     "clocks_mhz": None,
     "limits_mhz": None,
     "temperatures": None,
@@ -40,6 +41,7 @@ def test_a_board(tmp_path: Path) -> None:
             f"{CPU}/cpu0/cpufreq/scaling_cur_freq": "1500000\n",
             f"{CPU}/cpu1/cpufreq/scaling_cur_freq": "2400000\n",
             f"{CPU}/cpu1/cpufreq/scaling_max_freq": "2400000\n",
+            f"{CPU}/cpu1/cpufreq/scaling_governor": "ondemand\n",
             "sys/class/thermal/thermal_zone0/type": "cpu-thermal\n",
             "sys/class/thermal/thermal_zone0/temp": "61250\n",
             "sys/class/thermal/thermal_zone1/type": "cpu-thermal\n",
@@ -52,6 +54,7 @@ def test_a_board(tmp_path: Path) -> None:
     found = sensors.conditions([0, 1], root)
     assert found["clocks_mhz"] == [1500, 2400]
     assert found["limits_mhz"] == [2400]
+    assert found["governors"] == ["ondemand"]
     assert found["temperatures"] == {"cpu-thermal": 61.25, "cpu-thermal 2": -5}
     assert found["throttled"] is False
     assert sensors.conditions([1], root)["clocks_mhz"] == [2400]
