@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Progress: TypeAlias = Callable[[str, int, int], None]
 
-R = TypeVar("R", DriftReport, LatencyReport)
+R = TypeVar("R", bound=DriftReport | LatencyReport)
 
 
 @dataclass(frozen=True)
