@@ -131,4 +131,4 @@ def _notes(sides: Sequence[Side]) -> Iterator[str]:
     ):
         if len({side.facts[fact] for side in sides if fact in side.facts}) > 1:
             yield f"{what}: {'; '.join(f'{side.facts[fact]} ({side.name})' for side in sides if fact in side.facts)}"
-    yield from (f"{note} ({side.name})" for side in sides for note in side.notes)
+    yield from (f"{note} ({side.name})" for side in sides for note in dict.fromkeys(side.notes))

@@ -32,9 +32,9 @@ QUANTITIES = (*LATENCY, RATIO, *ORIGINAL, *DRIFT, ACCURACY, SIZE)
 _NAMES_OF_JSON = "what actx profile --json, check --json, export --json or report --format json printed"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Side:
-    """One of the things compared.
+    """One of the things compared, gathered from what its parts say.
 
     Attributes:
         name: what it is called.
@@ -47,26 +47,15 @@ class Side:
     """
 
     name: str
-    values: Mapping[str, float | None]
-    facts: Mapping[str, str]
-    forms: Mapping[str, str] | None = None
-    noise: Mapping[str, float] = field(default_factory=dict)
-    interval: tuple[float, float] | None = None
-    notes: tuple[str, ...] = ()
-
-
-@dataclass
-class _Gathered:
-    """Collects what a side's parts say."""
-
     values: dict[str, float | None] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
     forms: dict[str, str] | None = None
     noise: dict[str, float] = field(default_factory=dict)
     interval: tuple[float, float] | None = None
+    notes: list[str] = field(default_factory=list)
 
-    def manifest(self, manifest: Manifest) -> None:
+    def add_manifest(self, manifest: Manifest) -> None:
+        """Take what a manifest says."""
         request, source = manifest.request, manifest.source
         self.facts |= {
             "target": request.target,
@@ -75,11 +64,12 @@ class _Gathered:
         }
         self.forms = {site.name: site.form for site in manifest.sites}
         if manifest.latency is not None:
-            self.latency(manifest.latency)
+            self.add_latency(manifest.latency)
         if manifest.drift:
-            self.drift(manifest.drift[0])
+            self.add_drift(manifest.drift[0])
 
-    def latency(self, entry: LatencyEntry) -> None:
+    def add_latency(self, entry: LatencyEntry) -> None:
+        """Take the latency."""
         for prefix, times, startup in (
             ("latency", entry.artifact, entry.artifact_startup),
             ("original", entry.original, entry.original_startup),
@@ -101,7 +91,8 @@ class _Gathered:
         self._synthetic("latency", synthetic=entry.synthetic)
         self.notes += entry.notes
 
-    def drift(self, entry: DriftEntry) -> None:
+    def add_drift(self, entry: DriftEntry) -> None:
+        """Take the drift of one graph."""
         for metric in METRICS:
             found = {out.name: _number(getattr(out, metric)) for out in entry.outputs}
             known = [value for value in found.values() if value is not None]
@@ -115,7 +106,8 @@ class _Gathered:
         self.facts["data"] = f"{entry.samples} samples of {PurePath(entry.source).name}"
         self._synthetic("drift", synthetic=entry.synthetic)
 
-    def summary(self, summary: Summary) -> None:
+    def add_summary(self, summary: Summary) -> None:
+        """Take what a report says in short."""
         self.facts["target"] = summary.target
         latency, drift = summary.latency, summary.drift
         if latency is not None:
@@ -132,7 +124,8 @@ class _Gathered:
             self.values[name] = _number(drift.drift)
             self._synthetic("drift", synthetic=drift.synthetic)
 
-    def files(self, folder: Path, names: list[str]) -> None:
+    def add_files(self, folder: Path, names: list[str]) -> None:
+        """Take the sizes of a bundle's files; one that is not there has none."""
         sizes = {name: _size(folder / name) for name in names}
         self.values[SIZE] = sum(size for size in sizes.values() if size is not None)
         self.values |= {keyed(SIZE, name): size for name, size in sizes.items()}
@@ -146,10 +139,6 @@ class _Gathered:
         if synthetic:
             self.notes.append(f"the {what} was measured on random input (synthetic)")
 
-    def side(self, name: str) -> Side:
-        notes = tuple(dict.fromkeys(self.notes))
-        return Side(name, self.values, self.facts, self.forms, self.noise, self.interval, notes)
-
 
 def read_side(path: Path, name: str) -> Side:
     """Read a bundle, or a file of JSON, and call it by a name.
@@ -157,27 +146,30 @@ def read_side(path: Path, name: str) -> Side:
     Raises:
         ActxError: it is neither, or damaged.
     """
-    found = _Gathered()
-    if path.is_dir():
-        folder, manifest = read_bundle(path)
-        found.manifest(manifest)
-        found.files(folder, list(manifest.files))
-    else:
-        _read_json(path, found)
-    return found.side(name)
+    side = Side(name)
+    try:
+        if path.is_dir():
+            folder, manifest = read_bundle(path)
+            side.add_manifest(manifest)
+            side.add_files(folder, list(manifest.files))
+        else:
+            _read_json(path, side)
+    except OSError as error:
+        raise ActxError(f"cannot read {path}", note=str(error.strerror), remedy="Name a bundle, or a file.") from error
+    return side
 
 
-def _read_json(path: Path, found: _Gathered) -> None:
+def _read_json(path: Path, side: Side) -> None:
     content = _content(path)
     try:
         if {"sites", "request"} <= content.keys():
-            found.manifest(Manifest.parse({name: v for name, v in content.items() if name != "bundle"}, path))
+            side.add_manifest(Manifest.parse({name: v for name, v in content.items() if name != "bundle"}, path))
         elif "comparison" in content:
-            found.latency(LatencyEntry.model_validate(content))
+            side.add_latency(LatencyEntry.model_validate(content))
         elif "outputs" in content:
-            found.drift(DriftEntry.model_validate(content))
+            side.add_drift(DriftEntry.model_validate(content))
         elif "rewritten" in content:
-            found.summary(TypeAdapter(Summary).validate_python(content))
+            side.add_summary(TypeAdapter(Summary).validate_python(content))
         else:
             raise _unknown(path, "it has none of their fields")
     except ValidationError as error:
@@ -190,8 +182,6 @@ def _read_json(path: Path, found: _Gathered) -> None:
 def _content(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ActxError(f"cannot read {path}", note=str(error.strerror), remedy="Name a bundle, or a file.") from error
     except (ValueError, RecursionError) as error:
         raise _unknown(path, f"it is no JSON: {error}") from error
     if not isinstance(content, dict):
