@@ -141,7 +141,7 @@ class Operation(NamedTuple):
 def summarize(bundle: str, manifest: Manifest) -> Summary:
     """Return what a manifest comes to; `bundle` is the name of its folder."""
     forms = Counter(site.form for site in manifest.sites)
-    measured = [*([] if manifest.latency is None else [manifest.latency]), *manifest.drift[:1]]
+    measured = [report.notes for report in (manifest.latency, *manifest.drift[:1]) if report is not None]
     return Summary(
         bundle=bundle,
         source=manifest.source.file,
@@ -153,7 +153,7 @@ def summarize(bundle: str, manifest: Manifest) -> Summary:
         latency=None if manifest.latency is None else _latency(manifest.latency),
         drift=_drift(manifest) if manifest.drift else None,
         worst=_worst(manifest),
-        notes=tuple(dict.fromkeys([*manifest.notes, *(note for report in measured for note in report.notes)])),
+        notes=tuple(dict.fromkeys([*manifest.notes, *(note for notes in measured for note in notes)])),
     )
 
 
