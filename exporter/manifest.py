@@ -199,10 +199,10 @@ class SearchEntry(_Strict):
 class QuantizationEntry(_Strict):
     """What a scheme made of the target's graph.
 
-    `layers` are the nodes that multiply: an empty text for those in int8, why not for the others. `tables` are the sites that
-    became tables, with the name of what a layer behind gives, `open` those that a layer in int8 reads and that did not, with
-    the reason. `fusion` says what ONNX Runtime makes of the tables, one entry per site; it is empty where it did not run them.
-    `migrated` are the values whose magnitude went into weights.
+    `layers` are the nodes that multiply or look rows up: an empty text for those in 8 bits, why not for the others. `tables`
+    are the sites that became tables, with the name of what a layer behind gives, `open` those that a layer in int8 reads and
+    that did not, with the reason. `fusion` says what ONNX Runtime makes of the tables, one entry per site; it is empty where it
+    did not run them. `migrated` are the values whose magnitude went into weights.
     """
 
     calibrator: str | None
