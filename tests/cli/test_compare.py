@@ -17,11 +17,14 @@ def test_compare(actx: Actx, model: Path, tmp_path: Path) -> None:
     for name, form in (("coarse", "pwl:4"), ("fine", "pwl:16")):
         exported = actx("export", model, "-o", tmp_path / name, "--form", form, "--runs", 2, "--json")
         assert exported.code == 0
-        (tmp_path / f"{name}.export.json").write_text(exported.out)
-        for verb in ("check", "profile"):
-            printed = actx(verb, model, tmp_path / name, *(("--runs", 2) if verb == "profile" else ()), "--json")
-            (tmp_path / f"{name}.{verb}.json").write_text(printed.out)
-        (tmp_path / f"{name}.report.json").write_text(report(tmp_path / name, format="json"))
+    printed = {
+        "export": exported.out,
+        "check": actx("check", model, tmp_path / "fine", "--json").out,
+        "profile": actx("profile", model, tmp_path / "fine", "--runs", 2, "--json").out,
+        "report": report(tmp_path / "fine", format="json"),
+    }
+    for verb, text in printed.items():
+        (tmp_path / f"fine.{verb}.json").write_text(text)
 
     # Of all kinds, with all others.
     kinds = ("", ".export.json", ".check.json", ".profile.json", ".report.json", "/manifest.json")
