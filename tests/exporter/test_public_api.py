@@ -19,6 +19,7 @@ SIGNATURES = {
         *("model", "artifact", "data", "inputs", "batch_size", "metric", "max_drift", "logits"),
         *("save_outputs", "trust", "factory", "kernels", "options", "device", "progress"),
     ],
+    "compare": ["base", "others", "fail_if"],
     "export": [
         *(
             "model",
