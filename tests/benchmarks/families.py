@@ -121,11 +121,13 @@ def _send(sender: Connection, name: str, runs: int | None) -> None:
 def table(rows: Sequence[Row]) -> str:
     """Write the rows in Markdown."""
     lines = [
-        "| family | model | sites / activations | kinds | drift | latency ratio |",
-        "|---|---|---|---|---|---|",
+        "| family | what it is | model | inputs | sites / activations | kinds | drift | latency ratio |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in (row for row in rows if not row.error):
-        cells = [row.family, row.model, f"{sum(row.found.values())} / {sum(row.expected.values())}", _kinds(row.found)]
+        counts = f"{sum(row.found.values())} / {sum(row.expected.values())}"
+        inputs = "stated" if row.inputs else "of the folder"
+        cells = [row.family, FAMILIES[row.family].kind, row.model, inputs, counts, _kinds(row.found)]
         lines.append(_line(*cells, _number(row.drift, ".1e"), _number(row.ratio, ".2f")))
     failed = [row for row in rows if row.error]
     if failed:
