@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from actx.cli import build, check, demo, export, fit, inspect, profile, report, targets
+from actx.cli import build, check, compare, demo, export, fit, inspect, profile, report, targets
 
 INTERRUPTED = 130  # as typer ends where the user presses Ctrl-C
 
@@ -26,7 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Rewrite a trained model's activations into forms the device runs fast, export it, and prove the result.",
 )
-for verb in (inspect, export, build, check, profile, report, fit, targets, demo):
+for verb in (inspect, export, build, check, profile, compare, report, fit, targets, demo):
     app.command(verb.__name__.rpartition(".")[2], epilog=verb.EXAMPLE)(verb.command)
 
 

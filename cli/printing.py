@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from actx.exporter.manifest import EngineEntry, FitEntry
     from actx.exporter.runtimes.base import Breakdown
 
-_NUMBER = re.compile(r"[+-]?(\d[\d.]*(e[+-]?\d+)?|inf|nan)( ?(%|dB|ms))?")
+_NUMBER = re.compile(r"[+-]?(\d[\d.]*(e[+-]?\d+)?|inf|nan)( ?(%|dB|ms|KiB|MiB))?")
 _NO_NUMBER = ("", "-", "not measured", "no noise")
 _GAP = "  "
 _RUNTIMES = {"openvino": "OpenVINO", "tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from actx.exporter.building import build
+    from actx.exporter.comparing import compare
     from actx.exporter.comparison import check, profile
     from actx.exporter.data import InputSpec
     from actx.exporter.errors import ActxError
@@ -30,6 +31,7 @@ __all__ = [
     "SearchOptions",
     "build",
     "check",
+    "compare",
     "export",
     "fit",
     "inspect",
@@ -47,6 +49,7 @@ _HOMES = {
     "SearchOptions": "search.search",
     "build": "building",
     "check": "comparison",
+    "compare": "comparing",
     "export": "pipeline",
     "fit": "fitting",
     "inspect": "inspection",

@@ -18,6 +18,7 @@ from actx.exporter.errors import UsageError
 from actx.exporter.load.inputs import input_specs
 from actx.exporter.manifest import MANIFEST, EngineEntry, Manifest
 from actx.exporter.quantize import quantize
+from actx.exporter.reporting import write_page
 from actx.exporter.save import save
 from actx.exporter.targets import TARGETS, BuildRequest, Files, Graph, Target, find_target
 from actx.exporter.tensorrt.options import BuildOptions
@@ -95,6 +96,7 @@ def build(
             }
         )
         made.write(place / MANIFEST)
+        write_page(place, folder.name, made)
         commit(place, folder, force=True)
     return Built(given, goal.name, entry)
 
@@ -185,8 +187,8 @@ def _updated(manifest: Manifest, target: str, entry: EngineEntry, stated: Iterab
     return manifest.model_copy(
         update={
             "engines": {name: other for name, other in manifest.engines.items() if name != target} | {target: entry},
-            "drift": [report for report in manifest.drift if report["graph"] != entry.file],
-            "latency": None if latency is None or latency["graph"] == entry.file else latency,
+            "drift": [report for report in manifest.drift if report.graph != entry.file],
+            "latency": None if latency is None or latency.graph == entry.file else latency,
             "notes": [note for note in manifest.notes if not note.startswith(assumed)],
         }
     )

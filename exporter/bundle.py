@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PORTABLE = "model.onnx"
 ENGINE_SUFFIX = ".engine"
 KERNELS = "kernels"
+REPORT = "report.html"
 REJECTED = ".rejected"
 # renameat2(2): paths as they are, and two names that change places. Python has no function of its own for it.
 _HERE, _RENAME_EXCHANGE = -100, 2
@@ -108,7 +109,7 @@ def _irreplaceable(path: Path) -> str:
         folders = {str(folder) for name in files for folder in PurePosixPath(name).parents}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return f"its {MANIFEST} is not that of a bundle"
-    known = files | folders | {MANIFEST}
+    known = files | folders | {MANIFEST, REPORT}
     others = sorted(name for entry in path.rglob("*") if (name := _name(entry, path)) not in known)
     return f"holds {others[0]!r}, which no export wrote" if others else ""
 

@@ -10,8 +10,10 @@ from actx.exporter.manifest import (
     AttributionEntry,
     CandidateEntry,
     CertificateEntry,
+    DriftEntry,
     FfnEntry,
     FitEntry,
+    LatencyEntry,
     PointEntry,
     QuantizationEntry,
     RatioEntry,
@@ -28,8 +30,10 @@ if TYPE_CHECKING:
     from actx.exporter.attribution import Attribution
     from actx.exporter.calibrate import SiteStatistics
     from actx.exporter.choose import Choice
+    from actx.exporter.drift import DriftReport
     from actx.exporter.ffn.modes import Decision
     from actx.exporter.fitting import Fit
+    from actx.exporter.latency import LatencyReport
     from actx.exporter.lower import Placement
     from actx.exporter.making import Job
     from actx.exporter.quantize.fused import SiteFusion
@@ -182,3 +186,13 @@ def _drift(drift: float | None) -> float | Literal["inf"] | None:
 
 def _infinite(drift: float) -> float | Literal["inf"]:
     return drift if math.isfinite(drift) else "inf"
+
+
+def drift_entry(report: DriftReport) -> DriftEntry:
+    """Return the entry of one graph's drift."""
+    return DriftEntry.model_validate(report.to_dict())
+
+
+def latency_entry(report: LatencyReport) -> LatencyEntry:
+    """Return the entry of the latency."""
+    return LatencyEntry.model_validate(report.to_dict())

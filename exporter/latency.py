@@ -142,6 +142,15 @@ class Timed:
 
 
 @dataclass(frozen=True)
+class RoundMinima:
+    """What each model took in every round in milliseconds: the least of its turns (rule 3)."""
+
+    original: tuple[float, ...]
+    artifact: tuple[float, ...]
+    original_again: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class LatencyReport:
     """What was measured.
 
@@ -152,6 +161,7 @@ class LatencyReport:
         comparison: the verdict and its evidence.
         original_nodes, artifact_nodes: time per node.
         runs: rounds measured.
+        round_minima: what the verdict was judged by.
         shapes: the input shapes of every batch that the rounds cycled through.
         batch_sizes: their numbers of samples.
         synthetic: whether the data was random.
@@ -170,6 +180,7 @@ class LatencyReport:
     original_nodes: Breakdown
     artifact_nodes: Breakdown
     runs: int
+    round_minima: RoundMinima
     shapes: tuple[dict[str, tuple[int, ...]], ...]
     batch_sizes: tuple[int, ...]
     synthetic: bool
@@ -266,6 +277,7 @@ def profile(
         original_nodes=runtimes[0].node_times(original, feeds[0][0], owners_original or {}),
         artifact_nodes=runtimes[1].node_times(artifact, feeds[1][0], owners_artifact or {}),
         runs=len(rounds),
+        round_minima=RoundMinima(*map(tuple, _minima(rounds).tolist())),
         shapes=tuple(_shapes(batch.feeds) for batch in batches),
         batch_sizes=tuple(batch.samples for batch in batches),
         synthetic=data.synthetic,
@@ -351,8 +363,13 @@ def time_model(model: Path, feeds: Arrays, *, runtime: Runtime, seconds: float) 
 
 def _timed(rounds: Sequence[Round]) -> Timed:
     """Judge the rounds of the original, one artifact and the original again."""
-    a, b, again = np.array([done.turns.min(axis=1) for done in rounds]).T / 1e6
+    a, b, again = _minima(rounds)
     return Timed(compare_latency(rounds), float(np.median([a, again])), float(np.median(b)))
+
+
+def _minima(rounds: Sequence[Round]) -> NDArray[np.float64]:
+    """Return the milliseconds of every session in every round, shape (sessions, rounds)."""
+    return np.array([done.turns.min(axis=1) for done in rounds]).T / 1e6
 
 
 def take_rounds(

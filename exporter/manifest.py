@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 VERSION = 2
+# A number, or an infinity, for which JSON has none.
+Real: TypeAlias = float | Literal["inf", "-inf"]
 # A list of numbers alone. A text holds no line break, so that none is taken for one.
 _NUMBERS = re.compile(r'\[\n([^][{}"]*)\]')
 
@@ -197,10 +199,10 @@ class SearchEntry(_Strict):
 class QuantizationEntry(_Strict):
     """What a scheme made of the target's graph.
 
-    `layers` are the nodes that multiply: an empty text for those in int8, why not for the others. `tables` are the sites that
-    became tables, with the name of what a layer behind gives, `open` those that a layer in int8 reads and that did not, with
-    the reason. `fusion` says what ONNX Runtime makes of the tables, one entry per site; it is empty where it did not run them.
-    `migrated` are the values whose magnitude went into weights.
+    `layers` are the nodes that multiply or look rows up: an empty text for those in 8 bits, why not for the others. `tables`
+    are the sites that became tables, with the name of what a layer behind gives, `open` those that a layer in int8 reads and
+    that did not, with the reason. `fusion` says what ONNX Runtime makes of the tables, one entry per site; it is empty where it
+    did not run them. `migrated` are the values whose magnitude went into weights.
     """
 
     calibrator: str | None
@@ -283,11 +285,147 @@ class SiteEntry(_Strict):
     recovery: RecoveryEntry | None = None
 
 
+class OutputEntry(_Strict):
+    """The drift of one output in every metric, null where one does not apply (see `metrics.OutputDrift`)."""
+
+    name: str
+    elements: int
+    non_finite: int
+    not_compared: int
+    max_abs: Real
+    mean_abs: Real
+    l2: Real | None
+    sqnr_db: Real | None
+    cosine: Real | None
+    top1: Real | None
+    kl: Real | None
+
+
+class SiteDriftEntry(_Strict):
+    """The noise at one site in dB, and the share of its inputs outside of its fit (see `drift.SiteDrift`)."""
+
+    name: str
+    added_db: Real | None
+    accumulated_db: Real
+    outside: float
+
+
+class AccuracyEntry(_Strict):
+    """Share of the labels that the top-1 of an output hits."""
+
+    output: str
+    labels: int
+    original: float
+    artifact: float
+
+
+class DriftEntry(_Strict):
+    """How far one graph's outputs are from the original's (see `drift.DriftReport`)."""
+
+    graph: str
+    metric: str
+    drift: Real
+    worst_output: str | None
+    samples: int
+    synthetic: bool
+    source: str
+    outputs: list[OutputEntry]
+    sites: list[SiteDriftEntry]
+    worst_site: str | None
+    max_drift: float | None
+    accuracy: AccuracyEntry | None
+    notes: list[str]
+    runtime: dict[str, Any]
+    within_budget: bool
+
+
+class TimesEntry(_Strict):
+    """Percentiles of one model's runs in milliseconds, and samples per second."""
+
+    runs: int
+    min: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    mean: float
+    throughput: Real
+
+
+class StartupEntry(_Strict):
+    """Milliseconds to open a model and to run it first, and the bytes that this needs."""
+
+    load: float
+    first_run: float
+    peak_memory: int | None
+
+
+class ComparisonEntry(_Strict):
+    """The verdict and its evidence, as ratios original / artifact."""
+
+    verdict: Literal["faster", "slower", "no difference"]
+    ratio: float
+    paired_ratio: float
+    interval: tuple[Real, Real]
+    aa_ratio: float
+    noise: Real
+
+
+class NodeEntry(_Strict):
+    """Time of one node of the optimized graph; `site` is the one that it computes."""
+
+    name: str
+    op_type: str
+    microseconds_per_run: float
+    share: float | None
+    site: str | None
+
+
+class BreakdownEntry(_Strict):
+    """Time per node of one model, and the share of every site."""
+
+    nodes: list[NodeEntry]
+    sites: dict[str, float | None]
+    activation_share: float | None
+    runs: int
+    shapes: dict[str, list[int]]
+
+
+class RoundMinimaEntry(_Strict):
+    """The least milliseconds of each model in every round."""
+
+    original: list[float]
+    artifact: list[float]
+    original_again: list[float]
+
+
+class LatencyEntry(_Strict):
+    """Latency of the artifact against the original's (see `latency.LatencyReport`)."""
+
+    graph: str
+    original: TimesEntry
+    artifact: TimesEntry
+    original_again: TimesEntry
+    original_startup: StartupEntry
+    artifact_startup: StartupEntry
+    comparison: ComparisonEntry
+    original_nodes: BreakdownEntry
+    artifact_nodes: BreakdownEntry
+    runs: int
+    round_minima: RoundMinimaEntry | None = None
+    shapes: list[dict[str, list[int]]]
+    batch_sizes: list[int]
+    synthetic: bool
+    source: str
+    notes: list[str]
+    runtime: dict[str, Any]
+
+
 class Manifest(_Strict):
     """The whole file. `interval` null means all of R; a measurement that was not made is null.
 
     Attributes:
-        files: sha256 of every other file of the bundle, by name.
+        files: sha256 of every other file of the bundle but its page, which is made of the manifest, by name.
         graphs: file names by role: ``portable`` and, where there is one, the target's own graph.
         engines: what was built of that, by target.
         disabled_optimizers: of ONNX Runtime, that the target's graph measured faster without: it is opened so.
@@ -305,8 +443,8 @@ class Manifest(_Strict):
     engines: dict[str, EngineEntry]
     disabled_optimizers: list[str] = Field(default_factory=list)
     sites: list[SiteEntry]
-    drift: list[dict[str, Any]]
-    latency: dict[str, Any] | None
+    drift: list[DriftEntry]
+    latency: LatencyEntry | None
     notes: list[str]
     search: SearchEntry | None = None
     quantization: QuantizationEntry | None = None
@@ -338,6 +476,15 @@ class Manifest(_Strict):
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise ActxError(f"cannot read {path}", note=str(error), remedy="Export the model again.") from error
+        return cls.parse(content, path)
+
+    @classmethod
+    def parse(cls, content: object, path: Path) -> Manifest:
+        """Validate what a file at `path` holds.
+
+        Raises:
+            ActxError: it is not of this version's schema.
+        """
         version = content.get("version") if isinstance(content, dict) else None
         if version != VERSION:
             raise ActxError(

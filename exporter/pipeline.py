@@ -19,7 +19,14 @@ from actx.exporter.choose import choose
 from actx.exporter.data import hold_out
 from actx.exporter.diagnosis import diagnose
 from actx.exporter.drift import DriftReport, check_applies
-from actx.exporter.entries import attribution_entry, quantization_entry, search_entry, site_entry
+from actx.exporter.entries import (
+    attribution_entry,
+    drift_entry,
+    latency_entry,
+    quantization_entry,
+    search_entry,
+    site_entry,
+)
 from actx.exporter.errors import ActxError, RequirementError, TargetUnavailable, UsageError
 from actx.exporter.ffn.modes import explanations, parse_mode
 from actx.exporter.inspection import open_data
@@ -39,6 +46,7 @@ from actx.exporter.making import (
 from actx.exporter.manifest import MANIFEST, Manifest, RequestEntry, SourceEntry
 from actx.exporter.metrics import check_metric
 from actx.exporter.quantize.ranges import check_calibrator
+from actx.exporter.reporting import write_page
 from actx.exporter.runtimes.onnxruntime import DEFAULT, RuntimeOptions
 from actx.exporter.search.execute import check_executor
 from actx.exporter.search.log import Log
@@ -196,7 +204,6 @@ def export(
         made, found, notes = _chosen(ask, prepared)
         made, unattributed = _attributed(ask, prepared.job, made)
         manifest = _manifest(ask, prepared, made, found, [*notes, *unattributed])
-        manifest.write(made.folder / MANIFEST)
         exported = Exported(ask.out, manifest, made.drifts, made.latency, made.attribution)
         return _finish(made, exported, found, force=force, whole_sites=ask.require_int8_sites)
 
@@ -491,8 +498,8 @@ def _manifest(ask: _Ask, prepared: _Prepared, made: Made, found: Found | None, n
             site_entry(c, p, job.observed.get(c.site.name), made.ffns, made.recovery.get(c.site.name))
             for c, p in zip(made.choices, made.placements, strict=True)
         ],
-        drift=[report.to_dict() for report in made.drifts],
-        latency=None if made.latency is None else made.latency.to_dict(),
+        drift=[drift_entry(report) for report in made.drifts],
+        latency=None if made.latency is None else latency_entry(made.latency),
         notes=[
             *dict.fromkeys((*job.samples.notes, *(made.drifts[0] if made.drifts else job.measured).notes)),
             *(() if request is None else request.profile.notes),
@@ -624,7 +631,7 @@ def _finish(made: Made, exported: Exported, found: Found | None, *, force: bool,
     drift = next((report for report in exported.drifts if not report), None)
     if drift is None and whole_sites and (islands := _islands(made)):
         rejected = bundle.rejected_place(exported.path)
-        bundle.commit(made.folder, rejected, force=True)
+        _commit(made, exported, rejected, force=True)
         raise SitesNotInt8(
             replace(exported, path=rejected),
             f"{len(islands)} of the quantized sites are no tables of codes",
@@ -632,12 +639,12 @@ def _finish(made: Made, exported: Exported, found: Found | None, *, force: bool,
             remedy=f"The bundle is at {rejected}. Exclude the layers behind these sites, or leave the requirement out.",
         )
     if drift is None:
-        bundle.commit(made.folder, exported.path, force=force)
+        _commit(made, exported, exported.path, force=force)
         if made.missing is not None:
             raise NotBuilt(exported, made.missing, _todo(exported)) from made.missing
         return exported
     rejected = bundle.rejected_place(exported.path)
-    bundle.commit(made.folder, rejected, force=True)
+    _commit(made, exported, rejected, force=True)
     budget = "the artifact gives NaN or infinity" if drift.max_drift is None else f"the budget is {drift.max_drift:g}"
     portable = exported.drifts[-1]
     quant = exported.manifest.request.quant
@@ -656,6 +663,13 @@ def _finish(made: Made, exported: Exported, found: Found | None, *, force: bool,
         note=f"{budget}{worst}; measured on {drift.graph}",
         remedy=f"The bundle is at {rejected}. {remedy}",
     )
+
+
+def _commit(made: Made, exported: Exported, place: Path, *, force: bool) -> None:
+    """Write what the bundle says of itself, and put it in its place."""
+    exported.manifest.write(made.folder / MANIFEST)
+    write_page(made.folder, place.resolve().name, exported.manifest)
+    bundle.commit(made.folder, place, force=force)
 
 
 def _islands(made: Made) -> dict[str, str]:

@@ -115,7 +115,7 @@ def _models(job: Job, made: Made, names: Sequence[str], folder: Path) -> list[St
     if lowered:
         save(lowered, folder)
     runtime = made.graph.runtime
-    plain = _in_turns(runtime if isinstance(runtime, RuntimeOptions) else replace(job.options, int8_sums="float"))
+    plain = _in_turns(runtime if isinstance(runtime, RuntimeOptions) else replace(job.options, fuse_qdq=False))
     last = StageModel(names[-1], made.graph.path, runtime if _is_engine(made) else plain, made.graph.source)
     between = [StageModel(name, folder / f"{name}.onnx" if name in made.lowered else own, plain) for name in names[:-1]]
     return [*between, last]

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # The encoder comes with a package: nothing may be looked up. It must be set before huggingface_hub is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Processes that share the cores wait for each other where each has a thread on every core. Before torch and NumPy start theirs.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 Split: TypeAlias = Literal["calibration", "held_out"]
 Batch: TypeAlias = "dict[str, NDArray[np.int64]]"

@@ -68,7 +68,7 @@ OF_OTHERS = frozenset(
     {
         "--arch",  # python -m actx.custom_ops.cpu.build
         *("--activation", "--epochs", "--ffn", "--norm"),  # python -m actx.models.train
-        *("--dynamic", "--forms", "--networks", "--optimum", "--precision", "--rounds"),  # the benchmarks
+        *("--dynamic", "--forms", "--networks", "--only", "--optimum", "--precision", "--rounds"),  # the benchmarks
         *("--save-inputs", "--load-outputs"),  # polygraphy run
         "--system-site-packages",  # python -m venv
     }

@@ -127,7 +127,7 @@ def test_both_graphs_agree_with_the_reference(exported: Callable[[str], Exported
                     for p in t.external_data if p.key == "location"}  # fmt: skip
         assert external == {"weights.data"}
     assert sorted(file.name for file in bundle.iterdir()) == [
-        "manifest.json", "model.onnx", "model.ort-cpu.onnx", "weights.data",
+        "manifest.json", "model.onnx", "model.ort-cpu.onnx", "report.html", "weights.data",
     ]  # fmt: skip
 
 

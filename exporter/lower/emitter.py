@@ -29,18 +29,14 @@ class Constants:
         """Return the initializer that holds the array."""
         key = (dtype, array.tobytes(), array.shape)
         if key not in self._known:
-            self._known[key] = self.add(array, dtype)
+            name = f"actx/constant_{len(self._known)}"
+            while name in self._graph.initializers:
+                name += "_"
+            tensor = ir.Tensor(array, dtype=dtype, name=name)
+            value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(dtype), shape=tensor.shape)
+            self._graph.register_initializer(value)
+            self._known[key] = value
         return self._known[key]
-
-    def add(self, array: NDArray[Any], dtype: ir.DataType) -> ir.Value:
-        """Return an initializer that nothing else reads."""
-        name = f"actx/constant_{len(self._known)}"
-        while name in self._graph.initializers:
-            name += "_"
-        tensor = ir.Tensor(array, dtype=dtype, name=name)
-        value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(dtype), shape=tensor.shape)
-        self._graph.register_initializer(value)
-        return value
 
 
 class Emitter:

@@ -1,13 +1,12 @@
 """int8 with scales that are found at run time: no data is needed to calibrate.
 
 1. The layers are every MatMul, and Gemm without factors, of a constant float32 matrix. Weights become symmetric int8 with
-   one scale per output channel, largest magnitude / 127. Of asymmetric uint8 is the input, by DynamicQuantizeLinear (ONNX
-   operators, opset 11), once per value however many layers read it.
+   one scale per output channel (see `params`). Of asymmetric uint8 is the input, by DynamicQuantizeLinear (ONNX operators,
+   opset 11), once per value however many layers read it.
 2. MatMulInteger, Cast and Mul are standard ops, in the order that ONNX Runtime turns into one node: DynamicQuantizeMatMul, or
    MatMulIntegerToFloat where several layers read one input, a bias that is added behind included.
-3. A value keeps its name, and what the layers do not read stays as it is. Embeddings stay in float32.
-4. On x86 without VNNI, ONNX Runtime adds pairs of products in 16 bits, which saturate where input and weight are both large,
-   but for `RuntimeOptions.int8_sums`. That asks for a weight of its own in every layer.
+3. A value keeps its name, and what the layers do not read stays as it is, but for tables that rows are gathered from, which
+   have 8 bits (`lookups`).
 
 `onnxruntime.quantization.quantize_dynamic` is not used: it holds the model with all weights in one message, infers shapes
 over nodes that it does not know, and gives weights other names, so that graphs no longer share what neither quantizes.
@@ -20,18 +19,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from actx.exporter.quantize.params import LEVELS
+from actx.exporter.quantize.lookups import Lookups, find_lookups, table_of
+from actx.exporter.quantize.params import WeightCodes
 from actx.exporter.quantize.placement import add_initializer
 from actx.exporter.quantize.products import nothing_to_quantize, products, remove_unused
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from numpy.typing import NDArray
-
     from actx.exporter.quantize.products import Product
-
-_SMALLEST = np.finfo(np.float32).smallest_normal
 
 
 def to_dynamic_int8(model: ir.Model, *, exclude: Collection[str] = ()) -> ir.Model:
@@ -51,25 +47,22 @@ def to_dynamic_int8(model: ir.Model, *, exclude: Collection[str] = ()) -> ir.Mod
     writer = _Writer(quantized.graph)
     for layer in layers:
         writer.write(layer)
-    remove_unused(quantized.graph, [layer.weight for layer in layers])
+    found = find_lookups(quantized.graph, exclude)
+    read = [*(layer.weight for layer in layers), *(table_of(node) for node in found)]
+    lookups = Lookups(quantized.graph, "blocks")
+    for node in found:
+        lookups.write(node)
+    remove_unused(quantized.graph, read)
     return quantized
 
 
-def channel_codes(rows: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Return symmetric int8 codes of a matrix [channels, n], and float32 scales [channels]; a channel of zeros has any."""
-    peaks = np.maximum(rows.max(axis=1), -rows.min(axis=1))
-    scales = np.maximum(np.where(peaks > 0, peaks / np.float32(LEVELS), 1), _SMALLEST).astype(np.float32)
-    # Not the float32 quotient, which may round to another tie than the numbers' own.
-    codes = np.rint(rows / scales[:, None].astype(np.float64))
-    return np.clip(codes, -LEVELS, LEVELS).astype(np.int8), scales
-
-
 class _Writer:
-    """Writes layers into one graph; inputs that several of them read are quantized once."""
+    """Writes layers into one graph; inputs and weights that several of them read are quantized once."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
         self.inputs: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
+        self.weights: dict[tuple[ir.Value, bool], tuple[ir.Value, ir.Value]] = {}
 
     def write(self, layer: Product) -> None:
         """2."""
@@ -102,10 +95,14 @@ class _Writer:
         return self.inputs[value]
 
     def _weight(self, layer: Product) -> tuple[ir.Value, ir.Value]:
-        name, (codes, scales) = layer.node.outputs[0].name, channel_codes(layer.rows())
-        stored = ir.tensor(np.ascontiguousarray(codes.T), name=f"{name}/actx/weight/codes")
-        weight, factors = (
-            add_initializer(self.graph, tensor)
-            for tensor in (stored, ir.tensor(scales, name=f"{name}/actx/weight/scales"))
-        )
-        return weight, factors
+        key = layer.weight, layer.transposed
+        if key not in self.weights:
+            name = f"{layer.weight.name}/actx/{'rows' if layer.transposed else 'columns'}"
+            weight = WeightCodes.of(layer.rows(), 0)
+            tensors = (
+                ir.tensor(np.ascontiguousarray(weight.codes.T), name=f"{name}/codes"),
+                ir.tensor(weight.scales, name=f"{name}/scales"),
+            )
+            codes, scales = (add_initializer(self.graph, tensor) for tensor in tensors)
+            self.weights[key] = codes, scales
+        return self.weights[key]

@@ -21,7 +21,6 @@ is imported.
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -31,12 +30,13 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from actx.exporter.errors import ActxError, UsageError
-from actx.exporter.lift.ops import MICROSOFT, op_of
+from actx.exporter.errors import UsageError
+from actx.exporter.lift.ops import MICROSOFT
+from actx.exporter.quantize.blocks import Blocks, encode
+from actx.exporter.quantize.lookups import SETTINGS, Lookups, find_lookups, table_blocks, table_of
 from actx.exporter.quantize.placement import add_initializer
 from actx.exporter.quantize.products import (
     Product,
-    is_matrix,
     matrix_of,
     name_of,
     nothing_to_quantize,
@@ -48,7 +48,7 @@ from actx.exporter.runtimes.onnxruntime import DEFAULT, RuntimeOptions
 from actx.exporter.save import save
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Sequence
 
     from numpy.typing import NDArray
 
@@ -59,60 +59,9 @@ Style: TypeAlias = Literal["matmul_nbits", "dequantize"]
 BITS, WIDE_BITS = 4, 8
 # MatMulNBits takes powers of two from here on.
 SMALLEST_BLOCK = 16
-TABLE_BLOCK = 32
 INT8_COMPUTATION = 4
 BLOCKED_OPSET = 21
-_CLIPPED = np.linspace(1, 0.6, 9)
-_CHUNK = 2**20  # weights: the search holds a few float64 copies
 _SMALLEST = float(np.finfo(np.float32).smallest_normal)
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """A matrix in codes.
-
-    Attributes:
-        codes: uint8 [rows, blocks, block].
-        scales: float32 [rows, blocks], positive.
-        zero_points: uint8 [rows, blocks].
-        bits: of a code.
-        columns: of the matrix: the last block is padded with codes of zero.
-    """
-
-    codes: NDArray[np.uint8]
-    scales: NDArray[np.float32]
-    zero_points: NDArray[np.uint8]
-    bits: int
-    columns: int
-
-    @property
-    def symmetric(self) -> bool:
-        """Whether zero is in the middle of the codes everywhere."""
-        return bool((self.zero_points == 2 ** (self.bits - 1)).all())
-
-    def numbers(self) -> NDArray[np.float64]:
-        """Return what the codes stand for, [rows, columns] (1)."""
-        exact = (self.codes.astype(np.float64) - self.zero_points[..., None]) * self.scales[..., None]
-        return exact.reshape(len(exact), -1)[:, : self.columns]
-
-
-def encode(matrix: NDArray[np.float32], block: int, *, bits: int = BITS, symmetric: bool = False) -> Blocks:
-    """Return the codes of a matrix [rows, columns] with blocks of columns (2).
-
-    Raises:
-        ActxError: a weight is not finite.
-    """
-    if not np.isfinite(matrix).all():
-        raise ActxError("a weight is not finite", remedy="Check the model with actx inspect.")
-    rows, columns = matrix.shape
-    count = -(-columns // block)
-    step = max(1, _CHUNK // (count * block))
-    parts = []
-    for first in range(0, rows, step):
-        part = np.pad(matrix[first : first + step], ((0, 0), (0, count * block - columns)))
-        parts.append(_best(part.reshape(-1, count, block).astype(np.float64), bits, symmetric=symmetric))
-    codes, scales, points = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return Blocks(codes, scales, points, bits, columns)
 
 
 def to_int4(
@@ -145,8 +94,8 @@ def to_int4(
     layers = products(quantized, exclude)
     if not layers:
         raise nothing_to_quantize("MatMul or Gemm")
-    tables = [node for node in quantized.graph if _is_lookup(node) and name_of(node) not in exclude]
-    read = [*(layer.weight for layer in layers), *(_first(node) for node in tables)]
+    tables = find_lookups(quantized.graph, exclude)
+    read = [*(layer.weight for layer in layers), *(table_of(node) for node in tables)]
     writer = _NBits(quantized.graph, tables) if style == "matmul_nbits" else _Dequantized(quantized.graph)
     for layer in layers:
         writer.write(layer, block, BITS if layer.name not in wide else WIDE_BITS)
@@ -206,41 +155,13 @@ def ranked_layers(
     return tuple(sorted(gain, key=lambda name: -gain[name]))
 
 
-def _best(
-    weights: NDArray[np.float64], bits: int, *, symmetric: bool
-) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]:
-    """Return codes, scales and zero points of blocks [rows, blocks, block] of the least squared error (2)."""
-    shape = weights.shape[:2]
-    codes, error = np.zeros(weights.shape, np.uint8), np.full(shape, np.inf)
-    scales, points = np.ones(shape, np.float32), np.zeros(shape, np.uint8)
-    for scale, point in _candidates(weights, bits, symmetric=symmetric):
-        found = np.clip(np.rint(weights / scale[..., None]) + point[..., None], 0, 2**bits - 1)
-        moved = (((found - point[..., None]) * scale[..., None] - weights) ** 2).sum(axis=-1)
-        better = moved < error
-        error = np.where(better, moved, error)
-        codes[better], scales[better], points[better] = found[better], scale[better], point[better]
-    return codes, scales, points
-
-
-def _candidates(
-    weights: NDArray[np.float64], bits: int, *, symmetric: bool
-) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Yield scales, float32 numbers, and zero points [rows, blocks]; zero is always a code."""
-    low, high = np.minimum(weights.min(axis=-1), 0), np.maximum(weights.max(axis=-1), 0)
-    middle, last = 2 ** (bits - 1), 2**bits - 1
-    full = np.maximum(-low / middle, high / (middle - 1)) if symmetric else (high - low) / last
-    for clipped in _CLIPPED:
-        scale = np.maximum(np.where(full > 0, full * clipped, 1), _SMALLEST).astype(np.float32).astype(np.float64)
-        point = np.full(low.shape, float(middle)) if symmetric else np.rint((last - (high + low) / scale) / 2)
-        yield scale, np.clip(point, 0, last)
-
-
 class _NBits:
     """Writes MatMulNBits and GatherBlockQuantized."""
 
     def __init__(self, graph: ir.Graph, tables: Sequence[ir.Node]) -> None:
         self.graph = graph
-        self.tables = list(dict.fromkeys(_first(node) for node in tables))
+        self.tables = list(dict.fromkeys(table_of(node) for node in tables))
+        self.lookups = Lookups(graph, "blocks")
         # The inputs behind the activation of a layer, by weight and layout.
         self.weights: dict[tuple[ir.Value, bool, int], tuple[Blocks, list[ir.Value | None]]] = {}
         self.tied: dict[ir.Value, tuple[Blocks, list[ir.Value | None]]] = {}
@@ -257,26 +178,23 @@ class _NBits:
 
     def write_lookup(self, lookup: ir.Node) -> None:
         """4."""
-        table = _first(lookup)
-        tied = table in self.tied
-        if tied:
-            blocks, (codes, scales, *_) = self.tied[table]
-        else:
-            blocks, (codes, scales, *_) = self._table(table)
+        table = table_of(lookup)
+        if table not in self.tied:
+            self.lookups.write(lookup)
+            return
+        blocks, (codes, scales, *_) = self.tied[table]
         name = lookup.outputs[0].name
-        nodes = []
-        columns = blocks.codes.shape[1] * blocks.codes.shape[2] if tied else blocks.columns
-        if tied:  # the same bytes as a matrix
-            shape = self._constant(np.array([len(blocks.codes), columns]), f"{table.name}/actx/shape")
-            nodes.append(ir.node("Reshape", [codes, shape], name=f"{name}/actx/table"))
-            codes = nodes[-1].outputs[0]
-            codes.name, codes.type = nodes[-1].name, ir.TensorType(ir.DataType.UINT8)
-        settings = {"bits": WIDE_BITS, "block_size": TABLE_BLOCK, "gather_axis": 0, "quantize_axis": 1}
-        inner = [codes, lookup.inputs[1], scales]
-        nodes.append(ir.node("GatherBlockQuantized", inner, settings, domain=MICROSOFT, name=name_of(lookup)))
+        columns = blocks.codes.shape[1] * blocks.codes.shape[2]
+        # The same bytes as a matrix.
+        shape = self._constant(np.array([len(blocks.codes), columns]), f"{table.name}/actx/shape")
+        rows = ir.node("Reshape", [codes, shape], name=f"{name}/actx/table")
+        rows.outputs[0].name, rows.outputs[0].type = rows.name, ir.TensorType(ir.DataType.UINT8)
+        inner = [rows.outputs[0], lookup.inputs[1], scales]
+        gathered = ir.node("GatherBlockQuantized", inner, SETTINGS, domain=MICROSOFT, name=name_of(lookup))
+        nodes = [rows, gathered]
         if columns > blocks.columns:
-            nodes[-1].outputs[0].name = f"{name}/actx/padded"
-            nodes.append(self._cut(nodes[-1].outputs[0], blocks.columns))
+            gathered.outputs[0].name = f"{name}/actx/padded"
+            nodes.append(self._cut(gathered.outputs[0], blocks.columns))
         replace_node(self.graph, lookup, nodes)
 
     def _weight(self, layer: Product, block: int, bits: int) -> tuple[Blocks, list[ir.Value | None]]:
@@ -289,18 +207,8 @@ class _NBits:
                 self.weights[key] = self._stored(f"{name}/{bits}", _closest(rows, block, bits))
             else:
                 if table not in self.tied:
-                    self.tied[table] = self._stored(f"{name}/{WIDE_BITS}", _table_blocks(rows))
+                    self.tied[table] = self._stored(f"{name}/{WIDE_BITS}", table_blocks(rows))
                 self.weights[key] = self.tied[table]
-        return self.weights[key]
-
-    def _table(self, table: ir.Value) -> tuple[Blocks, list[ir.Value | None]]:
-        key = table, True, 0
-        if key not in self.weights:
-            blocks = _table_blocks(matrix_of(table))
-            codes = blocks.codes.reshape(len(blocks.codes), -1)[:, : blocks.columns]
-            name = f"{table.name}/actx/table"
-            constants = self._constant(codes, f"{name}/codes"), self._constant(blocks.scales, f"{name}/scales")
-            self.weights[key] = blocks, list(constants)
         return self.weights[key]
 
     def _stored(self, name: str, blocks: Blocks) -> tuple[Blocks, list[ir.Value | None]]:
@@ -328,6 +236,7 @@ class _Dequantized:
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
+        self.lookups = Lookups(graph, "dequantize")
         self.weights: dict[tuple[ir.Value, bool, int], ir.Value] = {}
 
     def write(self, layer: Product, block: int, bits: int) -> None:
@@ -336,8 +245,7 @@ class _Dequantized:
 
     def write_lookup(self, lookup: ir.Node) -> None:
         """4."""
-        table = _first(lookup)
-        lookup.replace_input_with(0, self._weight(table, 0, WIDE_BITS, transposed=True))
+        self.lookups.write(lookup)
 
     def _weight(self, weight: ir.Value, block: int, bits: int, *, transposed: bool) -> ir.Value:
         key = weight, transposed, bits
@@ -381,10 +289,6 @@ def _closest(rows: NDArray[np.float32], block: int, bits: int) -> Blocks:
     return min(plain, shifted, key=lambda blocks: float(((blocks.numbers() - rows) ** 2).sum()))
 
 
-def _table_blocks(rows: NDArray[np.float32]) -> Blocks:
-    return encode(rows, TABLE_BLOCK, bits=WIDE_BITS, symmetric=True)
-
-
 def _packed(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """Pack codes of 4 bits along the last axis, the first of a pair in the lower half of a byte."""
     if bits == WIDE_BITS:
@@ -402,19 +306,6 @@ def _divisor(columns: int, block: int) -> int:
 
 def _same(table: NDArray[np.float32], rows: NDArray[np.float32]) -> bool:
     return table.shape == rows.shape and np.array_equal(table, rows)
-
-
-def _is_lookup(node: ir.Node) -> bool:
-    """Tell whether a node gathers rows of a constant matrix."""
-    if op_of(node) != ("", "Gather") or node.attributes.get_int("axis", 0) != 0:
-        return False
-    return is_matrix(node.inputs[0]) and min(matrix_of(node.inputs[0]).shape) >= SMALLEST_BLOCK
-
-
-def _first(node: ir.Node) -> ir.Value:
-    value = node.inputs[0]
-    assert value is not None
-    return value
 
 
 def _outputs(model: ir.Model, batches: Sequence[Arrays], options: RuntimeOptions) -> list[NDArray[Any]]:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, TypeAlias
 from actx.exporter.data import hold_out
 from actx.exporter.drift import check
 from actx.exporter.quantize.dynamic import to_dynamic_int8
+from actx.exporter.quantize.lookups import find_lookups
 from actx.exporter.quantize.nbits import ranked_layers, to_int4
-from actx.exporter.quantize.products import products
+from actx.exporter.quantize.products import name_of, products
 from actx.exporter.quantize.ranges import CALIBRATORS, DEFAULT_CALIBRATOR
 from actx.exporter.quantize.source import Quantized
 from actx.exporter.quantize.static import EXCLUDED, Settings, Style, excluded, observe, write
@@ -70,7 +71,7 @@ def dynamic_int8(source: Source, runtime: Runtime | None) -> Quantized:
     Raises:
         UsageError, ActxError: see `to_dynamic_int8`, and `excluded`.
     """
-    names = [product.name for product in products(source.own, ())]
+    names = _names(source)
     fixed = excluded(names, source.exclude)
 
     def build(left: Sequence[str]) -> Quantized:
@@ -88,7 +89,7 @@ def int4(source: Source, style: Int4Style, runtime: Runtime | None) -> Quantized
     Raises:
         UsageError, ActxError: see `to_int4`, and `excluded`.
     """
-    names = [product.name for product in products(source.own, ())]
+    names = _names(source)
     fixed = excluded(names, source.exclude)
 
     def build(wide: Sequence[str]) -> Quantized:
@@ -102,6 +103,12 @@ def int4(source: Source, style: Int4Style, runtime: Runtime | None) -> Quantized
     batches = [batch.feeds for batch in judge.held.batches()]
     ranked = ranked_layers(source.lowered.portable, batches, style=style, exclude=set(fixed), options=source.options)
     return build(_fewest(ranked, lambda wide: judge.accepts(build(wide))))
+
+
+def _names(source: Source) -> list[str]:
+    """Return what multiplies by a constant matrix, and what looks rows up in one."""
+    own = source.own
+    return [product.name for product in products(own, ())] + [name_of(node) for node in find_lookups(own.graph)]
 
 
 def _look(source: Source, data: Data, settings: Settings) -> Observed:

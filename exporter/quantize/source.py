@@ -48,7 +48,7 @@ class Quantized:
 
     Attributes:
         model: the graph.
-        layers: names of the nodes that multiply: an empty text for those in int8, why not for the others.
+        layers: names of the nodes that multiply or look rows up: an empty text for those in 8 bits, why not for the others.
         tables: of the sites that became tables, by name: the name of what a layer behind gives.
         open: of the sites that a layer in int8 reads and that are no tables, by name, why not.
         migrated: names of the values whose magnitude was moved into weights.

@@ -17,10 +17,9 @@
 6. Where the runtime multiplies codes of activations without zero points alone, both factors of a product are symmetric, and
    their Q/DQ stand in front of the Transposes and Reshapes behind a layer, which then gives codes. What a softmax gives stays
    as it is: on OpenVINO its codes save no time, and on a sentence encoder they were a tenth of the drift.
-7. On x86 without VNNI, ONNX Runtime adds products of uint8 and int8 in pairs of 16 bits, which saturate. Hence both factors of
-   a product are uint8, and `RuntimeOptions.int8_sums` has weights turned into uint8 where that is so. ONNX Runtime can do
-   that only where every layer has codes and zero points of its own.
-8. A constant factor behind a product, such as that of attention, goes into the scale of its first factor.
+7. Sums are exact on every CPU: see `params` for weights. Both factors of a product are uint8, which no kernel saturates.
+8. Tables that rows are gathered from have 8 bits (`lookups`).
+9. A constant factor behind a product, such as that of attention, goes into the scale of its first factor.
 """
 
 from __future__ import annotations
@@ -39,8 +38,10 @@ from actx.exporter.errors import UsageError
 from actx.exporter.lift.ops import MICROSOFT, MUL, op_of, standard, tensor_of
 from actx.exporter.linear import ADD, CONV, GEMM, MATMUL
 from actx.exporter.lower.emitter import Constants, Emitter, substitute
+from actx.exporter.quantize.lookups import Lookups, find_lookups
 from actx.exporter.quantize.migration import migration
-from actx.exporter.quantize.params import LEVELS, QuantParams
+from actx.exporter.quantize.params import QuantParams, WeightCodes
+from actx.exporter.quantize.products import name_of
 from actx.exporter.quantize.ranges import (
     DEFAULT_CALIBRATOR,
     find_range,
@@ -109,7 +110,7 @@ class Observed:
 
     Attributes:
         model: the target's graph, with magnitudes moved; not to be changed.
-        reasons: of every node that multiplies, why it stays in floating point; empty where it need not.
+        reasons: of every node that multiplies or looks rows up, why it stays in floating point; empty where it need not.
         sites: those that may become tables.
         histograms: of the values that become codes, by name.
         means: of the channels of what layers read, float64 (C,), by name; none where biases are not to be corrected.
@@ -156,7 +157,8 @@ def observe(
     seen = own if observed is None else observed.clone()
     steps = _find(own)
     reasons = {step.name: step.reason or _cost(step, settings.style) for step in steps}
-    reasons |= excluded([step.name for step in steps], settings.exclude)
+    reasons |= {name_of(node): "" for node in find_lookups(own.graph)}
+    reasons |= excluded(list(reasons), settings.exclude)
     steps = [step for step in steps if not reasons[step.name]]
     if not steps:
         raise _nothing(reasons)
@@ -192,7 +194,7 @@ def write(observed: Observed, settings: Settings, leave: Collection[str] = ()) -
     means = observed.means if settings.correct and style.rows else {}
     writer = _Writer(model, style, params, means)
     left = _open(steps, tables, observed.sites, style)
-    writer.write(steps, tables)
+    writer.write(steps, tables, find_lookups(model.graph, {name for name, reason in reasons.items() if reason}))
     return Quantized(model, reasons, writer.behind, left, observed.migrated, settings.calibrator, bool(writer.means))
 
 
@@ -255,39 +257,6 @@ class _Step:
         assert self.weight is not None
         weight = self.weight.numpy().astype(np.float64)
         return weight.T if self.weight_axis == 0 else weight
-
-
-@dataclass(frozen=True)
-class _Codes:
-    """A weight as symmetric codes (1).
-
-    Attributes:
-        codes: int8, in the weight's shape.
-        scales: float32, one per output.
-        axis: the axis that runs over the outputs.
-    """
-
-    codes: NDArray[np.int8]
-    scales: NDArray[np.float32]
-    axis: int
-
-    @classmethod
-    def of(cls, weight: NDArray[np.float64], axis: int) -> _Codes:
-        peaks = np.abs(weight).max(axis=tuple(i for i in range(weight.ndim) if i != axis))
-        scales = np.where(peaks > 0, np.maximum(peaks / LEVELS, np.finfo(np.float32).smallest_normal), 1.0)
-        empty = cls(np.zeros(weight.shape, np.int8), scales.astype(np.float32), axis)
-        codes = np.clip(np.rint(weight / empty.steps), -LEVELS, LEVELS)
-        return replace(empty, codes=codes.astype(np.int8))
-
-    @property
-    def steps(self) -> NDArray[np.float64]:
-        """The scales, along the axis."""
-        return self.scales.astype(np.float64).reshape([-1 if i == self.axis else 1 for i in range(self.codes.ndim)])
-
-    @property
-    def numbers(self) -> NDArray[np.float64]:
-        """What the codes stand for."""
-        return self.codes * self.steps
 
 
 def _find(model: ir.Model) -> list[_Step]:
@@ -547,8 +516,11 @@ class _Writer:
         self.graph = self.model.graph
         self.constants = Constants(self.graph)
 
-    def write(self, steps: Sequence[_Step], tables: Sequence[TableSite]) -> None:
+    def write(self, steps: Sequence[_Step], tables: Sequence[TableSite], lookups: Sequence[ir.Node]) -> None:
         """Write all of it, in the order of the graph."""
+        tables_of_rows = Lookups(self.graph, "blocks" if self.style.rows else "dequantize")
+        for lookup in lookups:
+            tables_of_rows.write(lookup)
         waiting = list(tables)
         ends = {name for table in tables for name in (table.input, table.multiplier)}
         for step in steps:
@@ -624,20 +596,20 @@ class _Writer:
         codes = emit.op("QuantizeLinear", value, *pair, dtype=WEIGHTS)
         reader.replace_input_with(place, emit.op("DequantizeLinear", codes, *pair, dtype=ir.DataType.FLOAT))
 
-    def _weight(self, emit: Emitter, weight: NDArray[np.float64], axis: int) -> tuple[ir.Value, _Codes]:
+    def _weight(self, emit: Emitter, weight: NDArray[np.float64], axis: int) -> tuple[ir.Value, WeightCodes]:
         """1. Return the weight behind its DequantizeLinear, and as codes."""
-        found = _Codes.of(weight, axis)
-        stored = self.constants.add(found.codes, WEIGHTS)
+        found = WeightCodes.of(weight, axis)
+        stored = self.constants.get(found.codes, WEIGHTS)
         scale = self.constants.get(found.scales, ir.DataType.FLOAT)
         return emit.op(
             "DequantizeLinear", stored, scale, self._origin(found), dtype=ir.DataType.FLOAT, axis=axis
         ), found
 
-    def _origin(self, weight: _Codes) -> ir.Value:
-        """7. Return the zero points of a weight."""
-        return self.constants.add(np.zeros(weight.scales.shape, np.int8), WEIGHTS)
+    def _origin(self, weight: WeightCodes) -> ir.Value:
+        """Return the zero points of a weight."""
+        return self.constants.get(np.zeros(weight.scales.shape, np.int8), WEIGHTS)
 
-    def _bias(self, step: _Step, weight: _Codes) -> NDArray[np.float64] | None:
+    def _bias(self, step: _Step, weight: WeightCodes) -> NDArray[np.float64] | None:
         """4. Return the bias, with the mean of what the rounded weight loses."""
         bias = None if step.bias is None else step.bias.numpy().astype(np.float64).reshape(-1)
         mean = self.means.get(str(step.x.name))
@@ -646,7 +618,7 @@ class _Writer:
         lost: NDArray[np.float64] = mean @ (step.matrix() - weight.numbers)
         return lost if bias is None else bias + lost
 
-    def _sums(self, emit: Emitter, step: _Step, weight: _Codes) -> list[ir.Value]:
+    def _sums(self, emit: Emitter, step: _Step, weight: WeightCodes) -> list[ir.Value]:
         """2. Return the bias, if there is one, as int32 behind its DequantizeLinear, in steps of the products'."""
         bias = self._bias(step, weight)
         if bias is None:
@@ -674,12 +646,12 @@ class _Writer:
     def _to_float(self, step: _Step) -> None:
         """2, elsewhere (ONNX Runtime, contrib operators: A, B, their scales, their zero points, bias)."""
         emit = self._emitter(step)
-        weight = _Codes.of(step.matrix(), 1)
+        weight = WeightCodes.of(step.matrix(), 1)
         bias, (scale, zero_point) = self._bias(step, weight), self._pair(self.params[str(step.x.name), CODES])
         found = emit.op(
             "MatMulIntegerToFloat",
             self._quantized(emit, step.x, CODES),
-            self.constants.add(weight.codes, WEIGHTS),
+            self.constants.get(weight.codes, WEIGHTS),
             scale,
             self.constants.get(weight.scales, ir.DataType.FLOAT),
             zero_point,
@@ -768,7 +740,7 @@ class _Writer:
 
 
 def _factor_behind(value: ir.Value) -> tuple[float, ir.Value]:
-    """8. Return the positive number that the one reader of a value multiplies it by, and the product; 1 and itself without."""
+    """9. Return the positive number that the one reader of a value multiplies it by, and the product; 1 and itself without."""
     readers = value.consumers()
     if len(readers) == 1 and op_of(readers[0]) == MUL and not value.is_graph_output():
         (other,) = [operand for operand in readers[0].inputs if operand is not value] or [None]

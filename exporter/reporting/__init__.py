@@ -4,6 +4,7 @@
 2. The page is one file. Its charts are SVG that the template writes and its tables are HTML, so that all but sorting works
    without scripts, on paper and offline; a policy in the page forbids every other script, style and address.
 3. Names from the model are text. They are escaped, isolated from the direction of what stands around them, and cut in tables.
+4. A bundle holds its page as it was when the manifest was written. It is made of the manifest, which does not list it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined, UndefinedError, select_autoescape
 
-from actx.exporter.bundle import read_bundle
+from actx.exporter.bundle import REPORT, read_bundle
 from actx.exporter.errors import ActxError, UsageError
 from actx.exporter.manifest import MANIFEST
 from actx.exporter.reporting import charts, words
@@ -40,7 +41,7 @@ def report(bundle: Path | str, out: Path | str | None = None, *, format: ReportF
         format: ``html`` for a page that opens offline, ``md`` for a comment, ``json`` for an object (`Summary.to_dict`).
 
     Raises:
-        UsageError: there is no such format, or the file would be in the bundle.
+        UsageError: there is no such format, or the file would be in the bundle and is not its own `report.html`.
         ActxError: it is no bundle, its manifest is damaged, or the file cannot be written.
     """
     if format not in FORMATS:
@@ -55,7 +56,7 @@ def report(bundle: Path | str, out: Path | str | None = None, *, format: ReportF
     try:
         text = _render(folder.resolve().name, manifest, format)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, UndefinedError, UsageError) as error:
-        # The schema leaves open what is inside of drift, latency and the engines' facts.
+        # The schema leaves open what is inside of a runtime's description and of the engines' facts.
         note = f"{type(error).__name__}: {error}"
         raise ActxError(
             f"{folder / MANIFEST} cannot be reported", note=note, remedy="Export the model again."
@@ -65,8 +66,18 @@ def report(bundle: Path | str, out: Path | str | None = None, *, format: ReportF
     return text
 
 
+def write_page(folder: Path, name: str, manifest: Manifest) -> None:
+    """Write a bundle's own page into a folder; `name` is that of the bundle.
+
+    Raises:
+        ActxError: it cannot be written.
+    """
+    _write(folder / REPORT, _render(name, manifest, "html"))
+
+
 def _check_place(out: Path, folder: Path) -> None:
-    if folder.resolve() in out.resolve().parents:
+    place = out.resolve()
+    if folder.resolve() in place.parents and place != folder.resolve() / REPORT:
         raise UsageError(
             f"{out} is in the bundle",
             note="a bundle holds what its manifest lists, and no export replaces one that holds more",

@@ -6,16 +6,20 @@ Coordinates are whole numbers with y downwards; a path is written by differences
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from actx.exporter.manifest import CurveEntry, SearchEntry, SiteEntry
+    from actx.exporter.manifest import CurveEntry, RoundMinimaEntry, SearchEntry, SiteEntry, TimesEntry
 
-WIDTH, HEIGHT, ERROR_HEIGHT = 1152, 400, 140
+WIDTH, HEIGHT, ERROR_HEIGHT, ROUNDS_HEIGHT = 1152, 400, 140, 120
 _EDGE = 12  # left free above and below curves
+# Interquartile ranges from the upper quartile: what is beyond is far out (Tukey, Exploratory Data Analysis, 1977).
+_FENCE = 3.0
+_LEAST_FOR_QUARTILES = 4
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,36 @@ class FrontChart:
     points: list[tuple[int, int]]
     verified: list[tuple[int, int, bool]]
     budget: int
+
+
+@dataclass(frozen=True)
+class RoundsChart:
+    """What the sessions of one model took in every round, the first round on top.
+
+    Attributes:
+        dots: path of one dot per round.
+        middle: where the median is.
+        median: milliseconds.
+    """
+
+    dots: str
+    middle: int
+    median: float
+
+
+@dataclass(frozen=True)
+class LatencyChart:
+    """The rounds of the original, the artifact and the original again, over one axis of milliseconds.
+
+    Attributes:
+        x: what the ends of the axis are.
+        rounds: by the name of the model.
+        beyond: how many dots lie beyond the right end, and are drawn there.
+    """
+
+    x: tuple[float, float]
+    rounds: dict[str, RoundsChart]
+    beyond: int
 
 
 def site_chart(site: SiteEntry) -> SiteChart | None:
@@ -162,9 +196,46 @@ def front_chart(search: SearchEntry) -> FrontChart:
     )
 
 
-def spread(row: dict[str, Any], longest: float) -> dict[str, float]:
+def latency_chart(minima: RoundMinimaEntry) -> LatencyChart:
+    """Return the picture of what every round took; a few that took far longer do not push the others together."""
+    rounds = {
+        "original": minima.original,
+        "artifact": minima.artifact,
+        "original again": minima.original_again,
+    }
+    times = [time for row in rounds.values() for time in row]
+    high = min(max(times), max(map(_fence, rounds.values())))
+    margin = 0.02 * (high - min(times))
+    x = (min(times) - margin, high + margin)
+    return LatencyChart(
+        x=x,
+        rounds={name: _rounds(row, x) for name, row in rounds.items()},
+        beyond=sum(time > x[1] for time in times),
+    )
+
+
+def _fence(times: Sequence[float]) -> float:
+    """Return the time beyond which one is far out."""
+    if len(times) < _LEAST_FOR_QUARTILES:
+        return max(times)
+    lower, middle, upper = statistics.quantiles(times, n=4)
+    return upper + _FENCE * max(upper - lower, 0.01 * middle)
+
+
+def _rounds(times: Sequence[float], x: tuple[float, float]) -> RoundsChart:
+    places = [_place(min(time, x[1]), *x, WIDTH) for time in times]
+    heights = [round(_EDGE + i * (ROUNDS_HEIGHT - 2 * _EDGE) / max(len(times) - 1, 1)) for i in range(len(times))]
+    median = statistics.median(times)
+    dots = "".join(f"M{place} {height}h0" for place, height in zip(places, heights, strict=True))
+    return RoundsChart(dots, _place(min(median, x[1]), *x, WIDTH), median)
+
+
+def spread(row: TimesEntry, longest: float) -> dict[str, float]:
     """Return where percentiles of a latency lie on a line of 100 that ends at the longest."""
-    return {name: round(100 * row[name] / longest, 2) if longest else 0.0 for name in ("min", "p50", "p90", "p99")}
+    times = {"min": row.min, "p50": row.p50, "p90": row.p90, "p99": row.p99}
+    return {name: round(100 * time / longest, 2) if longest else 0.0 for name, time in times.items()}
 
 
-CHARTS: dict[str, Callable[..., Any]] = {function.__name__: function for function in (site_chart, front_chart, spread)}
+CHARTS: dict[str, Callable[..., Any]] = {
+    function.__name__: function for function in (site_chart, front_chart, latency_chart, spread)
+}

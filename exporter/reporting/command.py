@@ -32,8 +32,8 @@ def commands(bundle: str, manifest: Manifest) -> list[str]:
 
 def _threads(manifest: Manifest) -> list[str]:
     """Return the option that was given, where what was measured says which."""
-    measured = [*([manifest.latency] if manifest.latency else []), *manifest.drift]
-    threads = measured[0]["runtime"].get("options", {}).get("threads") if measured else None
+    runtimes = [report.runtime for report in (manifest.latency, *manifest.drift) if report is not None]
+    threads = runtimes[0].get("options", {}).get("threads") if runtimes else None
     return ["--threads", str(threads)] if threads else []
 
 

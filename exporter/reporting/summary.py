@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from actx.exporter.manifest import Manifest
+    from actx.exporter.manifest import BreakdownEntry, LatencyEntry, Manifest
 
 WORST = 5
 _RUNTIMES = {
@@ -32,7 +32,8 @@ class LatencySummary:
         noise: ratio that the original reaches against itself.
         original_ms, artifact_ms: medians.
         original_share, artifact_share: of all sites; None where the runtime does not show them.
-        device: what it was measured on.
+        machine: what it was measured on.
+        device: the same, with what ran it.
         synthetic: whether on random input.
     """
 
@@ -44,6 +45,7 @@ class LatencySummary:
     artifact_ms: float
     original_share: float | None
     artifact_share: float | None
+    machine: str
     device: str
     synthetic: bool
 
@@ -139,7 +141,7 @@ class Operation(NamedTuple):
 def summarize(bundle: str, manifest: Manifest) -> Summary:
     """Return what a manifest comes to; `bundle` is the name of its folder."""
     forms = Counter(site.form for site in manifest.sites)
-    measured = [*([] if manifest.latency is None else [manifest.latency]), *manifest.drift[:1]]
+    measured = [report.notes for report in (manifest.latency, *manifest.drift[:1]) if report is not None]
     return Summary(
         bundle=bundle,
         source=manifest.source.file,
@@ -151,7 +153,7 @@ def summarize(bundle: str, manifest: Manifest) -> Summary:
         latency=None if manifest.latency is None else _latency(manifest.latency),
         drift=_drift(manifest) if manifest.drift else None,
         worst=_worst(manifest),
-        notes=tuple(dict.fromkeys([*manifest.notes, *(note for report in measured for note in report["notes"])])),
+        notes=tuple(dict.fromkeys([*manifest.notes, *(note for notes in measured for note in notes)])),
     )
 
 
@@ -159,7 +161,7 @@ def operations(manifest: Manifest) -> list[Operation]:
     """Return where the latency goes: the sites, then the op types that take most, then all others."""
     if manifest.latency is None:
         return []
-    before, after = (_shares(manifest.latency[f"{which}_nodes"]) for which in ("original", "artifact"))
+    before, after = map(_shares, (manifest.latency.original_nodes, manifest.latency.artifact_nodes))
     names = sorted({*before, *after} - {""}, key=lambda name: -max(before[name], after[name]))
     rows = [Operation("all sites", before[""], after[""], site=True)] if before[""] or after[""] else []
     rows += [Operation(name, before[name], after[name]) for name in names[:_SHOWN_OPERATIONS]]
@@ -169,49 +171,61 @@ def operations(manifest: Manifest) -> list[Operation]:
     return rows
 
 
-def _shares(nodes: Mapping[str, Any]) -> Counter[str]:
+def _shares(nodes: BreakdownEntry) -> defaultdict[str, float]:
     """Return the share of every op type outside of sites, and of all sites under the empty name."""
-    shares: Counter[str] = Counter()
-    for node in nodes["nodes"]:
-        shares["" if node["site"] else node["op_type"]] += node["share"]
+    shares: defaultdict[str, float] = defaultdict(float)
+    for node in nodes.nodes:
+        shares["" if node.site else node.op_type] += node.share or 0.0
     return shares
 
 
-def _latency(report: Mapping[str, Any]) -> LatencySummary:
-    found = report["comparison"]
-    low, high = found["interval"]
+def _latency(report: LatencyEntry) -> LatencySummary:
+    found = report.comparison
     return LatencySummary(
-        verdict=found["verdict"],
-        ratio=found["paired_ratio"],
-        interval=(low, high),
-        noise=found["noise"],
-        original_ms=report["original"]["p50"],
-        artifact_ms=report["artifact"]["p50"],
-        original_share=report["original_nodes"]["activation_share"],
-        artifact_share=report["artifact_nodes"]["activation_share"],
-        device=_device(report["runtime"]),
-        synthetic=report["synthetic"],
+        verdict=found.verdict,
+        ratio=found.paired_ratio,
+        interval=found.interval,
+        noise=found.noise,
+        original_ms=report.original.p50,
+        artifact_ms=report.artifact.p50,
+        original_share=report.original_nodes.activation_share,
+        artifact_share=report.artifact_nodes.activation_share,
+        machine=machine(report.runtime),
+        device=_device(report.runtime),
+        synthetic=report.synthetic,
     )
 
 
-def _device(runtime: Mapping[str, Any]) -> str:
+def machine(runtime: Mapping[str, Any]) -> str:
+    """Return the GPU, or the CPU with the number of its cores, that a measurement's `runtime` names."""
     gpu = runtime.get("gpu")
-    device = gpu.get("name", "GPU") if isinstance(gpu, dict) else gpu or runtime.get("cpu", "")
+    if gpu:
+        return str(gpu.get("name", "GPU") if isinstance(gpu, dict) else gpu)
+    return f"{runtime.get('cpu', 'not known')}, {runtime.get('cores', '?')} cores"
+
+
+def runtime_name(runtime: Mapping[str, Any]) -> str:
+    """Return the name of the library that a measurement's `runtime` names."""
+    name = str(runtime.get("runtime", "not known"))
+    return _RUNTIMES.get(name, name)
+
+
+def _device(runtime: Mapping[str, Any]) -> str:
     threads = runtime.get("threads_used")
-    count = f", {threads} thread{'' if threads == 1 else 's'}" if threads and not gpu else ""
-    return f"{device}{count}, {_RUNTIMES.get(runtime['runtime'], runtime['runtime'])}"
+    of = "" if runtime.get("gpu") or not threads else f", {threads} thread{'' if threads == 1 else 's'}"
+    return f"{machine(runtime)}{of}, {runtime_name(runtime)}"
 
 
 def _drift(manifest: Manifest) -> DriftSummary:
     first = manifest.drift[0]
     return DriftSummary(
-        drift=first["drift"],
-        metric=first["metric"],
-        budget=first["max_drift"],
-        within_budget=all(report["within_budget"] for report in manifest.drift),
-        graph=first["graph"],
-        samples=first["samples"],
-        synthetic=first["synthetic"],
+        drift=first.drift,
+        metric=first.metric,
+        budget=first.max_drift,
+        within_budget=all(report.within_budget for report in manifest.drift),
+        graph=first.graph,
+        samples=first.samples,
+        synthetic=first.synthetic,
     )
 
 
@@ -219,6 +233,6 @@ def _worst(manifest: Manifest) -> tuple[Worst, ...]:
     """Return the culprits of the attribution; without one, the sites that add most noise."""
     if manifest.attribution is not None:
         return tuple(Worst(one.name, one.added_db, one.stage, one.remedy) for one in manifest.attribution.worst)
-    sites = manifest.drift[0]["sites"] if manifest.drift else []
-    noisy = sorted((site for site in sites if site["added_db"] != "inf"), key=lambda site: float(site["added_db"]))
-    return tuple(Worst(site["name"], site["added_db"], "", "") for site in noisy[:WORST])
+    sites = manifest.drift[0].sites if manifest.drift else []
+    known = [(site.added_db, site.name) for site in sites if site.added_db is not None and site.added_db != "inf"]
+    return tuple(Worst(name, added, "", "") for added, name in sorted(known, key=lambda one: float(one[0]))[:WORST])

@@ -10,6 +10,8 @@ from actx.exporter.errors import one_line, printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from actx.exporter.manifest import EngineEntry
+
 NOT_MEASURED = "not measured"
 _LONGEST_NAME = 90  # letters of a name in a table
 
@@ -31,9 +33,9 @@ def milliseconds(value: float | str | None) -> str:
     return number(value) if value is None or isinstance(value, str) else f"{value:.3f}"
 
 
-def percent(value: float | None) -> str:
+def percent(value: float | str | None) -> str:
     """Return a share."""
-    return NOT_MEASURED if value is None else f"{100 * value:.1f} %"
+    return number(value) if value is None or isinstance(value, str) else f"{100 * value:.1f} %"
 
 
 def decibels(value: float | str | None) -> str:
@@ -43,9 +45,14 @@ def decibels(value: float | str | None) -> str:
     return number(value) if value is None or isinstance(value, str) else f"{value:.1f} dB"
 
 
-def mebibytes(value: int | None) -> str:
+def mebibytes(value: float | None) -> str:
     """Return a size."""
     return NOT_MEASURED if value is None else f"{value / 2**20:.1f} MiB"
+
+
+def size(value: float | None) -> str:
+    """Return the size of a file, in KiB below 1 MiB."""
+    return mebibytes(value) if value is None or value >= 2**20 else f"{value / 2**10:.1f} KiB"
 
 
 def short(name: object) -> str:
@@ -81,12 +88,35 @@ def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}.")
         elif isinstance(value, list):
-            yield from ((f"{prefix}{name}", ", ".join(map(str, value))) for _ in value[:1])
+            yield from ((f"{prefix}{name}", ", ".join(map(_fact, value))) for _ in value[:1])
         elif value is not None:
-            yield f"{prefix}{name}", str(value)
+            yield f"{prefix}{name}", _fact(value)
+
+
+def _fact(value: object) -> str:
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def engine(entry: EngineEntry) -> dict[str, str]:
+    """Return what the builder said of an engine, but for its inputs and the command that have a place of their own."""
+    kept = {name: fact for name, fact in entry.facts.items() if name not in {"bytes", "command", "inputs", "shapes"}}
+    return {"file": entry.file, "size": size(entry.facts.get("bytes")), **flat(kept)}
 
 
 FILTERS: dict[str, Callable[..., Any]] = {
     function.__name__: function
-    for function in (number, signed, milliseconds, percent, decibels, mebibytes, short, whole, code, plain, flat)
+    for function in (
+        number,
+        signed,
+        milliseconds,
+        percent,
+        decibels,
+        mebibytes,
+        short,
+        whole,
+        code,
+        plain,
+        flat,
+        engine,
+    )
 }

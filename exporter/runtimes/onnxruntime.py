@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -38,7 +38,7 @@ OPTIMIZATIONS = {
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _SILENT = 4  # only fatal messages: everything else reaches the user as an error of ours
 _ELEMENT_TYPES = {"float": "float32", "double": "float64", "bool": "bool"} | {name: name for name in DTYPES}
-_EXACT_SUMS, _NO_QDQ = "session.x64quantprecision", "session.disable_quant_qdq"
+_NO_QDQ = "session.disable_quant_qdq"
 _OP_LACKING = re.compile(
     r"No Op registered for (?P<op>\w+)|error: (?P<function>[\w.]+:\w+)\(-?\d+\) is not a registered|"
     r"implementation for (?P<kernel>[\w.:]+)\(\d+\)",
@@ -59,9 +59,7 @@ class RuntimeOptions:
             because one's spinning threads take the cores from the next.
         pin_threads: whether each thread but the caller's is kept on a core of its own where there are as many, as
             ONNX Runtime does by itself where `threads` is 0. On a busy machine times then vary less.
-        int8_sums: of products of codes. "fast" is ONNX Runtime's own way: on x86 without VNNI it adds those of uint8 and
-            int8 in pairs of 16 bits, which saturate. "exact" turns int8 weights into uint8 on such machines, which is slower;
-            models with DequantizeLinear of int8 without zero points fail with it. "float" computes Q/DQ as they are written.
+        fuse_qdq: whether an op between Q/DQ becomes one of integers. Off, they are computed as they are written.
         engine: how engines are run, on targets that have them.
         provider: what runs the nodes; those that the CUDA provider does not have run on the CPU.
 
@@ -75,7 +73,7 @@ class RuntimeOptions:
     libraries: tuple[Path, ...] = ()
     spin_between_runs: bool = True
     pin_threads: bool = False
-    int8_sums: Literal["fast", "exact", "float"] = "fast"
+    fuse_qdq: bool = True
     engine: EngineOptions = ENGINE_DEFAULT
     provider: str = CPU
 
@@ -98,7 +96,7 @@ class RuntimeOptions:
             "libraries": [library.name for library in self.libraries],
             "spin_between_runs": self.spin_between_runs,
             "pin_threads": self.pin_threads,
-            "int8_sums": self.int8_sums,
+            "fuse_qdq": self.fuse_qdq,
         }
 
     @property
@@ -260,24 +258,17 @@ def _check_provider(options: RuntimeOptions, found: Sequence[str]) -> None:
 
 
 def _create(content: str | bytes, session_options: Any, options: RuntimeOptions) -> Any:
-    """Create the session, without what ONNX Runtime 1.31 cannot do for this model.
-
-    It fuses Q/DQ of float8 into ops of 8-bit integers, and then refuses these. It turns int8 weights into uint8, and fails
-    where two nodes share them or their zero points: these are then run as ``fast``.
-    """
+    """Create the session. ONNX Runtime 1.31 fuses Q/DQ of float8 into ops of 8-bit integers, and then refuses these."""
     providers = list(dict.fromkeys((options.provider, CPU)))
     disabled = list(options.disabled_optimizers) or None
     create = partial(ort.InferenceSession, content, session_options, providers)
-    ways_out = {"float8": (_NO_QDQ, "1"), "AddInitializer": (_EXACT_SUMS, "0")}
-    while True:
-        try:
-            return create(disabled_optimizers=disabled)
-        except Exception as error:
-            way_out = next((way for fault, way in ways_out.items() if fault in str(error)), None)
-            if way_out is None:
-                raise
-            ways_out = {fault: way for fault, way in ways_out.items() if way != way_out}
-            session_options.add_session_config_entry(*way_out)
+    try:
+        return create(disabled_optimizers=disabled)
+    except Exception as error:
+        if "float8" not in str(error):
+            raise
+        session_options.add_session_config_entry(_NO_QDQ, "1")
+        return create(disabled_optimizers=disabled)
 
 
 def check_library(library: Path) -> None:
@@ -303,9 +294,7 @@ def _session_options(options: RuntimeOptions, trace: Path | None) -> Any:
     session_options.log_severity_level = _SILENT
     session_options.intra_op_num_threads = options.threads
     session_options.graph_optimization_level = OPTIMIZATIONS[options.optimization]
-    if options.int8_sums == "exact":
-        session_options.add_session_config_entry(_EXACT_SUMS, "1")
-    if options.int8_sums == "float":
+    if not options.fuse_qdq:
         session_options.add_session_config_entry(_NO_QDQ, "1")
     if not options.spin_between_runs:
         session_options.add_session_config_entry("session.force_spinning_stop", "1")

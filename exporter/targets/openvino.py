@@ -76,7 +76,7 @@ class OpenVino(Target):
         try:
             found = openvino.description()
         except TargetUnavailable as error:
-            return Graph(own, replace(options, int8_sums="float"), f"in ONNX Runtime: {error.what}", on_target=False)
+            return Graph(own, replace(options, fuse_qdq=False), f"in ONNX Runtime: {error.what}", on_target=False)
         return Graph(own, _runtime(options, files.quant), f"in OpenVINO {found['openvino']}")
 
 

@@ -28,7 +28,6 @@ _COST_OF_OWN_OP = {
     "relu": 0.7, "relu6": 0.5, "hardtanh": 0.6, "leaky_relu": 0.8, "prelu": 0.8, "relu2": 1.7, "hard_sigmoid": 0.7,
     "hardswish": 2.4, "sigmoid": 0.4, "tanh": 0.3, "silu": 0.3, "gelu": 0.7, "gelu_tanh": 0.6, "quick_gelu": 0.7,
 }  # fmt: skip
-_INT8 = frozenset({"int8", "int8-dynamic"})
 _STYLE = Style(rows=True, tables=True)
 # Outputs are not changed unasked for less than this.
 _WORTH_A_REWRITE = 1.5
@@ -63,7 +62,7 @@ class OrtCpu(Target):
     def quantize(self, scheme: str, source: Source) -> Quantized:
         """Return the graph in int8, with tables and layers that add their bias before they round, or as MatMulNBits."""
         kernels, _ = choose_kernels(None)
-        runtime = None if kernels is None else kernels.register(_settings(source.options, scheme))
+        runtime = None if kernels is None else kernels.register(source.options)
         if scheme == "int8-dynamic":
             return dynamic_int8(source, runtime)
         return static_int8(source, _STYLE, runtime) if scheme == "int8" else int4(source, "matmul_nbits", runtime)
@@ -77,11 +76,6 @@ class OrtCpu(Target):
         found, missing = choose_kernels(kernels, files.carried)
         if found is None:
             return portable(files, options, f"not {own}: {missing}")
-        runtime = found.register(_settings(options, files.quant, files.disabled_optimizers))
+        disabled = (*options.disabled_optimizers, *files.disabled_optimizers)
+        runtime = found.register(replace(options, disabled_optimizers=disabled))
         return Graph(files.folder / own, runtime, f"with {found.origin}", kernels=True)
-
-
-def _settings(options: RuntimeOptions, scheme: str | None, disabled: tuple[str, ...] = ()) -> RuntimeOptions:
-    """Return how a graph of a scheme is run."""
-    sums = "exact" if scheme in _INT8 else options.int8_sums
-    return replace(options, int8_sums=sums, disabled_optimizers=(*options.disabled_optimizers, *disabled))

@@ -80,7 +80,7 @@ class _TensorRt(Target):
         built = files.engines.get(self.name)
         if own is None:
             return portable(files, options, "in ONNX Runtime: the bundle holds this graph only", on_target=False)
-        typed, literal = files.folder / own, replace(options, int8_sums="float")
+        typed, literal = files.folder / own, replace(options, fuse_qdq=False)
         if built is None:
             return Graph(typed, literal, "in ONNX Runtime: no engine was built", on_target=False)
         engine = files.folder / built.file

@@ -34,7 +34,18 @@ HEAVY = ("torch", "openvino", "tensorrt_rtx", "onnxruntime", "onnx", "scipy", "n
 
 
 def test_the_verbs() -> None:
-    assert list(COMMANDS) == ["inspect", "export", "build", "check", "profile", "report", "fit", "targets", "demo"]
+    assert list(COMMANDS) == [
+        "inspect",
+        "export",
+        "build",
+        "check",
+        "profile",
+        "compare",
+        "report",
+        "fit",
+        "targets",
+        "demo",
+    ]
 
 
 @pytest.mark.parametrize("verb", COMMANDS)

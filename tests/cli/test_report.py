@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 def test_report(actx: Actx, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert actx("export", model, "-o", out, "--form", "pwl:8", "--no-profile").code == 0
+    assert (out / "report.html").read_text(encoding="utf-8") == report(out)
     before = sorted(file.name for file in out.iterdir())
 
     result = actx("report", out)

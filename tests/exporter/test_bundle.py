@@ -53,8 +53,8 @@ def hidden(folder: Path) -> list[str]:
 
 def test_files_and_their_hashes(out: Path) -> None:
     _, manifest = read_bundle(out)
-    assert sorted(content(out)) == ["manifest.json", "model.onnx", "model.ort-cpu.onnx", "weights.data"]
-    assert set(manifest.files) == set(content(out)) - {"manifest.json"}
+    assert sorted(content(out)) == ["manifest.json", "model.onnx", "model.ort-cpu.onnx", "report.html", "weights.data"]
+    assert set(manifest.files) == set(content(out)) - {"manifest.json", "report.html"}
     for name, digest in manifest.files.items():
         assert hashlib.sha256((out / name).read_bytes()).hexdigest() == digest
     assert manifest.graphs == {"portable": "model.onnx", "ort-cpu": "model.ort-cpu.onnx"}
@@ -199,7 +199,7 @@ def test_a_missed_budget_leaves_out_as_it_was(model: Path, out: Path) -> None:
         assert str(out.with_name("out.rejected")) in caught.value.remedy
         assert content(out) == before
     _, manifest = read_bundle(out.with_name("out.rejected"))
-    assert manifest.drift[0]["within_budget"] is False
+    assert manifest.drift[0].within_budget is False
     assert hidden(out.parent) == []
 
 

@@ -386,6 +386,10 @@ def test_report_is_complete_json_and_leaves_nothing_behind(
         assert startup.first_run > 0
         assert startup.peak_memory is not None
         assert 0 < startup.peak_memory < 2**30
+    minima = report.round_minima
+    a, b, again = (np.log(row) for row in (minima.original, minima.artifact, minima.original_again))
+    assert (min(minima.original), min(minima.artifact)) == (report.original.min, report.artifact.min)
+    assert np.exp(np.median((a + again) / 2 - b)) == pytest.approx(report.comparison.paired_ratio)
     assert report.shapes == ({"x": (4, WIDTH)},)
     assert {node.site for node in report.original_nodes.nodes} == {None, "gelu", "relu"}
     assert report.runtime["options"]["spin_between_runs"] is False

@@ -109,7 +109,20 @@ def _mistype(tree: Any) -> str:
     return "request.fold"
 
 
-@pytest.mark.parametrize("change", [_drop, _add, _drop_inside, _add_inside, _mistype])
+def _drop_from_drift(tree: Any) -> str:
+    del tree["drift"][0]["outputs"][0]["l2"]
+    return "drift.0.outputs.0.l2"
+
+
+def _add_to_latency(tree: Any) -> str:
+    tree["latency"]["artifact"]["extra"] = 1
+    return "latency.artifact.extra"
+
+
+CHANGES = (_drop, _add, _drop_inside, _add_inside, _mistype, _drop_from_drift, _add_to_latency)
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_fields_that_are_missing_unknown_or_wrong(file: Path, change: Callable[[Any], str]) -> None:
     tree = json.loads(file.read_text())
     place = change(tree)

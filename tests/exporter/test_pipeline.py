@@ -14,7 +14,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from actx.exporter import Form, check, export, session
+from actx.exporter import Form, check, export, report, session
 from actx.exporter.data import InputSpec
 from actx.exporter.errors import ActxError, RequirementError, UsageError
 from actx.models.demo import ARCHIVE, CALIBRATION, demo_path
@@ -260,7 +260,8 @@ def test_a_budget_that_is_none(tmp_path: Path, budget: float) -> None:
 
 def test_the_portable_target_has_no_native_graph(tmp_path: Path) -> None:
     exported = quick(save(tmp_path, many_sites(4)), tmp_path / "out", target="onnx")
-    assert sorted(file.name for file in exported.path.iterdir()) == ["manifest.json", "model.onnx", "weights.data"]
+    names = ["manifest.json", "model.onnx", "report.html", "weights.data"]
+    assert sorted(file.name for file in exported.path.iterdir()) == names
 
 
 def test_a_budget_is_checked_even_where_the_drift_was_not_asked_for(tmp_path: Path) -> None:
@@ -329,6 +330,7 @@ def test_two_exports_are_equal(tmp_path: Path, kind: str) -> None:
         subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": seed})
         files = {file.name: file.read_bytes() for file in out.iterdir()}
         manifest = json.loads(files.pop("manifest.json"))
+        assert files.pop("report.html").decode() == report(out)
         for field in ("created", "drift", "latency"):
             assert manifest.pop(field) is not None
         found.append((files, manifest))

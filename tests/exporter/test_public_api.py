@@ -19,6 +19,7 @@ SIGNATURES = {
         *("model", "artifact", "data", "inputs", "batch_size", "metric", "max_drift", "logits"),
         *("save_outputs", "trust", "factory", "kernels", "options", "progress"),
     ],
+    "compare": ["base", "others", "fail_if"],
     "export": [
         *(
             "model",
@@ -50,7 +51,7 @@ SIGNATURES = {
     "InputSpec": ["name", "dtype", "dims"],
     "RuntimeOptions": [
         *("threads", "optimization", "disabled_optimizers", "libraries", "spin_between_runs", "pin_threads"),
-        *("int8_sums", "engine", "provider"),
+        *("fuse_qdq", "engine", "provider"),
     ],
     "inspect": ["model", "data", "inputs", "batch_size", "trust", "factory", "options"],
     "profile": [

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # Q/DQ as they are written, whatever the machine has kernels for.
-LITERAL = RuntimeOptions(int8_sums="float")
+LITERAL = RuntimeOptions(fuse_qdq=False)
 # Unit roundoff of float16: a number that is stored in it differs by at most this much of itself.
 UNIT = 2.0**-11
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from actx.exporter.errors import ActxError, UsageError
-from actx.exporter.quantize.nbits import Blocks, Style, encode, ranked_layers, to_int4, weight_bytes
+from actx.exporter.quantize.blocks import Blocks, encode
+from actx.exporter.quantize.nbits import Style, ranked_layers, to_int4, weight_bytes
 from actx.exporter.runtimes.onnxruntime import DEFAULT
 from actx.models.characters import load_characters
 from actx.models.trained import load_trained
@@ -134,7 +135,7 @@ def test_codes_of_a_block_are_the_nearest(bits: int, symmetric: bool) -> None:
 
 def test_the_range_as_it_is_is_no_better() -> None:
     rows = np.random.default_rng(0).standard_t(3, (64, 64)).astype(np.float32)
-    blocks = encode(rows, 32)
+    blocks = encode(rows, 32, bits=4)
     parts = rows.reshape(64, 2, 32).astype(np.float64)
     low, high = parts.min(axis=-1, keepdims=True), parts.max(axis=-1, keepdims=True)
     scale = (high - low) / 15
@@ -223,7 +224,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(UsageError, match="needs opset 21"):
         to_int4(old, style="dequantize")
     with pytest.raises(ActxError, match="not finite"):
-        encode(np.full((1, 32), np.nan, np.float32), 32)
+        encode(np.full((1, 32), np.nan, np.float32), 32, bits=4)
 
 
 # --- the trained decoder ---

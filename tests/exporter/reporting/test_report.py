@@ -112,6 +112,55 @@ def test_the_shares_of_the_ops_are_all_of_the_latency(quantized: Path) -> None:
         assert sum(shares) == pytest.approx(1, abs=1e-6)
 
 
+def test_every_round_is_drawn(quantized: Path, tmp_path: Path) -> None:
+    manifest = read(quantized)
+    minima, rounds = manifest["latency"]["round_minima"], manifest["latency"]["runs"]
+    assert [len(minima[which]) for which in ("original", "artifact", "original_again")] == [rounds] * 3
+    figure = parse(report(quantized)).one("figure", id="rounds")
+    dots = [path.attributes["d"] for path in figure.all("path") if path.attributes["class"].startswith("round")]
+    assert [path.count("h0") for path in dots] == [rounds] * 3
+    assert "beyond" not in figure.text
+
+    times = [2.0 + 0.001 * i for i in range(12)]
+    minima |= {"original": times, "artifact": [*times, 200.0], "original_again": times}  # one that took far longer
+    figure = parse(report(write(manifest, tmp_path / "far"))).one("figure", id="rounds")
+    assert "1 beyond the right edge is drawn at it" in figure.text
+    places = [int(x) for x in re.findall(r"M(\d+) ", figure.one("path", class_="round of-artifact").attributes["d"])]
+    assert sorted(places) == places
+    assert places[-1] == 1152
+    assert places[-2] - places[0] > 20
+
+    manifest["latency"]["round_minima"] = None
+    assert parse(report(write(manifest, tmp_path / "older"))).all("figure", id="rounds") == []
+
+
+def test_infinite_drift_is_said_in_every_format(quantized: Path, tmp_path: Path) -> None:
+    manifest = read(quantized)
+    first = manifest["drift"][0]
+    first |= {"drift": "inf", "within_budget": False}
+    metrics = ("max_abs", "mean_abs", "l2", "cosine", "top1", "kl")
+    first["outputs"][0] |= dict.fromkeys(metrics, "inf") | {"sqnr_db": "-inf"}
+    first["sites"] = [
+        {"name": "a", "added_db": added, "accumulated_db": "-inf", "outside": 0} for added in (None, "-inf")
+    ]
+    manifest["attribution"] = None
+    bundle = write(manifest, tmp_path / "infinite")
+    assert "inf" in parse(report(bundle)).one("table", id="outputs").text
+    assert "| drift | inf (l2)" in report(bundle, format="md")
+    assert [worst["added_db"] for worst in json.loads(report(bundle, format="json"))["worst"]] == ["-inf"]
+
+
+def test_the_bundle_holds_its_page(quantized: Path, tmp_path: Path) -> None:
+    page = quantized / "report.html"
+    assert page.read_text(encoding="utf-8") == report(quantized)
+    assert page.name not in Manifest.read(quantized / "manifest.json").files
+
+    # An older bundle has none, and gets one on demand.
+    older = write(read(quantized), tmp_path / "older")
+    report(older, older / "report.html")
+    assert (older / "report.html").read_text(encoding="utf-8") == report(older)
+
+
 def test_a_search_and_its_front(searched: Path) -> None:
     page = parse(report(searched))
     assert len(cells(page, "front")) == 3
@@ -243,7 +292,7 @@ def test_a_damaged_manifest_is_one_error(quantized: Path, tmp_path: Path, damage
 
 def test_places_and_formats_that_cannot_be(quantized: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is in the bundle"):
-        report(quantized, quantized / "report.html")
+        report(quantized, quantized / "other.html")
     with pytest.raises(UsageError, match="no report has the format 'pdf'"):
         report(quantized, format="pdf")  # type: ignore[arg-type]
     with pytest.raises(ActxError, match="cannot write"):

@@ -14,16 +14,17 @@ import numpy as np
 import onnx
 import pytest
 
-from actx.exporter import Form, InputSpec, build, check, comparison, export, profile, session
+from actx.exporter import Form, InputSpec, build, check, comparison, export, profile, report, session
 from actx.exporter.bundle import digests
 from actx.exporter.errors import ActxError, TargetUnavailable, UsageError
-from actx.exporter.manifest import Manifest
+from actx.exporter.manifest import LatencyEntry, Manifest
 from actx.exporter.pipeline import DriftExceeded, NotBuilt
 from actx.exporter.runtimes.onnxruntime import DEFAULT
 from actx.exporter.tensorrt.library import describe
 from actx.exporter.tensorrt.options import BuildOptions
 from actx.exporter.tensorrt.plan import read_plan
 from actx.exporter.tensorrt.shapes import ShapeRange, parse_ranges
+from tests.exporter.comparing.sides import latency
 from tests.exporter.targets.networks import SMALL, Small, demo, write_batches, write_small
 from tests.networks import SPELLINGS, WIDTH, Graph
 
@@ -200,18 +201,26 @@ def test_what_was_measured_on_an_engine_goes_with_it(asked: Path) -> None:
     manifest = Manifest.read(asked / "manifest.json")
     entry = manifest.engines["trt-rtx"]
     both = {"trt-rtx": entry, "trt": entry.model_copy(update={"file": "model.trt.engine"})}
-    report = manifest.drift[0] | {"graph": entry.file}
-    latency = {"graph": entry.file}
+    drift = manifest.drift[0].model_copy(update={"graph": entry.file})
+    timed = LatencyEntry.model_validate(latency(2.0, graph=entry.file))
     shutil.copy(asked / entry.file, asked / "model.trt.engine")
-    files = {name: sha256 for name, sha256 in digests(asked).items() if name != "manifest.json"}
+    files = {name: sha256 for name, sha256 in digests(asked).items() if name not in {"manifest.json", "report.html"}}
     manifest.model_copy(
-        update={"engines": both, "drift": [report, *manifest.drift], "latency": latency, "files": files}
+        update={"engines": both, "drift": [drift, *manifest.drift], "latency": timed, "files": files}
     ).write(asked / "manifest.json")
     build(asked)
     made = Manifest.read(asked / "manifest.json")
-    assert [report["graph"] for report in made.drift] == ["model.trt-rtx.onnx", "model.onnx"]
+    assert [drift.graph for drift in made.drift] == ["model.trt-rtx.onnx", "model.onnx"]
     assert made.latency is None
     assert list(made.engines) == ["trt", "trt-rtx"]  # the last that was built is the one to run
+    page = (asked / "report.html").read_text(encoding="utf-8")
+    assert page == report(asked)
+    for engine in made.engines.values():
+        assert f"<bdi>{engine.file}</bdi>" in page
+        assert (
+            f"<dt><bdi>compute_capabilities</bdi></dt><dd><bdi>{', '.join(engine.facts['compute_capabilities'])}</bdi>"
+            in page
+        )
 
 
 def test_a_build_through_a_link_replaces_the_bundle(asked: Path, tmp_path: Path) -> None:
