@@ -34,8 +34,9 @@ def grouped_product(rows: Any, weights: Any, ends: Any) -> Any:
     Returns:
         float [M, N].
     """
-    from onnxscript import opset20 as op  # noqa: PLC0415 - slow to import
+    from onnxscript import opset20  # noqa: PLC0415 - slow to import
 
+    op: Any = opset20  # typed for values, and these are symbols
     ends = op.Cast(ends, to=7)  # int64
     begin = op.Constant(value_ints=[0])
     products = []
