@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 _FILES = (CONFIG, "*.safetensors", "*.safetensors.index.json")
+# One second at the rate that models of speech are trained on, in samples.
+WAVEFORM = 16000
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -56,30 +58,63 @@ def read_folder(folder: Path) -> Any:
             note=f"{len(missing)} missing, the first is {missing[0]}",
             remedy="Save the whole model with save_pretrained.",
         )
-    model.config.use_cache = False
+    for part in model.modules():  # a decoder may have a configuration of its own
+        if hasattr(getattr(part, "config", None), "use_cache"):
+            part.config.use_cache = False
     return model
 
 
 def default_inputs(folder: Path, model: Any) -> list[InputSpec]:
     """Return the inputs that a model of this type needs.
 
+    1. What the model names as its main input, and the ids that its decoder begins with.
+    2. With token ids their mask, and the images of a model that compares the two.
+
     Raises:
         ActxError: they cannot be told from its configuration.
     """
-    name, config = model.main_input_name, model.config
-    if name == "input_ids" and not config.is_encoder_decoder:
-        takes = inspect.signature(model.forward).parameters
-        names = [name for name in ("input_ids", "attention_mask") if name in takes]
-        return [InputSpec(name, "int64", ("batch", "tokens")) for name in names]
-    size = getattr(config, "image_size", None)
-    if name == "pixel_values" and size is not None:
+    config = model.config
+    takes = inspect.signature(model.forward).parameters
+    names = [model.main_input_name]
+    if "input_ids" in names:
+        names += ["attention_mask"] + ["pixel_values"] * _compares(config)
+    if config.is_encoder_decoder:
+        names.append("decoder_input_ids")
+    known = {spec.name: spec for spec in _known_inputs(config)}
+    wanted = [name for name in names if name in takes]
+    unknown = [name for name in wanted if name not in known]
+    if unknown or not wanted:
+        raise ActxError(
+            f"{folder} does not say the sizes of the inputs of its {type(model).__name__}",
+            note=f"it takes {', '.join(takes)}; not known is {', '.join(unknown) or 'any of them'}",
+            remedy="State every input that it needs: --input 'pixel_values:float32[batch,3,224,224]' for images of that size.",
+        )
+    return [known[name] for name in wanted]
+
+
+def _known_inputs(config: Any) -> Iterator[InputSpec]:
+    """Yield the inputs whose sizes the configuration tells."""
+    yield InputSpec("input_ids", "int64", ("batch", "tokens"))
+    yield InputSpec("attention_mask", "int64", ("batch", "tokens"))
+    yield InputSpec("decoder_input_ids", "int64", ("batch", "decoder_tokens"))
+    vision = getattr(config, "vision_config", config)
+    size = getattr(vision, "image_size", None)
+    if size is not None:
         height, width = (size, size) if isinstance(size, int) else size
-        return [InputSpec(name, "float32", ("batch", getattr(config, "num_channels", 3), height, width))]
-    raise ActxError(
-        f"{folder} does not say the sizes of the inputs of its {type(model).__name__}",
-        note=f"its main input is {name}",
-        remedy=f"State every input: --input '{name}:float32[batch,3,224,224]' for images of that size.",
-    )
+        yield InputSpec("pixel_values", "float32", ("batch", getattr(vision, "num_channels", 3), height, width))
+    if hasattr(config, "conv_stride"):  # layers on the waveform itself
+        yield InputSpec("input_values", "float32", ("batch", WAVEFORM))
+    elif hasattr(config, "max_length") and hasattr(config, "num_mel_bins"):
+        yield InputSpec("input_values", "float32", ("batch", config.max_length, config.num_mel_bins))
+    if hasattr(config, "max_source_positions") and hasattr(config, "num_mel_bins"):
+        frames = 2 * config.max_source_positions  # a convolution of stride 2 is before the positions
+        yield InputSpec("input_features", "float32", ("batch", config.num_mel_bins, frames))
+
+
+def _compares(config: Any) -> bool:
+    """Tell whether the model has a tower for text and one for images, with no images among its tokens."""
+    towers = hasattr(config, "text_config") and hasattr(config, "vision_config")
+    return towers and not any(hasattr(config, name) for name in ("image_token_id", "image_token_index"))
 
 
 def _model_class(folder: Path, transformers: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from actx.exporter.data import synthetic_data
 from actx.exporter.errors import ActxError, UsageError
+from actx.exporter.load.translations import translations
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -116,13 +117,12 @@ def to_onnx(path: Path, program: ExportedProgram, names: Sequence[str] | None = 
     """
     import torch  # noqa: PLC0415
 
-    from actx.custom_ops.torch_ops import onnx_translations  # noqa: PLC0415 - imports torch
     from actx.exporter.load.simplify import simplify  # noqa: PLC0415 - imports onnxscript
 
     try:
         converted = torch.onnx.export(
             program, input_names=names, dynamo=True, opset_version=OPSET, verbose=False, optimize=False,
-            custom_translation_table=onnx_translations(),
+            custom_translation_table=translations(),
         )  # fmt: skip
     except Exception as error:
         what = f"torch cannot convert {path} to ONNX"

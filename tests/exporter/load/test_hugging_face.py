@@ -15,6 +15,7 @@ from actx.exporter import Form, export, session
 from actx.exporter.data import InputSpec
 from actx.exporter.errors import ActxError
 from actx.exporter.load import load
+from actx.exporter.load.hugging_face import default_inputs
 from actx.exporter.load.quiet import quiet
 
 if TYPE_CHECKING:
@@ -195,7 +196,55 @@ def test_configurations_that_do_not_fit_the_weights(tmp_path: Path, change: dict
 
 
 def test_inputs_that_the_configuration_does_not_tell(tmp_path: Path) -> None:
-    config = transformers.T5Config(d_model=16, d_ff=32, d_kv=8, num_layers=1, num_heads=2, vocab_size=32)
+    config = transformers.ResNetConfig(embedding_size=4, hidden_sizes=[8], depths=[1])
     with quiet():
-        transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path)
-    assert "--input" in refused(tmp_path, "does not say the sizes").remedy
+        transformers.ResNetForImageClassification(config).save_pretrained(tmp_path)
+    error = refused(tmp_path, "does not say the sizes")
+    assert "not known is pixel_values" in error.note
+    assert "--input 'pixel_values:float32" in error.remedy
+
+
+TOWER = {**SIZES, "intermediate_size": 64}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "expected"),
+    [
+        (
+            "T5ForConditionalGeneration",
+            {"d_model": 16, "d_ff": 32, "d_kv": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 32},
+            ["input_ids:int64[batch,tokens]", "attention_mask:int64[batch,tokens]",
+             "decoder_input_ids:int64[batch,decoder_tokens]"],
+        ),
+        (
+            "WhisperForConditionalGeneration",
+            {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+             "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "vocab_size": 32,
+             "num_mel_bins": 8, "max_source_positions": 20, "pad_token_id": 0},
+            ["input_features:float32[batch,8,40]", "decoder_input_ids:int64[batch,decoder_tokens]"],
+        ),
+        (
+            "CLIPModel",
+            {"text_config": {**TOWER, "vocab_size": 32}, "vision_config": {**TOWER, "image_size": 16, "patch_size": 8}},
+            ["input_ids:int64[batch,tokens]", "attention_mask:int64[batch,tokens]", "pixel_values:float32[batch,3,16,16]"],
+        ),
+        (
+            "Wav2Vec2Model",
+            {**TOWER, "conv_dim": (8,), "conv_stride": (5,), "conv_kernel": (10,), "num_feat_extract_layers": 1,
+             "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2},
+            ["input_values:float32[batch,16000]"],
+        ),
+        (
+            "ASTModel",
+            {**TOWER, "num_mel_bins": 16, "max_length": 24, "patch_size": 8, "frequency_stride": 8, "time_stride": 8},
+            ["input_values:float32[batch,24,16]"],
+        ),
+    ],
+)  # fmt: skip
+def test_inputs_that_the_configuration_tells(
+    kind: str, settings: dict[str, Any], expected: list[str], tmp_path: Path
+) -> None:
+    model = getattr(transformers, kind)
+    with quiet():
+        found = default_inputs(tmp_path, model(model.config_class(**settings)))
+    assert [str(spec) for spec in found] == expected

@@ -92,3 +92,29 @@ def test_the_module_is_traced_in_evaluation_mode() -> None:
         program = trace(PATH, module, [InputSpec.parse("input:float32[n,4]")])
     x = torch.ones(2, 4)
     assert torch.equal(program.module()(input=x), module[0](x))
+
+
+class Experts(nn.Module):
+    """The product that transformers runs experts by: rows sorted by expert, and the row that each of them ends before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.arange(60.0).reshape(3, 4, 5))
+
+    def forward(self, rows: Tensor, ends: Tensor) -> Tensor:
+        result: Tensor = torch.ops.transformers.grouped_mm_fallback(rows, self.weight, ends)
+        return result
+
+
+@pytest.mark.parametrize("ends", [[2, 5, 7], [0, 7, 7], [7, 7, 7], [0, 0, 7]])
+def test_the_product_of_experts_is_one_for_each(ends: list[int]) -> None:
+    pytest.importorskip("transformers.integrations.moe")
+    specs = [InputSpec.parse("rows:float32[tokens,4]"), InputSpec.parse("ends:int32[3]")]
+    module = Experts()
+    with quiet():
+        model = to_onnx(PATH, trace(PATH, module, specs), ["rows", "ends"])
+    assert sum(node.op_type == "MatMul" for node in model.graph) == len(module.weight)
+    feeds = {"rows": np.arange(28, dtype=np.float32).reshape(7, 4), "ends": np.array(ends, np.int32)}
+    (found,) = InferenceSession(ir.to_proto(model).SerializeToString()).run(None, feeds)
+    expected = module(**{name: torch.from_numpy(array) for name, array in feeds.items()})
+    np.testing.assert_array_equal(found, expected.detach().numpy())
