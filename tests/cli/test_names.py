@@ -65,7 +65,7 @@ def test_odd_names(actx: Actx, tmp_path: Path, place: str, case: str) -> None:
     for line in (inspected.out + exported.out).splitlines():
         assert line.isprintable()
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model.onnx", "out"]
-    assert len(list(out.iterdir())) == 4
+    assert len(list(out.iterdir())) == 5
     assert json.loads((out / "manifest.json").read_text())["sites"][0]["kind"] == "gelu"
 
 
