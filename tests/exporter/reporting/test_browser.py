@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from selenium import webdriver
 
-from actx.exporter import report
+from actx.exporter import Form, export, report
 from tests.exporter.reporting.conftest import HOSTILE
 
 if TYPE_CHECKING:
@@ -102,4 +102,16 @@ def test_in_a_browser(
     show(browser, quantized, tmp_path / "printed.html")
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     assert ask(browser, visible) == 2
+    assert browser.get_log("browser") == []  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.real
+def test_the_real_encoder(browser: WebDriver, encoder_dynamo_onnx: Path, tmp_path: Path) -> None:
+    export(encoder_dynamo_onnx, tmp_path / "out", form=Form.parse("pwl:16"), measure_latency=False)
+    show(browser, tmp_path / "out", tmp_path / "encoder.html")
+    sites = "[...document.querySelectorAll('details')]"
+    ask(browser, f"{sites}.map(site => site.open = true)")
+    widths = ask(browser, "[...document.querySelectorAll('path.form')].map(path => path.getBoundingClientRect().width)")
+    assert len(widths) == 7  # a gelu per layer, and the pooler's tanh
+    assert min(widths) > 300
     assert browser.get_log("browser") == []  # type: ignore[no-untyped-call]
