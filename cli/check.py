@@ -42,7 +42,7 @@ def command(
     For a bundle, also at which site the drift arises. With --device, both run there.
     """
     from actx.cli import printing  # noqa: PLC0415 - the help must answer without the library
-    from actx.exporter import check  # noqa: PLC0415
+    from actx.exporter import check  # noqa: PLC0415 - as above
 
     chosen, specs, asked = (
         options.parse_devices(device, devices),
@@ -50,8 +50,8 @@ def command(
         options.runtime_options(threads),
     )
     if chosen is not None and chosen.group:
-        from actx.exporter.devices.sweep import check_all, exit_code  # noqa: PLC0415
-        from actx.exporter.errors import UsageError  # noqa: PLC0415
+        from actx.exporter.devices.sweep import check_all, exit_code  # noqa: PLC0415 - as above
+        from actx.exporter.errors import UsageError  # noqa: PLC0415 - as above
 
         if save_outputs is not None:
             raise UsageError("--save-outputs keeps the outputs of one device", remedy="Name one of the group.")

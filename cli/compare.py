@@ -56,8 +56,8 @@ def command(
     Nothing is run. The first is the base; numbers of other machines, inputs or data are marked, and not judged.
     """
     from actx.cli import printing  # noqa: PLC0415 - the help must answer without the library
-    from actx.exporter import compare  # noqa: PLC0415
-    from actx.exporter.errors import RequirementError, UsageError  # noqa: PLC0415
+    from actx.exporter import compare  # noqa: PLC0415 - as above
+    from actx.exporter.errors import RequirementError, UsageError  # noqa: PLC0415 - as above
 
     if form not in FORMATS:
         remedy, note = "Choose one of these.", f"there are {', '.join(FORMATS)}"
@@ -82,8 +82,8 @@ def command(
 
 
 def _print(compared: Compared) -> None:
-    from actx.cli import printing  # noqa: PLC0415
-    from actx.exporter.comparing.markdown import cells, outcome_line  # noqa: PLC0415
+    from actx.cli import printing  # noqa: PLC0415 - the help must answer without the library
+    from actx.exporter.comparing.markdown import cells, outcome_line  # noqa: PLC0415 - as above
 
     base, *others = compared.names
     if compared.facts:

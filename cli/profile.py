@@ -33,13 +33,13 @@ def command(
     no difference. With --device, both run there.
     """
     from actx.cli import printing  # noqa: PLC0415 - the help must answer without the library
-    from actx.exporter import profile  # noqa: PLC0415
+    from actx.exporter import profile  # noqa: PLC0415 - as above
 
     chosen = options.parse_devices(device, devices)
     asked = options.runtime_options(threads, cuda_graph=cuda_graph, transfers=transfers, spin=spin)
     specs = options.parse_inputs(inputs)
     if chosen is not None and chosen.group:
-        from actx.exporter.devices.sweep import exit_code, profile_all  # noqa: PLC0415
+        from actx.exporter.devices.sweep import exit_code, profile_all  # noqa: PLC0415 - as above
 
         with printing.progress_bar() as progress:
             outcomes = profile_all(

@@ -35,9 +35,10 @@ NATIVE = "model.ort-cpu.onnx"
 def test_a_check_finds_what_it_finds_here(devices: Server, model: Path, bundle: Path) -> None:
     here, there = (check(model, bundle, options=ONE, device=device) for device in (None, "second"))
     assert there.graph == here.graph == NATIVE
-    assert there.drift == pytest.approx(here.drift, rel=1e-5)
+    # The same machine, the same ONNX Runtime, the same graphs.
+    assert there.drift == here.drift
     assert [site.name for site in there.sites] == [site.name for site in here.sites]
-    assert [site.added_db for site in there.sites] == pytest.approx([site.added_db for site in here.sites], abs=0.1)
+    assert [site.added_db for site in there.sites] == [site.added_db for site in here.sites]
     assert there.runtime["device"] == {
         "name": "second", "address": "ssh://second", "model": there.runtime["device"]["model"],
         "architecture": os.uname().machine, "libc": there.runtime["device"]["libc"],
