@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt
 
@@ -143,16 +143,9 @@ class Watched(Reply):
 
 
 class Energy(Reply):
-    """Runs of each model alone and the energy meanwhile, or why there is none."""
+    """See `energy.measure`."""
 
     runs: list[NonNegativeInt] | None = None
     microjoules: list[NonNegativeInt] | None = None
+    of: str | None = None
     missing: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return joules per run as JSON values, null where they were not measured."""
-        joules = [
-            1e-6 * energy / count if count else None
-            for energy, count in zip(self.microjoules or (), self.runs or (), strict=True)
-        ] or [None, None]
-        return {"original_joules": joules[0], "artifact_joules": joules[1], "missing": self.missing}
