@@ -18,7 +18,9 @@ import hashlib
 import importlib
 import math
 import re
+import struct
 import sys
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -49,13 +51,15 @@ GRAMMAR = "NAME:DTYPE[DIM,...] where a DIM is a positive number or a name, such 
 SOURCES = "Give an .npz file, a folder of .npz files, inputs of Polygraphy as .json, or pkg.mod:callable"
 _MEND = "Mend the function; ACTX_DEBUG=1 shows where it fails."
 _SPEC = re.compile(r"(?P<name>.+):(?P<dtype>\w+)\[(?P<dims>[^\[\]]*)\]")
-_DIM = re.compile(r"0*[1-9][0-9]*|[A-Za-z_]\w*")
+_DIM = re.compile(r"0*[1-9][0-9]{0,17}|[A-Za-z_]\w*")
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _MAGIC = b"\x93NUMPY"
 # The most that deflate, the method of numpy.savez_compressed, can make of one byte.
 _MAX_RATIO = 1032
-_BROKEN_FILE = (ValueError, OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+# What NumPy and zipfile raise on damaged files: a header of an array is a piece of Python, which is parsed and not run.
+_BROKEN_FILE = (ValueError, OSError, EOFError, LookupError, RuntimeError, TypeError, ArithmeticError, SyntaxError,
+                tokenize.TokenError, zipfile.BadZipFile, zlib.error, struct.error)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -466,6 +470,7 @@ def _read_npz(path: Path) -> Arrays:
             if file.read(len(_MAGIC)) != _MAGIC:
                 file.seek(0)
                 archive = np.load(file, allow_pickle=False)
+                _check_overlap(archive.zip, path.stat().st_size)
                 return {name: _read_member(archive, name, path) for name in archive.files}
     except _BROKEN_FILE as error:
         msg = f"'{path}' is not a complete .npz file"
@@ -490,6 +495,13 @@ def _read_member(archive: Any, name: str, path: Path) -> NDArray[Any]:
         msg = f"'{path}' is not an .npz file"
         raise ActxError(msg, note=f"'{name}' in it is no array", remedy=_save_hint())
     return array
+
+
+def _check_overlap(archive: zipfile.ZipFile, size: int) -> None:
+    """Refuse members that share their bytes: thousands could unpack the same ones."""
+    there = sum(info.compress_size for info in archive.infolist())
+    if there > size:
+        raise ValueError(f"its members claim {there} bytes, and the file has {size}")
 
 
 def _check_claims(archive: zipfile.ZipFile, name: str) -> None:
