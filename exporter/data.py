@@ -13,6 +13,7 @@ Nothing is unpickled. Arrays of other names than the model's inputs are kept apa
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import importlib
@@ -57,6 +58,7 @@ _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _MAGIC = b"\x93NUMPY"
 # The most that deflate, the method of numpy.savez_compressed, can make of one byte.
 _MAX_RATIO = 1032
+_MAX_HEADER = 10_000  # bytes; NumPy reads no more by itself
 # What NumPy and zipfile raise on damaged files: a header of an array is a piece of Python, which is parsed and not run.
 _BROKEN_FILE = (ValueError, OSError, EOFError, LookupError, RuntimeError, TypeError, ArithmeticError, SyntaxError,
                 tokenize.TokenError, zipfile.BadZipFile, zlib.error, struct.error)  # fmt: skip
@@ -513,10 +515,12 @@ def _check_claims(archive: zipfile.ZipFile, name: str) -> None:
         if member.read(len(_MAGIC)) != _MAGIC:
             return  # no array, as the caller says
         member.seek(0)
-        version = np.lib.format.read_magic(member)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(member)
-    claimed = math.prod(shape) * dtype.itemsize
+        length = struct.Struct("<H" if np.lib.format.read_magic(member) == (1, 0) else "<I")
+        header = member.read(min(*length.unpack(member.read(length.size)), _MAX_HEADER))
+    # Where this is no Python, NumPy tries Python 2's, with a tokenizer that may take hours for a kilobyte.
+    fields = ast.literal_eval(header.decode("latin1"))
+    dtype = np.lib.format.descr_to_dtype(fields["descr"])
+    claimed = math.prod(fields["shape"]) * dtype.itemsize
     if claimed > info.file_size and not dtype.hasobject:
         raise ValueError(f"it claims {claimed} bytes, and {info.file_size} are there")
 

@@ -169,7 +169,7 @@ def _computed(node: ir.Node, known: dict[ir.Value, NDArray[Any] | None]) -> NDAr
     try:
         if (
             op_of(node) in ELEMENTWISE
-            and math.prod(np.broadcast_shapes(*(np.shape(o) for o in operands))) > MAX_CONSTANT
+            and math.prod(np.broadcast_shapes(*(o.shape for o in operands if o is not None))) > MAX_CONSTANT
         ):
             return None
         with np.errstate(all="ignore"):

@@ -237,9 +237,9 @@ def _largest(exponent: ast.AST) -> float:
     leaves = [node for node in ast.walk(exponent) if isinstance(node, (ast.Constant, ast.Name))]
     numbers = [node.value for node in leaves if isinstance(node, ast.Constant)]
     names = {node.id for node in leaves if isinstance(node, ast.Name)}
-    if not names <= _NUMBERS or not all(isinstance(number, (int, float)) for number in numbers) or not numbers:
+    if not names <= _NUMBERS or not numbers:
         return math.inf
-    return max(1.0, *(abs(float(number)) for number in numbers))
+    return max(abs(float(number)) if isinstance(number, (int, float)) else math.inf for number in (1.0, *numbers))
 
 
 def _calls(node: ast.AST, names: frozenset[str]) -> bool:

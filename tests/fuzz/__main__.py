@@ -2,10 +2,10 @@
 
     python -m tests.fuzz [TARGET...] --runs N --seconds S
 
-A reader's input is one of its seeds or a changed one, and depends on its number alone: `--first N --runs 1` repeats it. They are
-read in a process of its own, with 1 GiB of memory beside what it has when it starts and a limit of time for each; what it dies of
-is a finding too. `--guided` lets atheris choose the inputs by the branches that they take; then only the first finding of a target
-is told.
+A reader's input is one of its seeds or a changed one, and depends on its number alone: `--first N --runs 1` repeats it. They
+are read in a process of its own, with 1 GiB of memory beside what it has when it starts and a limit of time for each; what it
+dies of is a finding too. `--guided` lets atheris choose the inputs by the branches that they take; then only the first finding
+of a target is told.
 
 The operators (`op:Spline` and so on) run in a build with AddressSanitizer and UndefinedBehaviorSanitizer; `--library` names one
 that is built already.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import random
 import struct
 import zipfile
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ import onnx
 from google.protobuf.descriptor import FieldDescriptor
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Callable, Sequence
 
     from google.protobuf.message import Message
@@ -24,16 +24,21 @@ if TYPE_CHECKING:
 
 LONGEST = 1 << 20
 INTEGERS = (
-    0, 1, -1, 2, 3, 7, 8, 16, 127, 128, 255, 256, 1 << 15, 1 << 16, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32, 1 << 40,
-    1 << 62, (1 << 63) - 1, -(1 << 31), -(1 << 63), 1 << 63, (1 << 64) - 1,
+    0, 1, -1, 2, 3, 7, 8, 16, 127, 128, 255, 256, 1 << 15, 1 << 16, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32,
+    1 << 40, 1 << 62, (1 << 63) - 1, -(1 << 31), -(1 << 63), 1 << 63, (1 << 64) - 1,
 )  # fmt: skip
 FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-45, 1e38, 1e308, float("inf"), float("-inf"), float("nan"))
 TEXTS = (
-    "", " ", "a", "x" * 300, "x" * 5000, "\0", "\n", "\x1b[2J", "\u202e", "\ud7ff\ufffd", "é", "..", "../outside", "/etc/passwd",
-    "../outside/secret", "/dev/zero", "/dev/stdin", "C:\\", "file:///etc/passwd", "javascript:alert(1)", "<script>alert(1)</script>",
-    '"><img src=x onerror=alert(1)>', "'; touch ran; '", "$(touch ran)", "`touch ran`", "; touch ran", "%s%n", "{}", "{0.__class__}",
-    "__import__('os').system('touch ran')", "__class__", "-oProxyCommand=touch ran", "--help", "nan", "inf", "-inf", "1e999", "0x10",
-    "9" * 5000, "-1", "true", "null", "0", "1", "2", "float32", "int64", "model.onnx", "weights.data", "Spline", "actx", "ai.onnx",
+    "", " ", "a", "x" * 300, "x" * 5000, "\0", "\n", "\x1b[2J", "\u202e", "\ud7ff\ufffd", "\xe9", "..", "../outside",
+    "/etc/passwd", "../outside/secret", "/dev/zero", "/dev/stdin", "C:\\", "file:///etc/passwd", "javascript:alert(1)",
+    "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "'; touch ran; '", "$(touch ran)", "`touch ran`",
+    "; touch ran", "%s%n", "{}", "{0.__class__}",
+    "__import__('os').system('touch ran')", "__class__", "-oProxyCommand=touch ran",
+    "--help", "nan", "inf", "-inf", "1e999", "0x10", "9" * 5000, "-1", "true", "null", "0", "1", "2", "float32", "int64",
+    "model.onnx", "weights.data", "Spline", "actx", "ai.onnx",
+)  # fmt: skip
+_NPY_TYPES = (
+    "<f4", "<f2", ">f8", "|b1", "<i8", "|V0", "<U0", "|S0", "<U9", "|O", "<m8[s]", "<c8", "|V1000000000", "garbage", "<f4" * 9,
 )  # fmt: skip
 
 
@@ -201,26 +206,9 @@ def of_npy(data: bytes, rng: random.Random) -> bytes:
     if rng.random() < 0.2 or not data.startswith(b"\x93NUMPY") or len(data) < 12:
         return of_bytes(data, rng)
     size = struct.unpack_from("<H", data, 8)[0]
-    kinds = (
-        "<f4",
-        "<f2",
-        ">f8",
-        "|b1",
-        "<i8",
-        "|V0",
-        "<U0",
-        "|S0",
-        "<U9",
-        "|O",
-        "<m8[s]",
-        "<c8",
-        "|V1000000000",
-        "garbage",
-        "<f4" * 9,
-    )
     dims = rng.choices((*INTEGERS, "x", "1.5", "()", "9" * 5000), k=rng.randrange(5))
     shape = rng.choice((f"({', '.join(map(str, dims))},)", "(2, 3)", "[2, 3]", "-1", "(" * 300))
-    kind = rng.choice((*map(repr, kinds), "[('a', '<f4'), ('b', 'O')]", "[('a', '<f4', (1073741824,))]"))
+    kind = rng.choice((*map(repr, _NPY_TYPES), "[('a', '<f4'), ('b', 'O')]", "[('a', '<f4', (1073741824,))]"))
     header = f"{{'descr': {kind}, 'fortran_order': {rng.choice(('False', 'True', '1'))}, 'shape': {shape}, }}"
     if rng.random() < 0.3:
         header = of_text()(header.encode(), rng).decode(errors="replace")
@@ -298,12 +286,8 @@ def _scalar(field: Any, others: Sequence[Message], rng: random.Random) -> Any:
         case FieldDescriptor.CPPTYPE_FLOAT | FieldDescriptor.CPPTYPE_DOUBLE:
             return rng.choice(FLOATS)
         case FieldDescriptor.CPPTYPE_STRING:
-            names = [
-                v
-                for m in others
-                for f, v in m.ListFields()
-                if f.name in {"name", "op_type", "domain"} and isinstance(v, str)
-            ]
+            given = [(field.name, value) for other in others for field, value in other.ListFields()]
+            names = [text for name, text in given if name in {"name", "op_type", "domain"} and isinstance(text, str)]
             text = rng.choice(names) if names and rng.random() < 0.6 else rng.choice(TEXTS)
             return text.encode() if field.type == FieldDescriptor.TYPE_BYTES else text
         case FieldDescriptor.CPPTYPE_ENUM:

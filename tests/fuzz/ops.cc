@@ -2,7 +2,7 @@
 //
 //   ops LIBRARY OP FIRST COUNT SECONDS
 //
-// makes the nodes FIRST, FIRST + 1, ... and calls each with 16 sets of inputs, until COUNT executions are made or SECONDS are over.
+// makes the nodes FIRST, FIRST + 1, ... and calls each with 64 sets of inputs, until COUNT executions are made or SECONDS are over.
 // An execution is a call, or a node that is refused; a node and its inputs depend on the operator and the node's number alone.
 // It prints how many nodes it made, how many executions that were, and how many of these were refused neither for the node nor for
 // its inputs. The library and this program are built with sanitizers, which end the process at a wrong address or undefined
@@ -31,7 +31,7 @@ extern "C" void __sanitizer_set_death_callback(void (*callback)());
 namespace {
 
 constexpr unsigned kSecondsPerNode = 10;
-constexpr int kCallsPerNode = 16;
+constexpr int kCallsPerNode = 64;
 constexpr std::int64_t kMaxElements = 1 << 13;
 unsigned long long current = 0;
 

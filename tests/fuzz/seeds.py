@@ -102,9 +102,8 @@ def _functions() -> onnx.ModelProto:
 
 def _bodies() -> onnx.ModelProto:
     """A Loop whose body holds an If, with computed shapes around it."""
-    flag, count = (
-        helper.make_tensor_value_info(n, k, []) for n, k in (("flag", TensorProto.BOOL), ("count", TensorProto.INT64))
-    )
+    flag = helper.make_tensor_value_info("flag", TensorProto.BOOL, [])
+    count = helper.make_tensor_value_info("count", TensorProto.INT64, [])
     x, y, inner, outer = (
         helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 4]) for n in ("x", "y", "inner", "outer")
     )

@@ -1,7 +1,8 @@
 """What is fuzzed: every reader of actx, as a function of bytes that lets only the errors of the product pass.
 
-A target raises `Finding`, or anything but an `ActxError`, where the reader does what it must not: an exception that the command
-line does not expect, a file opened outside of the input's own folder, a process started, a connection made, something unpickled.
+A target raises `Finding`, or anything but an `ActxError`, where the reader does what it must not: an exception that the
+command line does not expect, a file opened outside of the input's own folder, a process started, a connection made, something
+unpickled.
 """
 
 # ruff: noqa: PLC0415 - a target imports what it reads with
@@ -17,7 +18,6 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -27,7 +27,7 @@ from actx.exporter.errors import ActxError
 from tests.fuzz import mutate, seeds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.fuzz.mutate import Mutator
 
@@ -329,7 +329,7 @@ def read_log(data: bytes, folder: Path) -> None:
 def parse_texts(data: bytes, folder: Path) -> None:
     """Every grammar of the command line, on one text."""
     from actx.exporter.comparing.condition import parse_condition
-    from actx.exporter.data import InputSpec, import_activations, import_callable
+    from actx.exporter.data import InputSpec
     from actx.exporter.devices.address import Address
     from actx.exporter.ffn.modes import parse_mode
     from actx.exporter.fitting import Form
@@ -346,13 +346,9 @@ def parse_texts(data: bytes, folder: Path) -> None:
         names = {"latency.p50": 1.0, "drift.l2": 0.0}
         parse_condition(text).holds(names, names, names)
 
-    def imported(text: str) -> None:
-        import_callable("none_such." + text, "data source")
-        import_activations("none_such." + text)
-
     parsers: tuple[Callable[[str], object], ...] = (
         Form.parse, InputSpec.parse, judged, Address.parse, parse_mode, parse_executor, parse_size, parse_capabilities,
-        parse_range, imported, find_target, lambda text: check_architectures([text]),
+        parse_range, find_target, lambda text: check_architectures([text]),
         lambda text: None if ":" in text else check_metric(text),
     )  # fmt: skip
     for parse in parsers:
@@ -365,7 +361,7 @@ def parse_texts(data: bytes, folder: Path) -> None:
 _VERBS = ("inspect", "export", "build", "check", "profile", "compare", "report", "fit")
 # Options that run code of the user's choice, or start ssh, by design.
 _RUNS_CODE = re.compile(
-    r"\w:\w|ssh:|^demo$|^--device$|^-d$|^--data|^--held-out|^--activations|^--model|^--metric|^--trust|^--executor|ray"
+    r"\w:\w|ssh:|^demo$|^--device$|^-d$|^--(data|held-out|activations|model|metric|trust|executor)|ray"
 )
 
 
@@ -427,14 +423,11 @@ def frame_seeds() -> list[bytes]:
     from actx.exporter.devices import frames
 
     described, payload = frames.describe({"y": np.ones((2, 3), np.float32), "z": np.zeros(4, np.int64)})
+    messages = ({"arrays": described}, {"runs": [3, 4], "microjoules": [5, 6]}, {"file": 1, "name": "a"})
     found = []
-    for message, parts in (
-        ({"arrays": described}, payload),
-        ({"runs": [3, 4], "microjoules": [5, 6]}, []),
-        ({"file": 1, "name": "a"}, []),
-    ):
+    for message in messages:
         stream = io.BytesIO()
-        frames.write(stream, message, parts)
+        frames.write(stream, message, payload if "arrays" in message else [])
         found.append(stream.getvalue())
     return found
 
@@ -463,12 +456,8 @@ def read_headers(data: bytes, folder: Path) -> None:
 
 
 def header_seeds() -> list[bytes]:
-    layers = {
-        "Layers": [
-            "a",
-            {"Name": "b", "Metadata": "[ONNX Layer: c]", "Inputs": [{"Format/Datatype": "FP16"}], "Outputs": []},
-        ]
-    }
+    layer = {"Name": "b", "Metadata": "[ONNX Layer: c]", "Inputs": [{"Format/Datatype": "FP16"}], "Outputs": []}
+    layers = {"Layers": ["a", layer]}
     plan = b"vtrt" + bytes(12) + (40).to_bytes(8, "little") + bytes([1, 7, 0, 0]) + bytes(12)
     return [Path(sys.executable).resolve().read_bytes()[:64] + bytes(200), plan, json.dumps(layers).encode()]
 
@@ -478,13 +467,14 @@ def of_header(data: bytes, rng: random.Random) -> bytes:
 
 
 _WORDS = (
-    "keep", "relu", "pwl:8", "spline:16x3", "poly:4", "float32", "[batch,", "x:int64[]", "latency.p50", "base", " > ", "1.05", "drift",
-    "ssh://", "user@", "host", ":22", "[::1]", "GiB", "8.6", "batch=", "1:8:32", "pack", "auto", "local", "--json", "--form", "-o",
-    "--help", "--version", *_VERBS,
+    "keep", "relu", "pwl:8", "spline:16x3", "poly:4", "float32", "[batch,", "x:int64[]", "latency.p50", "base", " > ", "1.05",
+    "drift", "ssh://", "user@", "host", ":22", "[::1]", "GiB", "8.6", "batch=", "1:8:32", "pack", "auto", "local", "--json",
+    "--form", "-o", "--help", "--version", *_VERBS,
 )  # fmt: skip
 _TEXTS = [
     b"pwl:16", b"spline:16x3", b"ids:int64[batch,seq]", b"latency.p50 > 1.05 * base", b"drift.l2 <= (base.drift.l2 + 1) / 2",
-    b"ssh://pi@host:22", b"ssh://[fe80::1%eth0]:22", b"layers.0.*=keep", b"2GiB", b"8.6,12.0", b"batch=1:8:32", b"local", b"ort-cpu",
+    b"ssh://pi@host:22", b"ssh://[fe80::1%eth0]:22", b"layers.0.*=keep", b"2GiB", b"8.6,12.0", b"batch=1:8:32", b"local",
+    b"ort-cpu",
 ]  # fmt: skip
 
 ALL = (
