@@ -233,13 +233,14 @@ def _power(node: ast.AST) -> float:
 
 
 def _largest(exponent: ast.AST) -> float:
-    """Return the largest number in an exponent, 1 at least; infinite where it holds anything but numbers."""
-    leaves = [node for node in ast.walk(exponent) if isinstance(node, (ast.Constant, ast.Name))]
-    numbers = [node.value for node in leaves if isinstance(node, ast.Constant)]
-    names = {node.id for node in leaves if isinstance(node, ast.Name)}
-    if not names <= _NUMBERS or not numbers:
-        return math.inf
-    return max(abs(float(number)) if isinstance(number, (int, float)) else math.inf for number in (1.0, *numbers))
+    """Return the largest number in an exponent, 1 at least; infinite where it is anything but a number."""
+    if isinstance(exponent, ast.UnaryOp):
+        return _largest(exponent.operand)
+    if _calls(exponent, _NUMBERS):
+        return max(map(_largest, exponent.args), default=math.inf)  # type: ignore[attr-defined]
+    if isinstance(exponent, ast.Constant) and isinstance(exponent.value, (int, float)):
+        return max(1.0, abs(float(exponent.value)))
+    return math.inf
 
 
 def _calls(node: ast.AST, names: frozenset[str]) -> bool:

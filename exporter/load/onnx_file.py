@@ -24,13 +24,12 @@ def read_onnx(path: Path) -> ir.Model:
     """
     try:
         proto = onnx.load(path, load_external_data=False)
-    except Exception as error:
-        raise _not_onnx(path, str(error)) from error
-    _refuse_sparse(path, proto)
-    _name_default_domain(proto)
-    try:
+        _refuse_sparse(path, proto)
+        _name_default_domain(proto)
         model = ir.from_proto(proto)
         tensors = list(_tensors(model))
+    except ActxError:
+        raise
     except Exception as error:
         raise _not_onnx(path, str(error)) from error
     if not model.opset_imports or (not list(model.graph) and not model.graph.outputs):

@@ -73,8 +73,15 @@ def test_tensor_larger_than_a_float(tmp_path: Path) -> None:
 
 def test_body_that_is_not_there(tmp_path: Path) -> None:
     model = gelu()
-    model.graph.node[0].attribute.add(name="body", type=onnx.AttributeProto.GRAPH)
+    model.graph.node[0].attribute.add(name="body", type=onnx.AttributeProto.GRAPH, ref_attr_name="body")
     refused(model, tmp_path, "not a model that actx can read")
+
+
+def test_name_of_no_letters(tmp_path: Path) -> None:
+    data = gelu().SerializeToString().replace(b"up.weight", b"up\xc2weight").replace(b"network", b"net\xc2ork")
+    (tmp_path / "model.onnx").write_bytes(data)
+    with pytest.raises(ActxError, match="not a model that actx can read"):
+        load(tmp_path / "model.onnx")
 
 
 def test_node_without_its_inputs(tmp_path: Path) -> None:
@@ -103,7 +110,9 @@ def test_functions_that_double(tmp_path: Path) -> None:
         functions.append(helper.make_function("f", f"f{i}", ["x"], ["y"], calls, imports))
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy")
     graph = helper.make_graph([helper.make_node("f40", ["x"], ["y"], domain="f")], "g", [x], [y])
-    refused(helper.make_model(graph, opset_imports=imports, functions=functions), tmp_path, "the model's graph is invalid")
+    refused(
+        helper.make_model(graph, opset_imports=imports, functions=functions), tmp_path, "the model's graph is invalid"
+    )
 
 
 @pytest.mark.parametrize("op_type", ["Add", "Expand", "Gather"])
@@ -119,16 +128,25 @@ def test_constants_that_come_to_more(tmp_path: Path, op_type: str) -> None:
     constants = [onnx.numpy_helper.from_array(first, "a"), onnx.numpy_helper.from_array(others[op_type], "b")]
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 1]) for name in "xy")
     nodes = [helper.make_node(op_type, ["a", "b"], ["c"]), helper.make_node("Add", ["x", "c"], ["y"])]
-    model = helper.make_model(helper.make_graph(nodes, "g", [x], [y], constants), opset_imports=[helper.make_opsetid("", 20)])
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [x], [y], constants), opset_imports=[helper.make_opsetid("", 20)]
+    )
     (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
     lift(load(tmp_path / "model.onnx").model)
 
 
 @pytest.mark.parametrize(
     "place",
-    [{"offset": "-8"}, {"length": "4"}, {"offset": str(1 << 70)}, {"location": "x" * 300}, {"location": "a\0b"}, {"location": ""}],
+    [
+        {"offset": "-8"},
+        {"length": "4"},
+        {"offset": str(1 << 70)},
+        {"location": "x" * 300},
+        {"location": "a\0b"},
+        {"location": ""},
+    ],
 )
-def test_external_data_elsewhere(tmp_path: Path, place: dict[str, str]) -> None:
+def test_external_data_that_is_not_there(tmp_path: Path, place: dict[str, str]) -> None:
     unpack(seeds.onnx_folders()[0], tmp_path)
     model = onnx.load(tmp_path / "model.onnx", load_external_data=False)
     (tmp_path / "weights.data").write_bytes((tmp_path / "weights.data").read_bytes()[:8])
@@ -141,7 +159,9 @@ def test_external_data_elsewhere(tmp_path: Path, place: dict[str, str]) -> None:
 # --- other models ---
 
 
-@pytest.mark.parametrize("expression", ["9**9**9", "Pow(Integer(9), Integer(10**9))", "Pow(s0, s0)", "1 << 10**9", "Pow(Pow(s0, 99), 99)"])
+@pytest.mark.parametrize(
+    "expression", ["9**9**9", "Pow(Integer(9), Integer(10**9))", "Pow(s0, s0)", "1 << 10**9", "Pow(Pow(s0, 99), 99)"]
+)
 def test_powers_in_archives(tmp_path: Path, expression: str) -> None:
     file = tmp_path / "model.pt2"
     with zipfile.ZipFile(io.BytesIO(seeds.archives()[0])) as source, zipfile.ZipFile(file, "w") as target:
@@ -155,7 +175,9 @@ def test_powers_in_archives(tmp_path: Path, expression: str) -> None:
     assert any("it evaluates the expression" in danger for danger in dangers(file))
 
 
-def hugging_face(folder: Path, change: Callable[[dict[str, Any]], None], name: str = "config.json", shards: int = 0) -> Path:
+def hugging_face(
+    folder: Path, change: Callable[[dict[str, Any]], None], name: str = "config.json", shards: int = 0
+) -> Path:
     unpack(seeds.hugging_face_folders()[shards], folder)
     tree = json.loads((folder / name).read_bytes())
     change(tree)
@@ -240,7 +262,7 @@ def header(text: str) -> bytes:
     ],
 )
 def test_headers_of_arrays(tmp_path: Path, text: str) -> None:
-    with pytest.raises(ActxError, match="cannot be read|memory"):
+    with pytest.raises(ActxError, match=r"cannot be read|memory"):
         load_data(str(npz(tmp_path / "x.npz", header(text))), [InputSpec.parse("x:float32[n]")])
 
 
@@ -290,13 +312,19 @@ def test_a_message_nested_too_deep() -> None:
         frames.read(io.BytesIO(len(text).to_bytes(4, "big") + bytes(8) + text))
 
 
-@pytest.mark.parametrize("described", [["y", "<f4(", [1]], ["y", "<f4", [1 << 70]], ["y", "|O", [1]], ["y", 3, [1]], ["y", "<f4", [1 << 62, 0]]])
+@pytest.mark.parametrize(
+    "described",
+    [["y", "<f4(", [1]], ["y", "<f4", [1 << 70]], ["y", "|O", [1]], ["y", 3, [1]], ["y", "<f4", [1 << 62, 0]]],
+)
 def test_arrays_that_are_none(described: list[Any]) -> None:
     with pytest.raises(frames.MalformedError):
         frames.arrays([described], b"abcd")
 
 
-@pytest.mark.parametrize("counts", [{"runs": [1]}, {"runs": [1, 2, 3], "microjoules": [1, 2, 3]}, {"runs": [1, 2], "microjoules": [1, 10**400]}])
+@pytest.mark.parametrize(
+    "counts",
+    [{"runs": [1]}, {"runs": [1, 2, 3], "microjoules": [1, 2, 3]}, {"runs": [1, 2], "microjoules": [1, 10**400]}],
+)
 def test_energy_that_is_none(counts: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="validation error"):
         replies.Energy.model_validate(counts)
