@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import errno
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from actx.custom_ops.cpu.library import LIBRARY_NAME
+from actx.exporter.documents import parse_json, read_document
 from actx.exporter.errors import ActxError, UsageError
 from actx.exporter.manifest import MANIFEST, Manifest
 
@@ -105,9 +105,9 @@ def _irreplaceable(path: Path) -> str:
     if path.samefile("."):
         return "is the current folder"  # whoever stands in it would be left in a removed one
     try:
-        files = set(json.loads((path / MANIFEST).read_bytes())["files"])
+        files = set(parse_json(read_document(path / MANIFEST))["files"])
         folders = {str(folder) for name in files for folder in PurePosixPath(name).parents}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return f"its {MANIFEST} is not that of a bundle"
     known = files | folders | {MANIFEST, REPORT}
     others = sorted(name for entry in path.rglob("*") if (name := _name(entry, path)) not in known)
@@ -238,6 +238,8 @@ def verify(folder: Path, manifest: Manifest) -> None:
         if name.startswith(f"{KERNELS}/") and not os.path.lexists(folder / name):
             continue
         try:
+            if not (folder / name).is_file():  # a pipe or a device may give bytes without end
+                raise FileNotFoundError(errno.ENOENT, "there is no such file")
             found = digest(folder / name)
         except OSError as error:
             raise ActxError(
