@@ -7,8 +7,8 @@ A kill is at the beginning or end of a step, each in turn, and where there are n
 3. on the devices of a sweep nothing may stay.
 
 A search that was killed goes on with the next run, and one that came to its end begins anew. At last each command runs
-undisturbed, and neither beside the bundle nor among the temporary files may anything be left. Printed is what was found; the exit
-code is 1 where it is not so. A sweep needs an ssh server (on Debian: openssh-server), started on the loopback interface.
+undisturbed, and neither beside the bundle nor among the temporary files may anything be left. Printed is what was found; the
+exit code is 1 where it is not so. A sweep needs an ssh server (on Debian: openssh-server), started on the loopback interface.
 """
 
 from __future__ import annotations
