@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -382,6 +384,17 @@ def test_a_signal_at_any_change_leaves_a_whole_bundle(
     assert found["forms"][-1] == ("pwl:8", "relu")[len(found["codes"]) % 2]
     assert found["left"] == []
     assert list(temporary.glob("actx-*")) == []  # ONNX Runtime leaves a file of its own
+
+
+def test_a_clock_that_is_set_back_all_the_time(
+    model: Path, tmp_path: Path, calibration: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hours = itertools.count(2_000_000_000, -3600)
+    monkeypatch.setattr(time, "time", lambda: float(next(hours)))
+    exported = export(model, tmp_path / "out", form=PWL, data=calibration, runs=3)
+    bundle.verify(*read_bundle(exported.path))
+    assert exported.latency is not None
+    assert exported.latency.original.min > 0
 
 
 # --- a full disk ---
