@@ -401,6 +401,7 @@ def read_replies(data: bytes, folder: Path) -> None:
     from pydantic import ValidationError
 
     from actx.exporter.devices import frames, replies
+    from actx.exporter.place import energy_per_run
 
     stream: IO[bytes] = io.BytesIO(data)
     try:
@@ -412,7 +413,7 @@ def read_replies(data: bytes, folder: Path) -> None:
                 if isinstance(answer, replies.Ran):
                     frames.arrays(answer.arrays, payload)
                 if isinstance(answer, replies.Energy):
-                    answer.to_dict()
+                    energy_per_run(answer.model_dump(exclude_none=True))
     except (EOFError, frames.MalformedError):
         return
 
