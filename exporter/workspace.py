@@ -38,6 +38,7 @@ def workspace(loaded: LoadedModel) -> Iterator[Path]:
         path = Path(folder) / ORIGINAL
         try:
             save({ORIGINAL: portable(loaded.model)}, Path(folder))
+            loaded.weights.drop()
             yield path
         except ActxError as error:
             error.what = error.what.replace(str(path), str(loaded.source))
