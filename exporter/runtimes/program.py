@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from actx.exporter.errors import ActxError
-from actx.exporter.load.mapped import MappedWeights
 from actx.exporter.load.quiet import quiet
 
 if TYPE_CHECKING:
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from actx.exporter.data import Arrays, InputSpec
+    from actx.exporter.load.mapped import MappedWeights
 
 
 @dataclass(frozen=True)
