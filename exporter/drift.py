@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from actx.exporter.ffn.half import Half
-    from actx.exporter.runtimes.base import Runtime
+    from actx.exporter.runtimes.base import Runner, Runtime
 
 Progress: TypeAlias = Callable[[int, int], None]
 Observer: TypeAlias = Callable[[Arrays, Arrays], None]
@@ -256,15 +256,18 @@ def check_applies(metric: str, model: ir.Model, logits: Sequence[str] = ()) -> N
 
 def _common_outputs(pair: Sessions) -> list[str]:
     """Return the names of the outputs, which are both models', as the inputs are."""
-    ours, theirs = (
-        (sorted(spec.name for spec in session.inputs), list(session.outputs)) for session in (pair[0], pair[1])
-    )
+    ours, theirs = (_ends(pair[number]) for number in range(2))
     for word, first, second in (("takes other inputs", ours[0], theirs[0]), ("has other outputs", ours[1], theirs[1])):
         if first != second:
             order = ", or in another order" if word.endswith("outputs") else ""
             note = f"original {', '.join(first)}; artifact {', '.join(second)}"
             raise ActxError(f"the artifact {word} than the original{order}", note=note, remedy=_SAME)
     return ours[1]
+
+
+def _ends(session: Runner) -> tuple[list[str], list[str]]:
+    """Return the names of the inputs, sorted, and of the outputs."""
+    return sorted(spec.name for spec in session.inputs), list(session.outputs)
 
 
 class Comparison:

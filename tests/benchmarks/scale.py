@@ -97,7 +97,9 @@ def make_decoder(folder: Path, billions: float) -> None:
         return rolled.repeat(-(-shape.numel() // POOL))[: shape.numel()].view(shape)
 
     config.save_pretrained(folder)
-    save_file({name: draw(name, shape) for name, shape in shapes.items()}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: draw(name, shape) for name, shape in shapes.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
 
 
 def make_graph(file: Path, nodes: int) -> None:
