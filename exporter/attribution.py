@@ -235,7 +235,7 @@ def _noises(
     parts = segments(model, sites, held)
     names = [part.output for part in parts]
     with tempfile.TemporaryDirectory(prefix="actx-") as folder:
-        save({_SEGMENTS: feed(model, parts)}, Path(folder))
+        save({_SEGMENTS: feed(model, parts)}, Path(folder), link=True)
         apart = Entrant(Path(folder) / _SEGMENTS, options)
         sessions = Sessions([*(_tapped(stage, names) for stage in models), apart])
         meters = {stage.stage: [_Meter(part) for part in parts] for stage in changed}

@@ -37,7 +37,7 @@ def workspace(loaded: LoadedModel) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="actx-") as folder:
         path = Path(folder) / ORIGINAL
         try:
-            save({ORIGINAL: portable(loaded.model)}, Path(folder))
+            save({ORIGINAL: portable(loaded.model)}, Path(folder), link=True)
             loaded.weights.drop()
             yield path
         except ActxError as error:
