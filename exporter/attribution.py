@@ -32,6 +32,7 @@ from actx.exporter.runtimes.onnxruntime import DEFAULT
 from actx.exporter.save import save
 from actx.exporter.scratch import scratch
 from actx.exporter.segments import feed, segments
+from actx.exporter.sessions import Entrant, Sessions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -166,7 +167,7 @@ def attribute(
     options: RuntimeOptions = DEFAULT,
     progress: Progress | None = None,
 ) -> Attribution:
-    """Run the models of an export's stages on data and attribute the drift. All of them are open at once.
+    """Run the models of an export's stages on data and attribute the drift, in turn where they are large (see `sessions`).
 
     Args:
         models: the original first, then one per stage, in their order: the same inputs and outputs, in the same order.
@@ -195,10 +196,9 @@ def attribute(
 
 def _drifts(models: Sequence[StageModel], data: Data, metric: str, steps: Steps) -> list[tuple[float, float]]:
     """2: return the drift of every stage, and what it adds."""
-    sessions = [model.runtime.open(model.path) for model in models]
+    sessions = Sessions([Entrant(model.path, model.runtime) for model in models])
     first, own = ([Comparison(sessions[0].outputs, metric) for _ in models[1:]] for _ in range(2))
-    for batch in data.batches():
-        given = [session.run(cast_feeds(batch.feeds, session.inputs)) for session in sessions]
+    for batch, given in sessions.run(data):
         for (before, after), total, added in zip(pairwise(given), first, own, strict=True):
             total.update(given[0], after, batch)
             added.update(before, after, batch)
@@ -236,15 +236,13 @@ def _noises(
     parts = segments(model, sites, held)
     names = [part.output for part in parts]
     with scratch() as folder:
-        save({_SEGMENTS: feed(model, parts)}, folder)
-        apart = options.open(folder / _SEGMENTS)
-        opened = [_tapped(stage, names) for stage in models]
+        save({_SEGMENTS: feed(model, parts)}, folder, link=True)
+        sessions = Sessions([*(_tapped(stage, names) for stage in models), Entrant(folder / _SEGMENTS, options)])
         meters = {stage.stage: [_Meter(part) for part in parts] for stage in changed}
-        for batch in data.batches():
-            before, *given = (session.run(cast_feeds(batch.feeds, session.inputs), names) for session in opened)
+        for batch, (before, *given) in sessions.run(data, len(models)):
             for stage, values in zip(changed, given, strict=True):
                 fed = {part.fed: values[part.output] / values[part.output].dtype.type(part.scale) for part in parts}
-                expected = apart.run(cast_feeds({**batch.feeds, **fed}, apart.inputs))
+                expected = sessions[len(models)].run(cast_feeds({**batch.feeds, **fed}, sessions[len(models)].inputs))
                 for meter in meters[stage.stage]:
                     meter.update(before, expected, values)
             steps.add(batch.samples)
@@ -257,10 +255,10 @@ def _values(graph: Path) -> set[str]:
     return {str(value.name) for node in ir.load(graph).graph for value in node.outputs if value.dtype in kinds}
 
 
-def _tapped(model: StageModel, names: Sequence[str]) -> Any:
-    """Open a model with further outputs: what is one already must not be listed twice."""
+def _tapped(model: StageModel, names: Sequence[str]) -> Entrant:
+    """Return a model with further outputs: what is one already must not be listed twice."""
     own = {str(value.name) for value in ir.load(model.graph or model.path).graph.outputs}
-    return model.runtime.open(model.path, [name for name in names if name not in own])
+    return Entrant(model.path, model.runtime, tuple(name for name in names if name not in own), tuple(names))
 
 
 class _Meter:

@@ -1,6 +1,7 @@
 """Compare an artifact with its original: the drift of the outputs, and the noise that each site adds.
 
-1. End to end: both models run untouched on every batch, and the outputs are compared by name (`metrics`).
+1. End to end: both models run untouched on every batch, in turn where they are large (`sessions`), and the outputs are compared
+   by name (`metrics`).
 2. Per site: both run once more with the values around every site as further outputs. `added` compares the site's output
    with its function at the artifact's own input, so it is the noise that this site adds; `accumulated` compares it with
    the original's output, so it holds the noise of everything before as well. Where one node of the artifact computes a
@@ -12,13 +13,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from actx.exporter.data import Arrays, Batch, Data, cast_feeds
+from actx.exporter.data import Arrays, Batch, Data
 from actx.exporter.errors import ActxError, IncomparableError, UsageError
 from actx.exporter.metrics import (
     METRICS,
@@ -33,6 +34,7 @@ from actx.exporter.metrics import (
     worst,
 )
 from actx.exporter.runtimes.onnxruntime import DEFAULT
+from actx.exporter.sessions import Entrant, Sessions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from actx.exporter.ffn.half import Half
-    from actx.exporter.runtimes.base import Runtime, Session
+    from actx.exporter.runtimes.base import Runner, Runtime
 
 Progress: TypeAlias = Callable[[int, int], None]
 Observer: TypeAlias = Callable[[Arrays, Arrays], None]
@@ -169,7 +171,7 @@ def check(
 ) -> DriftReport:
     """Measure the drift of an artifact on data.
 
-    Neither model is modified and nothing is written. No more than one batch of outputs is held.
+    Neither model is modified and nothing is written. One batch of outputs is held, of large models some (see `sessions`).
 
     Args:
         original: the model before, float32.
@@ -194,23 +196,22 @@ def check(
         raise UsageError(msg, note=f"got {max_drift}", remedy="Give a number of at least 0.")
     taps = taps if runtime.taps else ()
     steps = Steps(progress, data.samples * (2 if taps else 1))
-    runtimes = original_runtime, runtime
-    pair = _Pair.open(original, artifact, runtimes)
-    names = pair.common_outputs()
+    pair = Sessions([Entrant(original, original_runtime), Entrant(artifact, runtime)])
+    names = _common_outputs(pair)
     if unknown := [name for name in logits if name not in names]:
         msg = f"'{unknown[0]}' is no output of the models"
         raise UsageError(msg, note=f"outputs: {', '.join(names)}", remedy="Name one of these.")
     comparison = Comparison(names, metric, tuple(logits))
-    for batch in data.batches():
-        outputs = pair.run(batch)
-        comparison.update(*outputs, batch)
+    for batch, (before, after) in pair.run(data):
+        comparison.update(before, after, batch)
         if observe is not None:
-            observe(*outputs)
+            observe(before, after)
         steps.add(batch.samples)
     comparison.require_numbers()
     worst_output, drift = comparison.drift()
     del pair  # models may be large: the tapped ones take their place
-    sites = _measure_sites((original, artifact), names, data, taps, runtimes=runtimes, steps=steps) if taps else ()
+    tapped = _tapped(taps, names, Entrant(original, original_runtime), Entrant(artifact, runtime))
+    sites = _measure_sites(tapped, data, taps, steps) if taps else ()
     return DriftReport(
         graph=artifact.name,
         metric=metric,
@@ -253,35 +254,20 @@ def check_applies(metric: str, model: ir.Model, logits: Sequence[str] = ()) -> N
     worst(drifts, metric)
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """Both models, opened, with the names of the values to return."""
+def _common_outputs(pair: Sessions) -> list[str]:
+    """Return the names of the outputs, which are both models', as the inputs are."""
+    ours, theirs = (_ends(pair[number]) for number in range(2))
+    for word, first, second in (("takes other inputs", ours[0], theirs[0]), ("has other outputs", ours[1], theirs[1])):
+        if first != second:
+            order = ", or in another order" if word.endswith("outputs") else ""
+            note = f"original {', '.join(first)}; artifact {', '.join(second)}"
+            raise ActxError(f"the artifact {word} than the original{order}", note=note, remedy=_SAME)
+    return ours[1]
 
-    original: Session
-    artifact: Session
-    original_values: tuple[str, ...] | None = None
-    artifact_values: tuple[str, ...] | None = None
 
-    @classmethod
-    def open(cls, original: Path, artifact: Path, runtimes: tuple[Runtime, Runtime]) -> _Pair:
-        pair = cls(runtimes[0].open(original), runtimes[1].open(artifact))
-        ours, theirs = (sorted(spec.name for spec in s.inputs) for s in (pair.original, pair.artifact))
-        if ours != theirs:
-            msg = "the artifact takes other inputs than the original"
-            raise ActxError(msg, note=f"original {', '.join(ours)}; artifact {', '.join(theirs)}", remedy=_SAME)
-        return pair
-
-    def common_outputs(self) -> list[str]:
-        ours, theirs = (list(s.outputs) for s in (self.original, self.artifact))
-        if ours != theirs:
-            msg = "the artifact has other outputs than the original, or in another order"
-            raise ActxError(msg, note=f"original {', '.join(ours)}; artifact {', '.join(theirs)}", remedy=_SAME)
-        return ours
-
-    def run(self, batch: Batch) -> tuple[Arrays, Arrays]:
-        first = cast_feeds(batch.feeds, self.original.inputs)
-        second = cast_feeds(batch.feeds, self.artifact.inputs)
-        return self.original.run(first, self.original_values), self.artifact.run(second, self.artifact_values)
+def _ends(session: Runner) -> tuple[list[str], list[str]]:
+    """Return the names of the inputs, sorted, and of the outputs."""
+    return sorted(spec.name for spec in session.inputs), list(session.outputs)
 
 
 class Comparison:
@@ -375,28 +361,24 @@ class Steps:
             self.report(self.done, self.total)
 
 
-def _measure_sites(
-    models: tuple[Path, Path],
-    outputs: Sequence[str],
-    data: Data,
-    taps: Sequence[SiteTap],
-    *,
-    runtimes: tuple[Runtime, Runtime],
-    steps: Steps,
-) -> tuple[SiteDrift, ...]:
-    """Step 2: run both models with the tapped values as outputs."""
+def _tapped(taps: Sequence[SiteTap], outputs: Sequence[str], original: Entrant, artifact: Entrant) -> Sessions:
+    """Return both models with the values around the sites as outputs; what is one already must not be listed twice."""
     ours = tuple(dict.fromkeys(tap.original_output for tap in taps))
     theirs = tuple(dict.fromkeys(name for tap in taps for name in tap.artifact_values))
-    before, after = (  # what is an output already must not be listed twice
-        runtime.open(model, [name for name in values if name not in outputs])
-        for runtime, model, values in zip(runtimes, models, (ours, theirs), strict=True)
+    return Sessions(
+        [
+            replace(entrant, further=tuple(name for name in values if name not in outputs), values=values)
+            for entrant, values in ((original, ours), (artifact, theirs))
+        ]
     )
-    pair = _Pair(before, after, ours, theirs)
+
+
+def _measure_sites(pair: Sessions, data: Data, taps: Sequence[SiteTap], steps: Steps) -> tuple[SiteDrift, ...]:
+    """Step 2."""
     meters = [_SiteMeter(tap) for tap in taps]
-    for batch in data.batches():
-        values = pair.run(batch)
+    for batch, (before, after) in pair.run(data):
         for meter in meters:
-            meter.update(*values)
+            meter.update(before, after)
         steps.add(batch.samples)
     return tuple(meter.result() for meter in meters)
 

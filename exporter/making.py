@@ -310,7 +310,9 @@ def _quantized(job: Job, choices: tuple[Choice, ...], lowered: Lowered) -> Quant
         job.calibrator,
         job.exclude, job.options, job.steps("quantize"),
     )  # fmt: skip
-    return job.target.quantize(job.quant, source)
+    quantized = job.target.quantize(job.quant, source)
+    job.loaded.weights.drop()
+    return quantized
 
 
 def _save(job: Job, lowered: Lowered, quantized: ir.Model | None, folder: Path) -> dict[str, str]:
@@ -325,4 +327,5 @@ def _save(job: Job, lowered: Lowered, quantized: ir.Model | None, folder: Path) 
         graphs[target.name] = bundle.graph_name(target.name)
         models[graphs[target.name]] = target.compile(own, gpus)
     save(models, folder)
+    job.loaded.weights.drop()
     return graphs

@@ -97,7 +97,8 @@ def _source(job: Job) -> tuple[list[StageModel], tuple[str, ...]]:
     loaded = job.loaded
     if loaded.program is None:
         return [], ()
-    program = Program(loaded.program, loaded.inputs, tuple(str(value.name) for value in loaded.model.graph.outputs))
+    outputs = tuple(str(value.name) for value in loaded.model.graph.outputs)
+    program = Program(loaded.program, loaded.inputs, outputs, loaded.weights)
     try:
         program.open(loaded.source).run(next(iter(job.measured)))
     except ActxError as error:

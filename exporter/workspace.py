@@ -37,7 +37,8 @@ def workspace(loaded: LoadedModel) -> Iterator[Path]:
     with scratch() as folder:
         path = folder / ORIGINAL
         try:
-            save({ORIGINAL: portable(loaded.model)}, folder)
+            save({ORIGINAL: portable(loaded.model)}, folder, link=True)
+            loaded.weights.drop()
             yield path
         except ActxError as error:
             error.what = error.what.replace(str(path), str(loaded.source))

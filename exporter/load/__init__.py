@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from actx.exporter.collection import no_garbage_collection
 from actx.exporter.errors import ActxError, UsageError
 from actx.exporter.load.formats import Format, detect
 from actx.exporter.load.hugging_face import default_inputs, read_folder, weight_files
 from actx.exporter.load.inputs import apply_specs, input_specs, name_batch
+from actx.exporter.load.mapped import MappedWeights, map_weights
 from actx.exporter.load.onnx_file import data_files, read_onnx
 from actx.exporter.load.opset import MAX_OPSET, MIN_OPSET, convert_opset
 from actx.exporter.load.prepare import prepare
@@ -55,7 +57,8 @@ class LoadedModel:
         format: what that is, in words.
         sha256: of the file's bytes, followed by those of its external data files in the order of their paths; of a folder,
             of its configuration and weights in the order of their names.
-        program: what the graph was converted from; None where the source was a graph. They share their weights in memory.
+        program: what the graph was converted from; None where the source was a graph. They share their weights.
+        weights: what the weights of a module that was traced here are mapped from.
         opset: of the default domain.
     """
 
@@ -65,6 +68,7 @@ class LoadedModel:
     format: str
     sha256: str
     program: ExportedProgram | None = field(default=None, compare=False, repr=False)
+    weights: MappedWeights = field(default=MappedWeights(), compare=False, repr=False)
 
     @property
     def opset(self) -> int:
@@ -105,8 +109,8 @@ def load(
             note=f"--model {factory} would not be used",
             remedy="Leave --model out.",
         )
-    with quiet(), _readable(path):
-        model, inputs, program = _read(path, found, inputs, trust, factory)
+    with quiet(), no_garbage_collection(), _readable(path):
+        model, inputs, program, weights = _read(path, found, inputs, trust, factory)
         _check_opset(path, model)
         model.ir_version = min(max(model.ir_version, MIN_IR), MAX_IR)
         name_batch(model)
@@ -116,7 +120,7 @@ def load(
         if opset is not None:
             model = convert_opset(path, model, opset)
             prepare(model)
-    return LoadedModel(model, input_specs(model), path, found.value, _digest(*files), program)
+    return LoadedModel(model, input_specs(model), path, found.value, _digest(*files), program, weights)
 
 
 @contextmanager
@@ -136,13 +140,13 @@ def _readable(path: Path) -> Iterator[None]:
 
 def _read(
     path: Path, found: Format, inputs: Sequence[InputSpec], trust: bool, factory: str | None
-) -> tuple[ir.Model, Sequence[InputSpec], ExportedProgram | None]:
-    """Return the graph, the inputs stated for it, by the user, else by the configuration of a folder, and its program."""
+) -> tuple[ir.Model, Sequence[InputSpec], ExportedProgram | None, MappedWeights]:
+    """Return the graph, the inputs stated for it, by the user or by the configuration of a folder, its program and weights."""
     if found is Format.ONNX:
-        return read_onnx(path), inputs, None
+        return read_onnx(path), inputs, None, MappedWeights()
     if found is Format.ARCHIVE:
         program = read_archive(path, trust=trust)
-        return to_onnx(path, program), inputs, program
+        return to_onnx(path, program), inputs, program, MappedWeights()
     if found is Format.FOLDER:
         module = read_folder(path)
         inputs = inputs or default_inputs(path, module)
@@ -150,8 +154,9 @@ def _read(
         module = read_safetensors(path, factory=factory)
     else:
         module = read_pickle(path, factory=factory, trust=trust)
+    weights = map_weights(module)
     program = trace(path, module, inputs)
-    return to_onnx(path, program, [spec.name for spec in inputs]), inputs, program
+    return to_onnx(path, program, [spec.name for spec in inputs]), inputs, program, weights
 
 
 def _check_opset(path: Path, model: ir.Model) -> None:

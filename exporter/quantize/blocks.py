@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from actx.exporter.errors import ActxError
+from actx.exporter.machine import usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _CLIPPED = np.linspace(1, 0.6, 9)
-_CHUNK = 2**20  # weights: the search holds a few float64 copies
+_CHUNK = 2**16  # weights: the arrays of the search stay in the cache of a core
 _SMALLEST = float(np.finfo(np.float32).smallest_normal)
 
 
@@ -33,6 +35,7 @@ class Blocks:
         zero_points: uint8 [rows, blocks].
         bits: of a code.
         columns: of the matrix: the last block is padded with codes of zero.
+        error: the squared distance from the matrix.
     """
 
     codes: NDArray[np.uint8]
@@ -40,6 +43,7 @@ class Blocks:
     zero_points: NDArray[np.uint8]
     bits: int
     columns: int
+    error: float
 
     @property
     def symmetric(self) -> bool:
@@ -53,48 +57,68 @@ class Blocks:
 
 
 def encode(matrix: NDArray[np.float32], block: int, *, bits: int, symmetric: bool = False) -> Blocks:
-    """Return the codes of a matrix [rows, columns] with blocks of columns (2).
+    """Return the codes of a matrix [rows, columns] with blocks of columns (2). Rows are searched on all cores.
 
     Raises:
         ActxError: a weight is not finite.
     """
-    if not np.isfinite(matrix).all():
-        raise ActxError("a weight is not finite", remedy="Check the model with actx inspect.")
     rows, columns = matrix.shape
     count = -(-columns // block)
     step = max(1, _CHUNK // (count * block))
-    parts = []
-    for first in range(0, rows, step):
-        part = np.pad(matrix[first : first + step], ((0, 0), (0, count * block - columns)))
-        parts.append(_best(part.reshape(-1, count, block).astype(np.float64), bits, symmetric=symmetric))
-    codes, scales, points = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return Blocks(codes, scales, points, bits, columns)
+    codes = np.zeros((rows, count, block), np.uint8)
+    scales, points = np.ones((rows, count), np.float32), np.zeros((rows, count), np.uint8)
+    errors = np.zeros(-(-rows // step))
+
+    def search(number: int) -> bool:
+        part = slice(number * step, (number + 1) * step)
+        weights = np.pad(matrix[part], ((0, 0), (0, count * block - columns)))
+        if not np.isfinite(weights).all():
+            return False
+        across = np.ascontiguousarray(weights.reshape(-1, block).T)
+        scale, point, errors[number] = _best(across, bits, symmetric=symmetric)
+        found = np.rint(across / scale) + point
+        codes[part] = np.clip(found, 0, 2**bits - 1, out=found).T.reshape(-1, count, block)
+        scales[part], points[part] = scale.reshape(-1, count), point.reshape(-1, count)
+        return True
+
+    with ThreadPoolExecutor(len(usable_cores())) as pool:
+        if not all(pool.map(search, range(len(errors)))):
+            raise ActxError("a weight is not finite", remedy="Check the model with actx inspect.")
+    return Blocks(codes, scales, points, bits, columns, float(errors.sum()))
 
 
 def _best(
-    weights: NDArray[np.float64], bits: int, *, symmetric: bool
-) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]:
-    """Return codes, scales and zero points of blocks [rows, blocks, block] of the least squared error (2)."""
-    shape = weights.shape[:2]
-    codes, error = np.zeros(weights.shape, np.uint8), np.full(shape, np.inf)
-    scales, points = np.ones(shape, np.float32), np.zeros(shape, np.uint8)
+    weights: NDArray[np.float32], bits: int, *, symmetric: bool
+) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
+    """Return scales and zero points of blocks [block, blocks] of the least squared error (2), and that error.
+
+    The error of a block is summed in steps of its scale, which none leaves float32 in.
+    """
+    least = np.full(weights.shape[1], np.inf)
+    scales, points = np.ones(weights.shape[1:], np.float32), np.zeros(weights.shape[1:], np.float32)
+    steps, rounded = np.empty_like(weights), np.empty_like(weights)
     for scale, point in _candidates(weights, bits, symmetric=symmetric):
-        found = np.clip(np.rint(weights / scale[..., None]) + point[..., None], 0, 2**bits - 1)
-        moved = (((found - point[..., None]) * scale[..., None] - weights) ** 2).sum(axis=-1)
-        better = moved < error
-        error = np.where(better, moved, error)
-        codes[better], scales[better], points[better] = found[better], scale[better], point[better]
-    return codes, scales, points
+        np.divide(weights, scale, out=steps)
+        np.rint(steps, out=rounded)
+        np.maximum(rounded, -point, out=rounded)
+        np.minimum(rounded, 2**bits - 1 - point, out=rounded)
+        np.subtract(rounded, steps, out=steps)
+        moved = np.einsum("kb,kb->b", steps, steps) * scale.astype(np.float64) ** 2
+        better = moved < least
+        for kept, new in ((least, moved), (scales, scale), (points, point)):
+            np.copyto(kept, new, where=better)
+    return scales, points, float(least.sum())
 
 
 def _candidates(
-    weights: NDArray[np.float64], bits: int, *, symmetric: bool
-) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Yield scales, float32 numbers, and zero points [rows, blocks]; zero is always a code."""
-    low, high = np.minimum(weights.min(axis=-1), 0), np.maximum(weights.max(axis=-1), 0)
+    weights: NDArray[np.float32], bits: int, *, symmetric: bool
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Yield scales and zero points of blocks [block, blocks]; zero is always a code."""
+    low, high = (ends.astype(np.float64) for ends in (weights.min(axis=0), weights.max(axis=0)))
+    low, high = np.minimum(low, 0), np.maximum(high, 0)
     middle, last = 2 ** (bits - 1), 2**bits - 1
     full = np.maximum(-low / middle, high / (middle - 1)) if symmetric else (high - low) / last
     for clipped in _CLIPPED:
-        scale = np.maximum(np.where(full > 0, full * clipped, 1), _SMALLEST).astype(np.float32).astype(np.float64)
+        scale = np.maximum(np.where(full > 0, full * clipped, 1), _SMALLEST).astype(np.float32)
         point = np.full(low.shape, float(middle)) if symmetric else np.rint((last - (high + low) / scale) / 2)
-        yield scale, np.clip(point, 0, last)
+        yield scale, np.clip(point, 0, last).astype(np.float32)

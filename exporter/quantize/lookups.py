@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from actx.exporter.lift.ops import MICROSOFT, op_of
+from actx.exporter.lift.ops import MICROSOFT, op_of, tensor_of
 from actx.exporter.quantize.blocks import Blocks, encode
 from actx.exporter.quantize.placement import add_initializer
 from actx.exporter.quantize.products import is_matrix, matrix_of, name_of, replace_node
@@ -115,4 +115,5 @@ class Lookups:
 def _is_lookup(node: ir.Node) -> bool:
     if op_of(node) != ("", "Gather") or node.attributes.get_int("axis", 0) != 0:
         return False
-    return is_matrix(node.inputs[0]) and min(matrix_of(node.inputs[0]).shape) >= SMALLEST
+    table = tensor_of(node.inputs[0])
+    return table is not None and is_matrix(node.inputs[0]) and min(table.shape.numpy()) >= SMALLEST

@@ -20,6 +20,7 @@ is imported.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -29,7 +30,7 @@ import numpy as np
 import onnx_ir as ir
 
 from actx.exporter.errors import UsageError
-from actx.exporter.lift.ops import MICROSOFT
+from actx.exporter.lift.ops import MICROSOFT, tensor_of
 from actx.exporter.quantize.blocks import Blocks, encode
 from actx.exporter.quantize.lookups import SETTINGS, Lookups, find_lookups, table_blocks, table_of
 from actx.exporter.quantize.placement import add_initializer
@@ -154,6 +155,24 @@ def ranked_layers(
     return tuple(sorted(gain, key=lambda name: -gain[name]))
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """A matrix in the graph.
+
+    Attributes:
+        inputs: of MatMulNBits behind the activation: codes, scales and zero points.
+        rows, columns: of the matrix.
+        block: weights that share a scale.
+        bits: of a code.
+    """
+
+    inputs: list[ir.Value | None]
+    rows: int
+    columns: int
+    block: int
+    bits: int
+
+
 class _NBits:
     """Writes MatMulNBits and GatherBlockQuantized."""
 
@@ -162,16 +181,15 @@ class _NBits:
         self.tables = list(dict.fromkeys(table_of(node) for node in tables))
         self.lookups = Lookups(graph, "blocks")
         # The inputs behind the activation of a layer, by weight and layout.
-        self.weights: dict[tuple[ir.Value, bool, int], tuple[Blocks, list[ir.Value | None]]] = {}
-        self.tied: dict[ir.Value, tuple[Blocks, list[ir.Value | None]]] = {}
+        self.weights: dict[tuple[ir.Value, bool, int], _Stored] = {}
+        self.tied: dict[ir.Value, _Stored] = {}
 
     def write(self, layer: Product, block: int, bits: int) -> None:
         """3."""
-        blocks, inputs = self._weight(layer, block, bits)
-        rows, _, size = blocks.codes.shape
-        numbers = {"K": blocks.columns, "N": rows, "bits": blocks.bits, "block_size": size}
+        weight = self._weight(layer, block, bits)
+        numbers = {"K": weight.columns, "N": weight.rows, "bits": weight.bits, "block_size": weight.block}
         attributes: dict[str, Any] = {**numbers, "accuracy_level": INT8_COMPUTATION}
-        inner = [layer.input, *inputs]
+        inner = [layer.input, *weight.inputs]
         node = ir.node("MatMulNBits", inner, attributes, domain=MICROSOFT, name=layer.name)
         layer.replace([node])
 
@@ -181,27 +199,28 @@ class _NBits:
         if table not in self.tied:
             self.lookups.write(lookup)
             return
-        blocks, (codes, scales, *_) = self.tied[table]
+        weight = self.tied[table]
+        codes, scales, *_ = weight.inputs
         name = lookup.outputs[0].name
-        columns = blocks.codes.shape[1] * blocks.codes.shape[2]
+        columns = -(-weight.columns // weight.block) * weight.block
         # The same bytes as a matrix.
-        shape = self._constant(np.array([len(blocks.codes), columns]), f"{table.name}/actx/shape")
+        shape = self._constant(np.array([weight.rows, columns]), f"{table.name}/actx/shape")
         rows = ir.node("Reshape", [codes, shape], name=f"{name}/actx/table")
         rows.outputs[0].name, rows.outputs[0].type = rows.name, ir.TensorType(ir.DataType.UINT8)
         inner = [rows.outputs[0], lookup.inputs[1], scales]
         gathered = ir.node("GatherBlockQuantized", inner, SETTINGS, domain=MICROSOFT, name=name_of(lookup))
         nodes = [rows, gathered]
-        if columns > blocks.columns:
+        if columns > weight.columns:
             gathered.outputs[0].name = f"{name}/actx/padded"
-            nodes.append(self._cut(gathered.outputs[0], blocks.columns))
+            nodes.append(self._cut(gathered.outputs[0], weight.columns))
         replace_node(self.graph, lookup, nodes)
 
-    def _weight(self, layer: Product, block: int, bits: int) -> tuple[Blocks, list[ir.Value | None]]:
+    def _weight(self, layer: Product, block: int, bits: int) -> _Stored:
         key = layer.weight, layer.transposed, bits
         if key not in self.weights:
             rows = layer.rows()
             name = f"{layer.weight.name}/actx/{'rows' if layer.transposed else 'columns'}"
-            table = next((table for table in self.tables if _same(matrix_of(table), rows)), None)
+            table = next((table for table in self.tables if _same(table, rows)), None)
             if table is None:
                 self.weights[key] = self._stored(f"{name}/{bits}", _closest(rows, block, bits))
             else:
@@ -210,14 +229,15 @@ class _NBits:
                 self.weights[key] = self.tied[table]
         return self.weights[key]
 
-    def _stored(self, name: str, blocks: Blocks) -> tuple[Blocks, list[ir.Value | None]]:
+    def _stored(self, name: str, blocks: Blocks) -> _Stored:
         inputs: list[ir.Value | None] = [
             self._constant(_packed(blocks.codes, blocks.bits), f"{name}/codes"),
             self._constant(blocks.scales, f"{name}/scales"),
         ]
         if not blocks.symmetric:
             inputs.append(self._constant(_packed(blocks.zero_points, blocks.bits), f"{name}/zero_points"))
-        return blocks, inputs
+        rows, _, block = blocks.codes.shape
+        return _Stored(inputs, rows, blocks.columns, block, blocks.bits)
 
     def _cut(self, value: ir.Value, columns: int) -> ir.Node:
         name = f"{value.name}/actx"
@@ -285,7 +305,7 @@ def _closest(rows: NDArray[np.float32], block: int, bits: int) -> Blocks:
     if bits != BITS:
         return plain
     shifted = encode(rows, block, bits=bits)
-    return min(plain, shifted, key=lambda blocks: float(((blocks.numbers() - rows) ** 2).sum()))
+    return min(plain, shifted, key=lambda blocks: blocks.error)
 
 
 def _packed(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
@@ -303,8 +323,10 @@ def _divisor(columns: int, block: int) -> int:
     return largest if largest >= min(SMALLEST_BLOCK, columns) else columns
 
 
-def _same(table: NDArray[np.float32], rows: NDArray[np.float32]) -> bool:
-    return table.shape == rows.shape and np.array_equal(table, rows)
+def _same(table: ir.Value, rows: NDArray[np.float32]) -> bool:
+    tensor = tensor_of(table)
+    assert tensor is not None
+    return tuple(tensor.shape.numpy()) == rows.shape and np.array_equal(matrix_of(table), rows)
 
 
 def _outputs(model: ir.Model, batches: Sequence[Arrays], options: RuntimeOptions) -> list[NDArray[Any]]:

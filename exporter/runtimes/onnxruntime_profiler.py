@@ -7,6 +7,7 @@ of the sum over nodes, and say where time goes rather than how much there is.
 from __future__ import annotations
 
 import json
+import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from actx.exporter.data import Arrays
 
+_SECONDS, _FEWEST_RUNS = 10, 3
 _CAST_PREFIX = "InsertedPrecisionFreeCast_"
 # An activation that the runtime folded into one of these cannot be timed apart from it.
 _LINEAR = ("Conv", "Gemm", "MatMul", "Attention", "LSTM", "GRU", "MoE")
@@ -61,7 +63,7 @@ def node_times(
         model: the ``.onnx`` file.
         feeds: one array per input.
         owners: the site of every value that a site computes, by the value's name in the model.
-        runs: runs to measure.
+        runs: runs to measure; of a model that takes long, as many as begin within 10 s, and 3 at least.
         warmup: runs before them.
 
     Raises:
@@ -75,12 +77,16 @@ def node_times(
         trace = folder
         session = open_profiled(trace)
         try:
-            for _ in range(warmup + runs):
+            for _ in range(warmup):
                 session.run(feeds)
+            begin, done = time.monotonic(), 0
+            while done < runs and (done < _FEWEST_RUNS or time.monotonic() - begin < _SECONDS):
+                session.run(feeds)
+                done += 1
         finally:
             events = session.end_profiling().read_bytes()
         graph = (trace / OPTIMIZED_MODEL).read_bytes()
-    return read_trace(events, graph, model, feeds, owners, runs=runs)
+    return read_trace(events, graph, model, feeds, owners, runs=done)
 
 
 def read_trace(

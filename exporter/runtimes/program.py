@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from actx.exporter.data import Arrays, InputSpec
+    from actx.exporter.load.mapped import MappedWeights
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,13 @@ class Program:
         program: as torch.export gives it.
         inputs: of the graph, in the program's order.
         outputs: likewise.
+        weights: what its weights are mapped from; they stay in memory for the length of a run.
     """
 
     program: ExportedProgram
     inputs: tuple[InputSpec, ...]
     outputs: tuple[str, ...]
+    weights: MappedWeights
 
     @property
     def taps(self) -> bool:
@@ -50,7 +53,8 @@ class Program:
                 note=f"it takes {takes} inputs, and the graph that was made of it {len(self.inputs)}",
                 remedy="Leave --attribute out.",
             )
-        return ProgramSession(self.program.module(), self.program.call_spec.in_spec, self.inputs, self.outputs)
+        structure = self.program.call_spec.in_spec
+        return ProgramSession(self.program.module(), structure, self.inputs, self.outputs, self.weights)
 
 
 @dataclass(frozen=True)
@@ -62,12 +66,14 @@ class ProgramSession:
         structure: of its arguments.
         inputs: name, type and dimensions of what it takes.
         outputs: names of what it gives.
+        weights: see `Program`.
     """
 
     module: Callable[..., Any]
     structure: Any
     inputs: tuple[InputSpec, ...]
     outputs: tuple[str, ...]
+    weights: MappedWeights
 
     def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None) -> Arrays:
         """Run once (see `Runner.run`).
@@ -86,6 +92,7 @@ class ProgramSession:
         except Exception as error:
             what = "the program cannot be run on the data"
             raise ActxError(what, note=str(error), remedy="Compare the data with what it was exported with.") from error
+        self.weights.drop()
         given = [value for value in _pytree.tree_leaves(found) if isinstance(value, torch.Tensor)]
         if len(given) != len(self.outputs):
             note = f"it gives {len(given)}, and the graph {', '.join(self.outputs)}"

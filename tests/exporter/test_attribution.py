@@ -155,7 +155,7 @@ def test_an_altered_conversion_is_seen_against_the_program(case: Case, tmp_path:
     loaded = case.loaded
     outputs = tuple(str(value.name) for value in loaded.model.graph.outputs)
     assert loaded.program is not None
-    program = Program(loaded.program, loaded.inputs, outputs)
+    program = Program(loaded.program, loaded.inputs, outputs, loaded.weights)
     save({"good.onnx": loaded.model, "bad.onnx": seeded(loaded.model)}, tmp_path)
     drifts = {}
     for name in ("good", "bad"):

@@ -323,7 +323,14 @@ def test_arrays_that_are_none(described: list[Any]) -> None:
 
 @pytest.mark.parametrize(
     "counts",
-    [{}, {"runs": [1, 2]}, {"runs": [1, 2], "missing": "?"}, {"runs": [1]}, {"runs": [1, 2, 3], "microjoules": [1, 2, 3]}, {"runs": [1, 2], "microjoules": [1, 10**400]}],
+    [
+        {},
+        {"runs": [1, 2]},
+        {"runs": [1, 2], "missing": "?"},
+        {"runs": [1]},
+        {"runs": [1, 2, 3], "microjoules": [1, 2, 3]},
+        {"runs": [1, 2], "microjoules": [1, 10**400], "of": "?"},
+    ],
 )
 def test_energy_that_is_none(counts: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="validation error"):

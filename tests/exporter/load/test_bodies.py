@@ -1,4 +1,4 @@
-"""Models with bodies (If, Loop, Scan): exported as they are, and what is in the bodies is said not to be looked at."""
+"""Models with bodies (If, Loop, Scan), in functions too: exported as they are, and said not to be looked into."""
 
 from __future__ import annotations
 
@@ -83,19 +83,69 @@ def network(op_type: str, opset: int = 20) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
 
 
+def nested_functions(opset: int = 20) -> onnx.ModelProto:
+    """x [n, 4] -> outer -> MatMul -> y: outer calls inner, a layer and its Gelu, and so do an If and a Loop in it."""
+    call = {"domain": "own"}
+    branches = {
+        f"{name}_branch": helper.make_graph(
+            [helper.make_node("inner", ["h", weight], [name], f"call_{name}", **call)], name, [], [info(name, None)]
+        )
+        for name, weight in (("then", "w"), ("else", "v"))
+    }
+    body = helper.make_graph(
+        [helper.make_node("inner", ["s", "w"], ["o"], "call_o", **call), node("Identity", "go", "on")],
+        "body",
+        [info("i", [], TensorProto.INT64), info("go", [], TensorProto.BOOL), info("s", None)],
+        [info("on", [], TensorProto.BOOL), info("o", None)],
+    )
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid("own", 1)]
+    inner = helper.make_function(
+        "own", "inner", ["a", "b"], ["d"], [node("MatMul", "a b", "c"), node("Gelu", "c", "d")], imports
+    )
+    steps = [
+        helper.make_node("inner", ["x", "w"], ["h"], "call_h", **call),
+        node("ReduceSum", "h", "sum", keepdims=0),
+        node("Greater", "sum zero", "positive"),
+        node("If", "positive", "z", **branches),
+        helper.make_node("Loop", ["steps", "", "z"], ["y"], "the_y", body=body),
+    ]
+    outer = helper.make_function("own", "outer", ["x", "w", "v", "zero", "steps"], ["y"], steps, imports)
+    rng = np.random.default_rng(0)
+    constants = {name: rng.standard_normal((WIDTH, WIDTH)).astype(np.float32) for name in ("w", "v")}
+    constants |= {"zero": np.zeros((), np.float32), "steps": np.array(STEPS)}
+    graph = helper.make_graph(
+        [helper.make_node("outer", ["x", *constants], ["last"], "call", **call), node("MatMul", "last w", "y")],
+        "network",
+        [info("x", ["n", WIDTH])],
+        [info("y", ["n", WIDTH])],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=imports, ir_version=9, functions=[inner, outer])
+
+
 @pytest.mark.parametrize("op_type", ["If", "Loop", "Scan"])
 def test_a_model_with_bodies(op_type: str, tmp_path: Path) -> None:
-    file = tmp_path / "model.onnx"
-    onnx.save(network(op_type), file)
+    reasons = exported(network(op_type), tmp_path)
+    assert reasons[op_type] == "what is in its bodies is not looked at"
+
+
+def test_a_model_with_nested_functions_that_have_bodies(tmp_path: Path) -> None:
+    reasons = exported(nested_functions(), tmp_path)
+    assert {"If", "Loop"} <= reasons.keys()
+
+
+def exported(model: onnx.ModelProto, folder: Path) -> dict[str, str]:
+    """Export a model, whose one site is a gelu, as it is and rewritten; return why its other nodes are no sites."""
+    file = folder / "model.onnx"
+    onnx.save(model, file)
     found = inspect(file)
     assert [site.kind for site in found.sites] == ["gelu"]
-    reasons = {rejection.ops: rejection.reason for rejection in found.rejections}
-    assert reasons[op_type] == "what is in its bodies is not looked at"
     original = InferenceSession(str(file))
     for form, limit in (("keep", 1e-6), ("spline:32x3", 1e-3)):
-        export(file, tmp_path / "out", form=Form.parse(form), force=True, measure_drift=False, measure_latency=False)
-        bundle = session(tmp_path / "out")
+        export(file, folder / "out", form=Form.parse(form), force=True, measure_drift=False, measure_latency=False)
+        bundle = session(folder / "out")
         for seed in range(8):  # both branches of the If
             x = np.random.default_rng(seed).standard_normal((1 + seed, WIDTH)).astype(np.float32) - seed % 2
             expected = original.run(None, {"x": x})[0]
             assert np.abs(bundle.run({"x": x})["y"] - expected).max() <= limit * max(1, np.abs(expected).max())
+    return {rejection.ops: rejection.reason for rejection in found.rejections}
