@@ -66,6 +66,7 @@ OF_THE_MACHINE = (
 ALWAYS = frozenset({"--help", "--version", "--install-completion", "--show-completion"})
 OF_OTHERS = frozenset(
     {
+        *("--first", "--guided", "--seconds"),  # python -m tests.fuzz
         "--arch",  # python -m actx.custom_ops.cpu.build
         *("--activation", "--epochs", "--ffn", "--norm"),  # python -m actx.models.train
         *("--dynamic", "--forms", "--networks", "--only", "--optimum", "--precision", "--rounds"),  # the benchmarks

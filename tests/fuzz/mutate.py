@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import warnings
 import zipfile
 from typing import TYPE_CHECKING, Any
 
@@ -167,7 +168,9 @@ def of_zip(members: Mutator, method: int = zipfile.ZIP_STORED) -> Mutator:
         for _ in range(_several(rng)):
             _change_members(found, members, rng)
         out = io.BytesIO()
-        with zipfile.ZipFile(out, "w", rng.choice((method, method, zipfile.ZIP_DEFLATED))) as archive:
+        stored = rng.choice((method, method, zipfile.ZIP_DEFLATED))
+        with warnings.catch_warnings(), zipfile.ZipFile(out, "w", stored) as archive:
+            warnings.simplefilter("ignore")  # of names that are there twice
             for name, content in found:
                 archive.writestr(name or "x", content)
         return out.getvalue()
