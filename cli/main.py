@@ -91,6 +91,12 @@ def _print_error(error: Exception) -> int:
     if isinstance(error, ActxError):
         typer.echo(f"Error: {error}", err=True)
         return error.exit_code
+    if isinstance(error, MemoryError):
+        typer.echo(
+            f"Error: out of memory\nNote: {one_line(str(error))}\nTry a smaller --batch-size.",
+            err=True,
+        )
+        return 1
     if hasattr(error, "format_message"):  # of the command line itself: typer has no public name for all of these
         return _print_usage(error)
     typer.echo(f"Error: {type(error).__name__}: {one_line(str(error))}", err=True)

@@ -300,41 +300,53 @@ def latency_row(report: LatencyReport) -> list[str]:
 
 
 def print_device(runtime: Mapping[str, Any]) -> None:
-    """Print what a device is and how it fared, where a measurement was made on one."""
-    if "device" not in runtime:
-        return
-    device = runtime["device"]
-    name = device["model"] or "model not known"
-    print_line("")
-    parts = (
-        name,
-        runtime["cpu"],
-        count(runtime["cores"], "core"),
-        runtime["system"],
-        f"ONNX Runtime {runtime['onnxruntime']}",
-    )
-    print_line(f"{device['name']}: {', '.join(parts)}")
-    if "conditions" not in runtime:
-        return
+    """Print what a device is, and how it or this machine fared during a measurement, as far as that is told."""
+    device = runtime.get("device")
+    if device is not None:
+        parts = (
+            device["model"] or "model not known",
+            runtime["cpu"],
+            count(runtime["cores"], "core"),
+            runtime["system"],
+            f"ONNX Runtime {runtime['onnxruntime']}",
+        )
+        print_line("")
+        print_line(f"{device['name']}: {', '.join(parts)}")
+    if "conditions" in runtime:
+        _print_conditions(runtime, "this machine" if device is None else device["name"], everything=device is not None)
+
+
+def _print_conditions(runtime: Mapping[str, Any], name: str, *, everything: bool) -> None:
+    """Print how a machine fared, and the energy of a run: what is told, or everything."""
     fared = runtime["conditions"]
     stages = [[fared["before"]], fared["during"], [fared["after"]]]
+    gpus = [[one["gpu"] for one in stage if one.get("gpu")] for stage in stages]
     rows = [
         ["governor", *(_names(stage) for stage in stages)],
         ["clock in MHz", *(_span([c for one in stage for c in one["clocks_mhz"] or ()]) for stage in stages)],
         ["highest temperature in °C", *(_highest(stage) for stage in stages)],
         ["clock held down", *(_yes_or_no(_any([one["throttled"] for one in stage])) for stage in stages)],
     ]
-    print_table(f"{device['name']} meanwhile", ("", "before", "during", "after"), rows)
+    of_gpu = [
+        ["GPU clock in MHz", *(_span(_known(stage, "clock_mhz")) for stage in gpus)],
+        ["GPU temperature in °C", *(_span(_known(stage, "temperature")) for stage in gpus)],
+        ["GPU power in W", *(_span(_known(stage, "watts")) for stage in gpus)],
+        ["GPU clock held down", *(_yes_or_no(_any([one["throttled"] for one in stage])) for stage in gpus)],
+    ]
+    told = [row for row in (*rows, *of_gpu) if set(row[1:]) != {share(None)}]
+    if everything or told:
+        print_table(f"{name} meanwhile", ("", "before", "during", "after"), rows if everything else told)
     energy = runtime["energy_per_run"]
     joules = [energy["original_joules"], energy["artifact_joules"]]
-    if None in joules:
+    if None not in joules:
+        figures = "original {:.4g} J, artifact {:.4g} J".format(*joules)
+        print_line(f"energy per run, of {energy['of']} with all that ran meanwhile: {figures}")
+    elif everything:
         print_line(f"energy per run: not measured ({energy['missing']})")
-    else:
-        print_line(
-            "energy per run, of the CPU packages with all that ran on them: original {:.4g} J, artifact {:.4g} J".format(
-                *joules
-            )
-        )
+
+
+def _known(stage: Sequence[Mapping[str, Any]], field: str) -> list[float]:
+    return [one[field] for one in stage if one[field] is not None]
 
 
 def _span(values: Sequence[float]) -> str:

@@ -16,11 +16,9 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -32,10 +30,13 @@ from actx.exporter.errors import UsageError
 from actx.exporter.metrics import PowerRatio, json_values
 from actx.exporter.runtimes.onnxruntime import DEFAULT
 from actx.exporter.save import save
+from actx.exporter.scratch import scratch
 from actx.exporter.segments import feed, segments
 from actx.exporter.sessions import Entrant, Sessions
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from actx.exporter.data import Arrays, Data
     from actx.exporter.runtimes.base import Opener
     from actx.exporter.runtimes.onnxruntime import RuntimeOptions
@@ -234,9 +235,9 @@ def _noises(
     held = set.intersection(*(_values(stage.graph or stage.path) - stage.rescaled for stage in changed))
     parts = segments(model, sites, held)
     names = [part.output for part in parts]
-    with tempfile.TemporaryDirectory(prefix="actx-") as folder:
-        save({_SEGMENTS: feed(model, parts)}, Path(folder), link=True)
-        apart = Entrant(Path(folder) / _SEGMENTS, options)
+    with scratch() as folder:
+        save({_SEGMENTS: feed(model, parts)}, folder, link=True)
+        apart = Entrant(folder / _SEGMENTS, options)
         sessions = Sessions([*(_tapped(stage, names) for stage in models), apart])
         meters = {stage.stage: [_Meter(part) for part in parts] for stage in changed}
         for batch, (before, *given) in sessions.run(data, len(models)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from actx.exporter.manifest import MANIFEST, EngineEntry, Manifest
 from actx.exporter.quantize import quantize
 from actx.exporter.reporting import write_page
 from actx.exporter.save import save
+from actx.exporter.scratch import scratch
 from actx.exporter.targets import TARGETS, BuildRequest, Files, Graph, Target, find_target
 from actx.exporter.tensorrt.options import BuildOptions
 from actx.exporter.tensorrt.shapes import Profile, parse_ranges, resolve, sizes_seen
@@ -152,8 +152,8 @@ def baseline(
     if request is None:
         yield Graph(original, artifact.runtime, "the original")
         return
-    with tempfile.TemporaryDirectory(prefix="actx-") as place:
-        folder, name = Path(place), graph_name(target.name)
+    with scratch() as folder:
+        name = graph_name(target.name)
         batches = None if data.synthetic else iter(data)
         typed = model if quant is None else quantize(model, quant, batches=batches, options=options)
         save({name: typed}, folder)

@@ -10,16 +10,18 @@ import contextlib
 import ctypes
 import errno
 import hashlib
-import json
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from actx.custom_ops.cpu.library import LIBRARY_NAME
+from actx.exporter.documents import parse_json, read_document
 from actx.exporter.errors import ActxError, UsageError
 from actx.exporter.manifest import MANIFEST, Manifest
+from actx.exporter.scratch import TakenError, exclusive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +31,7 @@ ENGINE_SUFFIX = ".engine"
 KERNELS = "kernels"
 REPORT = "report.html"
 REJECTED = ".rejected"
+_PARTIAL, _OLD = ".partial", ".old"
 # renameat2(2): paths as they are, and two names that change places. Python has no function of its own for it.
 _HERE, _RENAME_EXCHANGE = -100, 2
 
@@ -105,9 +108,9 @@ def _irreplaceable(path: Path) -> str:
     if path.samefile("."):
         return "is the current folder"  # whoever stands in it would be left in a removed one
     try:
-        files = set(json.loads((path / MANIFEST).read_bytes())["files"])
+        files = set(parse_json(read_document(path / MANIFEST))["files"])
         folders = {str(folder) for name in files for folder in PurePosixPath(name).parents}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return f"its {MANIFEST} is not that of a bundle"
     known = files | folders | {MANIFEST, REPORT}
     others = sorted(name for entry in path.rglob("*") if (name := _name(entry, path)) not in known)
@@ -129,21 +132,48 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def staging(out: Path, suffix: str = ".partial") -> Iterator[Path]:
-    """Give an empty hidden folder beside `out`; what is still there at the end is removed."""
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=suffix, dir=out.absolute().parent))
-    except OSError as error:
-        raise ActxError(
-            f"cannot write beside {out}", note=str(error), remedy="Choose another place with -o."
-        ) from error
+def staging(out: Path) -> Iterator[Path]:
+    """Give an empty hidden folder beside `out`, to one process at a time; what is still there at the end is removed.
+
+    Raises:
+        ActxError: another process has one, or it cannot be made.
+    """
+    parent = out.absolute().parent
+    with contextlib.ExitStack() as stack:
+        try:
+            _, alone = stack.enter_context(exclusive(parent / f".{out.name}.lock"))
+            if alone:
+                _remove_partial(parent, out.name)
+            folder = stack.enter_context(_hidden(out, _PARTIAL))
+        except TakenError as error:
+            what, note = f"another process is writing {out}", "two would replace each other's bundle"
+            raise ActxError(what, note=note, remedy="Wait for it, or choose another place with -o.") from error
+        except OSError as error:
+            raise ActxError(
+                f"cannot write beside {out}", note=str(error), remedy="Choose another place with -o."
+            ) from error
+        try:
+            yield folder
+        except ActxError as error:
+            error.what = error.what.replace(str(folder), str(out))
+            raise
+
+
+@contextlib.contextmanager
+def _hidden(out: Path, suffix: str) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=suffix, dir=out.absolute().parent))
     try:
         yield folder
-    except ActxError as error:
-        error.what = error.what.replace(str(folder), str(out))
-        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_partial(parent: Path, name: str) -> None:
+    """Remove what killed processes left: who holds the lock is the only one that writes there."""
+    ours = re.compile(rf"\.{re.escape(name)}\.[a-z0-9_]{{8}}{re.escape(_PARTIAL)}")
+    for entry in parent.iterdir():
+        if ours.fullmatch(entry.name):
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def subfolder(folder: Path) -> Path:
@@ -175,7 +205,7 @@ def _swap(folder: Path, out: Path) -> None:
     if not out.exists():
         folder.rename(out)
     elif not _exchange(folder, out):
-        with staging(out, ".old") as aside:
+        with _hidden(out, _OLD) as aside:
             old = aside / out.name
             out.rename(old)
             try:
@@ -238,6 +268,8 @@ def verify(folder: Path, manifest: Manifest) -> None:
         if name.startswith(f"{KERNELS}/") and not os.path.lexists(folder / name):
             continue
         try:
+            if not (folder / name).is_file():  # a pipe or a device may give bytes without end
+                raise FileNotFoundError(errno.ENOENT, "there is no such file")
             found = digest(folder / name)
         except OSError as error:
             raise ActxError(

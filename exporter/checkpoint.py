@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from actx.exporter.errors import ActxError, UsageError
+from actx.exporter.scratch import TakenError, exclusive
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,9 +68,11 @@ class Checkpoint:
         """
         part = self.file.with_name(f"{self.file.name}.part")
         try:
-            with part.open("wb") as file:
+            # Where another process writes, its pass takes the place.
+            with contextlib.suppress(TakenError), exclusive(part) as (file, _):
                 np.savez_compressed(file, allow_pickle=False, key=np.array(key), **arrays)
-            part.replace(self.file)
+                file.flush()
+                part.replace(self.file)
         except OSError as error:
             raise ActxError(
                 f"cannot write to {self.file}", note=str(error), remedy="Check the free space and permissions."

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import numpy as np
@@ -25,7 +26,7 @@ import numpy as np
 from actx.custom_ops import Spline
 from actx.exporter.diagnosis import require_bounded
 from actx.exporter.errors import ActxError, UsageError
-from actx.exporter.fitting import Fit, Form, fit, fit_together
+from actx.exporter.fitting import Fit, Form, Proof, fit, fit_together
 from actx.exporter.lift import Mixture, PolyNorm, ScalarFunction
 
 if TYPE_CHECKING:
@@ -273,7 +274,7 @@ class _Fitter:
             spline=_stack([fits[channel.key].spline for channel in channels], axis),
             core_error=max(found.core_error for found in fits.values()),
             exact=all(found.exact for found in fits.values()),
-            certificate=_worst([found.certificate for found in fits.values()]),
+            proof=_proof_of_all(fits.values()),
             slope=None,
         )
 
@@ -319,15 +320,19 @@ def _of_entries(fits: Sequence[Fit]) -> Fit:
         worst,
         core_error=max(found.core_error for found in fits),
         exact=all(found.exact for found in fits),
-        certificate=_worst([found.certificate for found in fits]),
+        proof=_proof_of_all(fits),
         entries=tuple(found.spline for found in fits),
     )
 
 
-def _worst(certificates: Sequence[Certificate | None]) -> Certificate | None:
-    """Return what is proved of all channels."""
-    proved = [certificate for certificate in certificates if certificate is not None]
-    return max(proved, key=lambda certificate: certificate.error) if len(proved) == len(certificates) else None
+def _proof_of_all(fits: Iterable[Fit]) -> Proof:
+    """Return what is proved of all of them."""
+    return Proof(partial(_worst, [found.proof for found in fits]))
+
+
+def _worst(proofs: Sequence[Proof]) -> Certificate | None:
+    proved = [proof.certificate for proof in proofs if proof.certificate is not None]
+    return max(proved, key=lambda certificate: certificate.error) if len(proved) == len(proofs) else None
 
 
 def _stack(splines: Sequence[Spline], axis: int | None) -> Spline:

@@ -13,12 +13,15 @@ Nothing is unpickled. Arrays of other names than the model's inputs are kept apa
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import importlib
 import math
 import re
+import struct
 import sys
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -49,13 +52,16 @@ GRAMMAR = "NAME:DTYPE[DIM,...] where a DIM is a positive number or a name, such 
 SOURCES = "Give an .npz file, a folder of .npz files, inputs of Polygraphy as .json, or pkg.mod:callable"
 _MEND = "Mend the function; ACTX_DEBUG=1 shows where it fails."
 _SPEC = re.compile(r"(?P<name>.+):(?P<dtype>\w+)\[(?P<dims>[^\[\]]*)\]")
-_DIM = re.compile(r"0*[1-9][0-9]*|[A-Za-z_]\w*")
+_DIM = re.compile(r"0*[1-9][0-9]{0,17}|[A-Za-z_]\w*")
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _MAGIC = b"\x93NUMPY"
 # The most that deflate, the method of numpy.savez_compressed, can make of one byte.
 _MAX_RATIO = 1032
-_BROKEN_FILE = (ValueError, OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+_MAX_HEADER = 10_000  # bytes; NumPy reads no more by itself
+# What NumPy and zipfile raise on damaged files: a header of an array is a piece of Python, which is parsed and not run.
+_BROKEN_FILE = (ValueError, OSError, EOFError, LookupError, RuntimeError, TypeError, ArithmeticError, SyntaxError,
+                tokenize.TokenError, zipfile.BadZipFile, zlib.error, struct.error)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -466,6 +472,7 @@ def _read_npz(path: Path) -> Arrays:
             if file.read(len(_MAGIC)) != _MAGIC:
                 file.seek(0)
                 archive = np.load(file, allow_pickle=False)
+                _check_overlap(archive.zip, path.stat().st_size)
                 return {name: _read_member(archive, name, path) for name in archive.files}
     except _BROKEN_FILE as error:
         msg = f"'{path}' is not a complete .npz file"
@@ -492,6 +499,13 @@ def _read_member(archive: Any, name: str, path: Path) -> NDArray[Any]:
     return array
 
 
+def _check_overlap(archive: zipfile.ZipFile, size: int) -> None:
+    """Refuse members that share their bytes: thousands could unpack the same ones."""
+    there = sum(info.compress_size for info in archive.infolist())
+    if there > size:
+        raise ValueError(f"its members claim {there} bytes, and the file has {size}")
+
+
 def _check_claims(archive: zipfile.ZipFile, name: str) -> None:
     """Compare what a member claims with what is there: numpy makes room for all of it before it reads."""
     info = archive.getinfo(name if name in archive.namelist() else f"{name}.npy")
@@ -501,10 +515,12 @@ def _check_claims(archive: zipfile.ZipFile, name: str) -> None:
         if member.read(len(_MAGIC)) != _MAGIC:
             return  # no array, as the caller says
         member.seek(0)
-        version = np.lib.format.read_magic(member)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(member)
-    claimed = math.prod(shape) * dtype.itemsize
+        length = struct.Struct("<H" if np.lib.format.read_magic(member) == (1, 0) else "<I")
+        header = member.read(min(*length.unpack(member.read(length.size)), _MAX_HEADER))
+    # Where this is no Python, NumPy tries Python 2's, with a tokenizer that may take hours for a kilobyte.
+    fields = ast.literal_eval(header.decode("latin1"))
+    dtype = np.lib.format.descr_to_dtype(fields["descr"])
+    claimed = math.prod(fields["shape"]) * dtype.itemsize
     if claimed > info.file_size and not dtype.hasobject:
         raise ValueError(f"it claims {claimed} bytes, and {info.file_size} are there")
 

@@ -243,7 +243,7 @@ def profile(
         msg = "at least one run is needed"
         raise UsageError(msg, note=f"got {runs} runs", remedy="Give --runs a larger number, or leave it out.")
     runtimes = [turned.in_turns() for turned in (original_runtime or runtime, runtime)]
-    watched = place or Here()
+    watched = place or Here(gpu=runtime.on_gpu)
     batches = list(islice(data.batches(), _LARGEST_POOL))
     pair = (original, artifact)
     inputs = [runtime.open(model).inputs for runtime, model in zip(runtimes, pair, strict=True)]

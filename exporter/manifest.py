@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from actx.exporter.documents import parse_json, read_document
 from actx.exporter.errors import ActxError
 
 if TYPE_CHECKING:
@@ -19,6 +21,18 @@ VERSION = 2
 Real: TypeAlias = float | Literal["inf", "-inf"]
 # A list of numbers alone. A text holds no line break, so that none is taken for one.
 _NUMBERS = re.compile(r'\[\n([^][{}"]*)\]')
+
+
+def _inside(name: str) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
+        msg = "it is no path of a file in the bundle"
+        raise ValueError(msg)
+    return name
+
+
+# A file of the bundle, by its path there.
+FileName: TypeAlias = Annotated[str, AfterValidator(_inside)]
 
 
 class _Strict(BaseModel):
@@ -59,7 +73,7 @@ class RequestEntry(_Strict):
 class EngineEntry(_Strict):
     """An engine: its file, and what the builder says of it, such as the library's version, the profile and the GPUs."""
 
-    file: str
+    file: FileName
     facts: dict[str, Any]
 
 
@@ -438,8 +452,8 @@ class Manifest(_Strict):
     source: SourceEntry
     request: RequestEntry
     versions: dict[str, str]
-    files: dict[str, str]
-    graphs: dict[str, str]
+    files: dict[FileName, str]
+    graphs: dict[str, FileName]
     engines: dict[str, EngineEntry]
     disabled_optimizers: list[str] = Field(default_factory=list)
     sites: list[SiteEntry]
@@ -473,8 +487,8 @@ class Manifest(_Strict):
             ActxError: it is missing, no JSON, or not of this version's schema.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            content = parse_json(read_document(path))
+        except (OSError, ValueError) as error:
             raise ActxError(f"cannot read {path}", note=str(error), remedy="Export the model again.") from error
         return cls.parse(content, path)
 

@@ -200,8 +200,9 @@ def export(
         require_int8_sites=require_int8_sites, force=force, trust=trust, factory=factory, opset=opset, kernels=kernels,
         with_kernels=with_kernels, shapes=shapes or {}, build=build, options=options, progress=progress,
     )  # fmt: skip
-    with _prepared(ask) as prepared:
-        made, found, notes = _chosen(ask, prepared)
+    ask.check()
+    with bundle.staging(ask.out) as folder, _prepared(ask) as prepared:
+        made, found, notes = _chosen(ask, prepared, folder)
         made, unattributed = _attributed(ask, prepared.job, made)
         manifest = _manifest(ask, prepared, made, found, [*notes, *unattributed])
         exported = Exported(ask.out, manifest, made.drifts, made.latency, made.attribution)
@@ -245,6 +246,7 @@ def plan(
         recover=recover, search=search, force=True, trust=trust, factory=factory, opset=opset, kernels=kernels,
         options=options, progress=progress,
     )  # fmt: skip
+    ask.check()
     with _prepared(ask) as prepared:
         assert prepared.search is not None
         return prepared.search.plan()
@@ -377,20 +379,17 @@ class _Prepared:
     Attributes:
         job: what is exported.
         search: for the forms; None where they are not searched for.
-        folder: for files, beside the bundle's place.
         unsearched: why they are not, where they would be; else empty.
     """
 
     job: Job
     search: Search | None
-    folder: Path
     unsearched: str = ""
 
 
 @contextlib.contextmanager
 def _prepared(ask: _Ask) -> Iterator[_Prepared]:
     """Load, lift and calibrate."""
-    ask.check()
     goal = find_target(ask.target)
     modes = {name: parse_mode(text) for name, text in ask.ffn_sites.items()}
     mode = parse_mode(ask.ffn)
@@ -409,7 +408,7 @@ def _prepared(ask: _Ask) -> Iterator[_Prepared]:
     if goal.has_engine:
         profile = profile_for(loaded.inputs, ask.shapes, (samples, measured))
         request = BuildRequest(profile, ask.build or BuildOptions())
-    with bundle.staging(ask.out) as folder, workspace(loaded) as original:
+    with workspace(loaded) as original:
         checkpoint = Checkpoint(ask.checkpoint, loaded.sha256) if ask.searches else None
         observed = (
             calibrate(original, lifted.sites, samples, ask.options, steps("calibrate"), checkpoint) if ask.data else {}
@@ -420,16 +419,16 @@ def _prepared(ask: _Ask) -> Iterator[_Prepared]:
             ask.metric, ask.max_drift, ask.measure_latency, ask.runs, ask.kernels, ask.with_kernels, ask.options, steps,
         )  # fmt: skip
         if not ask.searches or ask.max_drift is None:
-            yield _Prepared(job, None, folder, ask.unsearched)
+            yield _Prepared(job, None, ask.unsearched)
             return
-        yield _Prepared(job, Search(job, ask.max_drift, ask.sites, ask.weighted, Log(ask.log), ask.search), folder)
+        yield _Prepared(job, Search(job, ask.max_drift, ask.sites, ask.weighted, Log(ask.log), ask.search))
 
 
-def _chosen(ask: _Ask, prepared: _Prepared) -> tuple[Made, Found | None, list[str]]:
-    """Choose the forms, make the bundle's files and measure them; with remarks."""
+def _chosen(ask: _Ask, prepared: _Prepared, folder: Path) -> tuple[Made, Found | None, list[str]]:
+    """Choose the forms, make the bundle's files in a folder and measure them; with remarks."""
     job, search = prepared.job, prepared.search
     if search is not None:
-        verifier = Verifier(job, search.log, prepared.folder, search.latency_bench.conditions)
+        verifier = Verifier(job, search.log, folder, search.latency_bench.conditions)
         found = search.run(verifier)
         made, notes = verifier.final(found)
         return made, found, notes
@@ -437,10 +436,10 @@ def _chosen(ask: _Ask, prepared: _Prepared) -> tuple[Made, Found | None, list[st
         job.sites, job.target, form=None if ask.form == AUTO else ask.form, pins=ask.sites, statistics=job.observed,
         fold=job.fold, weighted=ask.weighted, progress=job.steps("fit"),
     )  # fmt: skip
-    made = make(job, forms, bundle.subfolder(prepared.folder))
+    made = make(job, forms, bundle.subfolder(folder))
     if ask.measure_drift or ask.max_drift is not None:
         made = measure_drift(job, made)
-        made = _within_budget(job, made, prepared.folder)
+        made = _within_budget(job, made, folder)
     if ask.measure_latency:
         made = measure_latency(job, without_slow_optimizers(job, made))
     return made, None, [prepared.unsearched] if prepared.unsearched else []

@@ -6,9 +6,7 @@ The models between the original and what runs here are written to a temporary fo
 from __future__ import annotations
 
 import re
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actx.exporter.attribution import (
@@ -26,10 +24,12 @@ from actx.exporter.errors import ActxError
 from actx.exporter.runtimes.onnxruntime import RuntimeOptions
 from actx.exporter.runtimes.program import Program
 from actx.exporter.save import save
+from actx.exporter.scratch import scratch
 from actx.exporter.segments import Changed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     import onnx_ir as ir
 
@@ -67,10 +67,10 @@ def attribute_drift(job: Job, made: Made) -> Attribution | None:
         for choice, place in zip(made.choices, made.placements, strict=True)
     ]
     source, notes = _source(job)
-    with tempfile.TemporaryDirectory(prefix="actx-") as folder:
+    with scratch() as folder:
         original = StageModel(SOURCE if source else ORIGINAL, job.original, _in_turns(job.options))
         found = attribute(
-            [*source, original, *_models(job, made, names, Path(folder))], job.measured, metric=job.metric, sites=sites,
+            [*source, original, *_models(job, made, names, folder)], job.measured, metric=job.metric, sites=sites,
             options=_in_turns(job.options), progress=job.steps("attribute"),
         )  # fmt: skip
     worst = tuple(replace(culprit, remedy=_REMEDIES[culprit.stage](job, made, culprit)) for culprit in found.worst)

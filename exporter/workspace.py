@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actx.custom_ops.ops import DOMAIN
 from actx.exporter.errors import ActxError
 from actx.exporter.lower.decompose import decompose
 from actx.exporter.save import save
+from actx.exporter.scratch import scratch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     import onnx_ir as ir
 
@@ -34,10 +34,10 @@ def portable(model: ir.Model) -> ir.Model:
 @contextlib.contextmanager
 def workspace(loaded: LoadedModel) -> Iterator[Path]:
     """Give the path of the original graph as ONNX; it is removed at the end, and errors name the user's file instead."""
-    with tempfile.TemporaryDirectory(prefix="actx-") as folder:
-        path = Path(folder) / ORIGINAL
+    with scratch() as folder:
+        path = folder / ORIGINAL
         try:
-            save({ORIGINAL: portable(loaded.model)}, Path(folder), link=True)
+            save({ORIGINAL: portable(loaded.model)}, folder, link=True)
             loaded.weights.drop()
             yield path
         except ActxError as error:

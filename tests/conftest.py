@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import os
 import sysconfig
+import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -108,6 +109,15 @@ def no_names_are_left_behind() -> Iterator[None]:
     yield
     REGISTERED.clear()
     REGISTERED.update(before)
+
+
+@pytest.fixture
+def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for the temporary files of a test that kills processes, and of these."""
+    folder = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")

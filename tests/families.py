@@ -154,10 +154,10 @@ FAMILIES: dict[str, Family] = {
         "XLMRobertaForSequenceClassification", TEXT | {"max_position_embeddings": 80}, gelu=2, tanh=1
     ),
     "mobilebert": _encoder(
-        "MobileBertModel", TEXT | {"embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32}, relu=8
+        "MobileBertModel", TEXT | {"embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32}, relu=8, tanh=1,
     ),
     "squeezebert": _encoder("SqueezeBertModel", TEXT | {"embedding_size": WIDTH}, gelu=2, tanh=1),
-    "nomic-bert": _encoder("NomicBertModel", silu=2, tanh=1),
+    "nomic-bert": _encoder("NomicBertModel", silu=2),
     "gpt2": _decoder("GPT2LMHeadModel", GPT, gelu_tanh=2),
     "gpt-neo": _decoder(
         "GPTNeoForCausalLM",
@@ -235,11 +235,11 @@ FAMILIES: dict[str, Family] = {
         "ResNetForImageClassification",
         {"embedding_size": 16, "hidden_sizes": [32, 64], "depths": [1, 1]}, "pixel_values:float32[batch,3,32,32]", relu=7,
     ),
-    "mobilevit": _vision("MobileViTForImageClassification", {"image_size": 64, "initializer_range": SCALE}, silu=32),
+    "mobilevit": _vision("MobileViTForImageClassification", {"image_size": 64, "initializer_range": SCALE}, silu=34),
     "mobilenet-v2": _vision("MobileNetV2ForImageClassification", {"image_size": 64, "depth_multiplier": 0.25}, relu6=35),
     "efficientnet": _vision(
         "EfficientNetForImageClassification",
-        {"image_size": 64, "width_coefficient": 0.25, "depth_coefficient": 0.25, "hidden_dim": 64}, silu=28, sigmoid=7,
+        {"image_size": 64, "width_coefficient": 0.25, "depth_coefficient": 0.25, "hidden_dim": 320}, silu=22, sigmoid=7,
     ),
     "segformer": _vision(
         "SegformerForSemanticSegmentation",

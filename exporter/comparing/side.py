@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -12,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from actx.exporter.bundle import read_bundle
 from actx.exporter.comparing.condition import keyed
+from actx.exporter.documents import parse_json, read_document
 from actx.exporter.errors import ActxError
 from actx.exporter.manifest import DriftEntry, LatencyEntry, Manifest, Real
 from actx.exporter.metrics import METRICS
@@ -181,8 +181,8 @@ def _read_json(path: Path, side: Side) -> None:
 
 def _content(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        content = parse_json(read_document(path))
+    except ValueError as error:
         raise _unknown(path, f"it is no JSON: {error}") from error
     if not isinstance(content, dict):
         raise _unknown(path, "it holds no object")

@@ -19,10 +19,12 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationError
 
 from actx.exporter.devices.address import SCHEME, Address
+from actx.exporter.documents import read_document
 from actx.exporter.errors import ActxError, UsageError
 
 FILE = Path("devices.toml")
 PYTHON = "python3"
+_MAX_BYTES = 1 << 18  # thousands of devices; the parser's time grows with the square of a long dotted key
 # It is the one word of the user's that the device's shell reads: nothing in it means anything to a shell, but ~/ in front.
 _PYTHON = r"^(~/)?[A-Za-z0-9_./][A-Za-z0-9_./+-]*$"
 _NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
@@ -128,18 +130,18 @@ def find_device(device: Device | str) -> Device:
 
 def _read(file: Path) -> _File:
     try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
+        content = tomllib.loads(read_document(file, _MAX_BYTES).decode())
         known = _File.model_validate(content)
     except OSError as error:
         raise ActxError(
             f"cannot read {file}", note=str(error.strerror), remedy="Name another with --devices."
         ) from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except ValidationError as error:
+        raise _malformed(file, _first(error)) from error
+    except (ValueError, RecursionError) as error:
         raise ActxError(
             f"{file} is no TOML file", note=str(error), remedy="Mend the line that the note names."
         ) from error
-    except ValidationError as error:
-        raise _malformed(file, _first(error)) from error
     _check(file, known)
     return known
 

@@ -9,6 +9,7 @@ It needs Python 3.8 and numpy alone: it is sent to devices.
 from __future__ import annotations
 
 import json
+import re
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ GREETING = b"\0actx-runner-1\0"
 CHUNK = 1 << 20
 _LENGTHS = struct.Struct(">IQ")
 _LONGEST_OBJECT = 1 << 26
+_DTYPE = re.compile(r"[<>=|][fiub][0-9]{1,2}")
 
 
 class MalformedError(Exception):
@@ -63,7 +65,7 @@ def read(stream: IO[bytes]) -> tuple[dict[str, Any], int]:
         raise MalformedError(msg)
     try:
         message = json.loads(bytes(take(stream, length)))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MalformedError(str(error)) from error
     if not isinstance(message, dict):
         msg = "no object"
@@ -117,16 +119,15 @@ def arrays(described: Sequence[Sequence[Any]], payload: Buffer) -> dict[str, NDA
     found, place = {}, 0
     try:
         for name, dtype, shape in described:
-            kind = np.dtype(dtype)
-            if kind.kind not in "fiub" or any(not isinstance(dim, int) or dim < 0 for dim in shape):
+            if not _DTYPE.fullmatch(dtype) or any(not isinstance(dim, int) or dim < 0 for dim in shape):
                 msg = f"an array of {dtype} {shape}"
                 raise MalformedError(msg)
-            count = 1
+            kind, count = np.dtype(dtype), 1
             for dim in shape:
                 count *= dim
             found[name] = np.frombuffer(payload, kind, count, place).reshape(shape)
             place += count * kind.itemsize
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise MalformedError(str(error)) from error
     if place != len(payload):
         msg = "bytes that belong to no array"

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 MODULES = (
     "actx.exporter.machine",
     "actx.exporter.turns",
+    "actx.exporter.sensors",
+    "actx.exporter.energy",
     "actx.exporter.devices.frames",
-    "actx.exporter.devices.sensors",
     "actx.exporter.runtimes.settings",
     "actx.exporter.devices.runner",
 )

@@ -24,6 +24,7 @@ from actx.exporter.errors import ActxError, TargetUnavailable
 from actx.exporter.kernels import Carried, Kernels, is_named
 from actx.exporter.load.onnx_file import read_onnx
 from actx.exporter.opening import best_graph
+from actx.exporter.place import SECONDS_OF_ENERGY, energy_per_run, fared
 from actx.exporter.runtimes.onnxruntime import (
     RuntimeOptions,
     further_outputs,
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from actx.exporter.runtimes.base import Breakdown, Runtime
 
 _RUNS = 20  # of `node_times`
-_SECONDS_OF_ENERGY = 2.0  # for each model, so that what a counter misses at either end is little
 Asked: TypeAlias = dict[str, Any]
 
 
@@ -143,6 +143,11 @@ class RemoteRuntime:
     def name(self) -> str:
         """Of the library and the device."""
         return f"{self.options.name} on {self.depot.link.device.name}"
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether an NVIDIA GPU does the work."""
+        return self.options.on_gpu
 
     @property
     def taps(self) -> bool:
@@ -300,17 +305,15 @@ class RemotePlace:
         link = self._depot.link
         watched, _ = link.call("watched", replies.Watched)
         asked = [self._asked(*entrant) for entrant in (original, artifact)]
-        energy, _ = link.call("energy", replies.Energy, entrants=asked, seconds=_SECONDS_OF_ENERGY)
+        energy, _ = link.call("energy", replies.Energy, entrants=asked, seconds=SECONDS_OF_ENERGY)
+        before, *during, after = (
+            one.model_dump() for one in (self._before.conditions, *self._during, watched.conditions)
+        )
         return {
             "load_average": self._before.load_average,
             "others_busy_cores": watched.others_busy_cores,
-            "conditions": {
-                "before": self._before.conditions.model_dump(),
-                "during": [one.model_dump() for one in self._during],
-                "after": watched.conditions.model_dump(),
-            },
-            "throttled": _throttled([self._before.conditions, *self._during, watched.conditions]),
-            "energy_per_run": energy.to_dict(),
+            **fared(before, during, after),
+            "energy_per_run": energy_per_run(energy.model_dump(exclude_none=True)),
         }
 
     def _asked(self, model: Path, runtime: Runtime, feeds: Arrays) -> Asked:
@@ -407,15 +410,6 @@ def _tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.Tenso
             yield from (attribute.t, *attribute.tensors)
             for inner in (attribute.g, *attribute.graphs):
                 yield from _tensors(inner)
-
-
-def _throttled(fared: Sequence[replies.Conditions]) -> bool | None:
-    """Tell whether the clock was held down; None where the device does not tell."""
-    events = [one.throttle_events for one in fared if one.throttle_events is not None]
-    known = [one.throttled for one in fared if one.throttled is not None]
-    if events:
-        known.append(events[-1] > events[0])
-    return any(known) if known else None
 
 
 def _elsewhere(depot: Depot, what: str, remedy: str) -> TargetUnavailable:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Annotated, Self, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 R = TypeVar("R", bound="Reply")
+# What a counter of 64 bits can hold.
+Count: TypeAlias = Annotated[int, Field(ge=0, lt=1 << 64)]
+# One for each model.
+Counts: TypeAlias = Annotated[list[Count], Field(min_length=2, max_length=2)]
 
 
 class Reply(BaseModel):
@@ -47,7 +51,7 @@ class Hello(Reply):
     model: str | None
     architecture: str
     libc: str | None
-    cores: list[NonNegativeInt]
+    cores: list[Count]
     versions: Versions
     machine: Machine
 
@@ -82,7 +86,7 @@ class Opened(Reply):
 class Ran(Reply):
     """Name, type and shape of every array behind it."""
 
-    arrays: list[tuple[str, str, list[NonNegativeInt]]]
+    arrays: list[tuple[str, str, list[Count]]]
 
 
 class Kept(Reply):
@@ -94,7 +98,7 @@ class Kept(Reply):
 class Timed(Reply):
     """One run."""
 
-    nanoseconds: NonNegativeInt
+    nanoseconds: Count
 
 
 class Conditions(Reply):
@@ -111,15 +115,15 @@ class Conditions(Reply):
 class Round(Reply):
     """One round: nanoseconds to open and to run first, by session; of the runs, by turn and session."""
 
-    start: list[list[NonNegativeInt]]
-    turns: list[list[NonNegativeInt]]
+    start: list[list[Count]]
+    turns: list[list[Count]]
     conditions: Conditions
 
 
 class Trace(Reply):
     """Sizes of the profile and of the graph behind it."""
 
-    sizes: tuple[NonNegativeInt, NonNegativeInt]
+    sizes: tuple[Count, Count]
 
 
 class Footprint(Reply):
@@ -143,16 +147,17 @@ class Watched(Reply):
 
 
 class Energy(Reply):
-    """Runs of each model alone and the energy meanwhile, or why there is none."""
+    """See `energy.measure`."""
 
-    runs: list[NonNegativeInt] | None = None
-    microjoules: list[NonNegativeInt] | None = None
+    runs: Counts | None = None
+    microjoules: Counts | None = None
+    of: str | None = None
     missing: str | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return joules per run as JSON values, null where they were not measured."""
-        joules = [
-            1e-6 * energy / count if count else None
-            for energy, count in zip(self.microjoules or (), self.runs or (), strict=True)
-        ] or [None, None]
-        return {"original_joules": joules[0], "artifact_joules": joules[1], "missing": self.missing}
+    @model_validator(mode="after")
+    def _is_measured_or_missing(self) -> Self:
+        measured = (self.runs, self.microjoules, self.of)
+        if measured.count(None) != (0 if self.missing is None else len(measured)):
+            msg = "either runs, microjoules and of, or missing"
+            raise ValueError(msg)
+        return self

@@ -27,8 +27,8 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actx.exporter import machine, turns
-from actx.exporter.devices import frames, sensors
+from actx.exporter import energy, machine, sensors, turns
+from actx.exporter.devices import frames
 from actx.exporter.runtimes.settings import OPTIMIZED_MODEL, LibraryRefusedError, open_session, register
 
 if TYPE_CHECKING:
@@ -50,7 +50,6 @@ CALLS = {
     )
 }  # fmt: skip
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_ENERGY_ROUNDS = 4
 _WARMUP = 3
 
 
@@ -274,23 +273,9 @@ class Runner:
         return {"others_busy_cores": self._others.cores(), "conditions": sensors.conditions(self._cores)}, ()
 
     def _energy(self, entrants: list[dict[str, Any]], seconds: float) -> Reply:
-        """Run models one after the other, each alone for so long, and return the energy that the CPU took meanwhile."""
-        before = sensors.energy()
-        if isinstance(before, str):
-            return {"missing": before}, ()
+        """Run models one after the other, each alone for so long, and return the energy that was taken meanwhile."""
         timers = [_timer(self._session(one["model"]), self._feeds[one["feeds"]]) for one in entrants]
-        runs, microjoules = [0] * len(timers), [0] * len(timers)
-        for which in list(range(len(timers))) * _ENERGY_ROUNDS:
-            timers[which]()
-            before, begin = sensors.energy(), time.monotonic()
-            while time.monotonic() - begin < seconds / _ENERGY_ROUNDS:
-                timers[which]()
-                runs[which] += 1
-            after = sensors.energy()
-            if isinstance(before, str) or isinstance(after, str):
-                return {"missing": "the energy counter of the device's CPU cannot be read any more"}, ()
-            microjoules[which] += sensors.energy_between(before, after)
-        return {"runs": runs, "microjoules": microjoules}, ()
+        return energy.measure(timers, seconds), ()
 
     def _session(self, model: dict[str, Any], trace: Path | None = None) -> Any:
         return open_session(str(self._files[model["file"]]), model["settings"], self._libraries(model), trace)

@@ -7,10 +7,8 @@ where no layer reads it. It runs on what it reads of the first batch of data. FF
 from __future__ import annotations
 
 import math
-import tempfile
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -21,9 +19,11 @@ from actx.exporter.ffn.modes import Measured
 from actx.exporter.latency import compare
 from actx.exporter.lift.rule import is_linear
 from actx.exporter.part import read_values, structure_of, take_part, write_part
+from actx.exporter.scratch import scratch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from actx.exporter.choose import Choice
     from actx.exporter.data import Arrays, Data
@@ -102,13 +102,13 @@ class Meter:
         return take_part(self.model, [str(product.source.gate.input.name)], [str(end.name)])
 
     def _compared(self, part: ir.Model, choices: Sequence[Choice], site: str, feeds: Arrays) -> Measured:
-        with tempfile.TemporaryDirectory(prefix="actx-") as folder:
+        with scratch() as folder:
             write = partial(
                 write_part, part, choices, self.target,
                 options=self.options, quant=self.quant, fold=self.fold, kernels=self.kernels,
             )  # fmt: skip
-            kept = write(Path(folder) / "kept")
-            packed = write(Path(folder) / "packed", packed=(site,))
+            kept = write(folder / "kept")
+            packed = write(folder / "packed", packed=(site,))
             if not packed.on_target:
                 return Measured(None, f"{self.target.name} does not run here")
             found = compare(

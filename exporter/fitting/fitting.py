@@ -5,13 +5,14 @@
 3. A piecewise polynomial is recognised and written down exactly.
 4. Otherwise the form's solver runs; with a density of the inputs once more, closer where they are, and the result of smaller
    mean square error is taken.
-5. The error is measured after rounding to float32, and proved.
+5. The error is measured after rounding to float32, and proved where the proof is asked for.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -28,6 +29,8 @@ from actx.exporter.fitting.rounding import Rounding
 from actx.exporter.fitting.sampling import FP16_MAX, Cells, cells, law
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from actx.custom_ops.spline import Spline
@@ -39,6 +42,22 @@ _LEAST_POINTS = 2048
 _POINTS_PER_SEGMENT = 128
 _UNSEEN = 1.25  # error found by the dense search over that on the grid: more means that the grid is too coarse
 _CLOSER = 6
+
+
+@dataclass(frozen=True, eq=False)
+class Proof:
+    """The certificate of a fit, sought when it is first asked for: most fits are made to be compared, and few are taken.
+
+    Attributes:
+        seek: finds it.
+    """
+
+    seek: Callable[[], Certificate | None]
+
+    @cached_property
+    def certificate(self) -> Certificate | None:
+        """What `seek` finds."""
+        return self.seek()
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +81,7 @@ class Fit:
         tails: the asymptotes (left, right) of f, float64 (4,) ascending powers, or None where there is none or an
             interval was given.
         rms: root mean square of f - s over the inputs of the density; None without one.
-        certificate: the proof of the error on the interval, all finite fp16 where that is all of R; None where f is
-            not written in operations that can be bounded.
+        proof: of the error on the interval, all finite fp16 where that is all of R.
         entries: the tables of a mixture's entries, with the same knots; the rest is then of the worst of them. Empty for
             a scalar function.
 
@@ -80,8 +98,13 @@ class Fit:
     slope: float | None
     tails: tuple[Tail, Tail]
     rms: float | None
-    certificate: Certificate | None
+    proof: Proof
     entries: tuple[Spline, ...] = ()
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """The proof of the error; None where f is not written in operations that can be bounded. It may take seconds."""
+        return self.proof.certificate
 
     @property
     def tail_degrees(self) -> tuple[int | None, int | None]:
@@ -155,7 +178,7 @@ def result_of(
     exact: bool,
     rms: float | None = None,
 ) -> Fit:
-    """Return the fit that a solution is, with its certificate."""
+    """Return the fit that a solution is."""
     return Fit(
         form=form,
         spline=solution.spline,
@@ -168,7 +191,7 @@ def result_of(
         slope=solution.slope,
         tails=(problem.span.left, problem.span.right),
         rms=rms,
-        certificate=_certificate(function, problem, solution, error.largest),
+        proof=Proof(partial(_certificate, function, solution.spline, (problem.low, problem.high), error.largest)),
     )
 
 
@@ -182,10 +205,10 @@ def exact_table(function: Function, form: Form) -> Spline | None:
     return None if found is None else found.spline
 
 
-def _certificate(function: Function, problem: Problem, solution: Solution, expected: float) -> Certificate | None:
-    if math.isinf(expected):
-        return None
-    return certify(function, solution.spline, (problem.low, problem.high), expected=expected)
+def _certificate(
+    function: Function, spline: Spline, interval: tuple[float, float], expected: float
+) -> Certificate | None:
+    return None if math.isinf(expected) else certify(function, spline, interval, expected=expected)
 
 
 def _rms(problem: Problem, solution: Solution, density: Density) -> float:

@@ -28,7 +28,8 @@ class Approximation:
     """A polynomial and its largest error on the points.
 
     Attributes:
-        error: largest absolute error on the points, by the widths there.
+        error: largest absolute error on the points, by the widths there; where the search ended at a limit, a lower bound of
+            every polynomial's, above the limit.
         free: Chebyshev coefficients of the free factor on [low, high].
         pins: the conditions met exactly, as pairs (x, value).
 
@@ -61,6 +62,7 @@ def approximate(
     *,
     width: NDArray[np.float64] | None = None,
     tolerance: float = 1e-3,
+    limit: float = np.inf,
 ) -> Approximation:
     """Fit y on the ascending points x by a polynomial of at most the given degree that meets the pins.
 
@@ -71,6 +73,7 @@ def approximate(
         pins: conditions (x, value) at different x.
         width: float64 (m,) > 0, what errors are divided by; None for 1.
         tolerance: how far the result may be from the best, relative to its error.
+        limit: of the error; where it must be above, any polynomial will do.
 
     """
     pins = tuple(pins)
@@ -84,12 +87,18 @@ def approximate(
     x, y, weight = x[away], y[away], weight[away]
     scale = np.abs(weight) if width is None else np.abs(weight) / width[away]
     offset = _value(_line(pins, 0.0, half), x / half)
-    free, error = _exchange((x - (low + high) / 2) / half, (y - offset) / weight, scale, degree - len(pins), tolerance)
+    t = (x - (low + high) / 2) / half
+    free, error = _exchange(t, (y - offset) / weight, scale, degree - len(pins), tolerance, limit)
     return Approximation(error, free, low, high, pins)
 
 
 def _exchange(
-    t: NDArray[np.float64], y: NDArray[np.float64], weight: NDArray[np.float64], degree: int, tolerance: float
+    t: NDArray[np.float64],
+    y: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    degree: int,
+    tolerance: float,
+    limit: float,
 ) -> tuple[NDArray[np.float64], float]:
     count = degree + 2
     if len(t) < count:
@@ -107,12 +116,14 @@ def _exchange(
             solution = np.linalg.solve(system, y[reference])
         except np.linalg.LinAlgError:
             break
-        free, level = solution[:-1], float(solution[-1])
+        free, level = solution[:-1], abs(float(solution[-1]))
+        if level > limit:  # errors that alternate are a lower bound (de la Vallee Poussin)
+            return np.asarray(free, dtype=np.float64), level
         error: NDArray[np.float64] = weight * (y - matrix @ free)
         largest = float(np.abs(error).max())
         if largest < least:
             best, least = np.asarray(free, dtype=np.float64), largest
-        if largest <= abs(level) * (1 + tolerance):
+        if largest <= level * (1 + tolerance):
             break
         reference = _alternation(error, reference, count)
     return best, least
@@ -166,13 +177,14 @@ def _alternation(error: NDArray[np.float64], reference: NDArray[np.intp], count:
     peaks = [a + int(magnitude[a:b].argmax()) for a, b in pairwise(bounds)]
     if len(peaks) < count:
         return _single_exchange(error, reference)
+    sizes = magnitude[peaks].tolist()
     while len(peaks) > count:
-        if len(peaks) == count + 1:
-            peaks.pop(0 if magnitude[peaks[0]] < magnitude[peaks[-1]] else -1)
-            continue
-        # Two neighbours leave together, so that the signs keep alternating.
-        pair = int(np.argmin(np.maximum(magnitude[peaks[:-1]], magnitude[peaks[1:]])))
-        del peaks[pair : pair + 2]
+        # The smallest leaves with the smaller of its neighbours, so that the signs keep alternating; at an end it leaves alone.
+        least = min((0, -1), key=sizes.__getitem__) if len(peaks) == count + 1 else sizes.index(min(sizes))
+        if 0 < least < len(peaks) - 1:
+            least -= sizes[least - 1] < sizes[least + 1]
+            del peaks[least], sizes[least]
+        del peaks[least], sizes[least]
     return np.array(peaks)
 
 

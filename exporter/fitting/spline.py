@@ -147,7 +147,7 @@ def _longest(spans: Spans, first: int, stop: int, error: float, degree: int) -> 
     good_error, guess = 0.0, first + max(2, (stop - first) // 12)
     while bad - good > 1:
         guess = min(max(guess, good + 1), bad - 1)
-        found = _worst(spans, first, guess, degree)
+        found = _worst(spans, first, guess, degree, error)
         if found <= error:
             good, good_error = guess, found
         else:
@@ -163,11 +163,12 @@ def _longest(spans: Spans, first: int, stop: int, error: float, degree: int) -> 
     return good, min(reach, limit)
 
 
-def _worst(spans: Sequence[Span], first: int, last: int, degree: int) -> float:
-    return max(_minimax(span, first, last, degree, _POINTS).error for span in spans)
+def _worst(spans: Sequence[Span], first: int, last: int, degree: int, limit: float) -> float:
+    """Return the largest minimax error of the spans, or a lower bound of it above the limit."""
+    return max(_minimax(span, first, last, degree, _POINTS, limit).error for span in spans)
 
 
-def _minimax(span: Span, first: int, last: int, degree: int, points: int = 0) -> Approximation:
+def _minimax(span: Span, first: int, last: int, degree: int, points: int = 0, limit: float = np.inf) -> Approximation:
     """Best polynomial on the points first..last, through f(0) if 0 belongs to them."""
     if points and last - first > points:
         chosen = np.unique(np.linspace(first, last, points).round().astype(np.intp))
@@ -182,7 +183,7 @@ def _minimax(span: Span, first: int, last: int, degree: int, points: int = 0) ->
         return Approximation(
             float((np.abs(y - value) / width).max()), np.zeros(1), float(x[0]), float(x[-1]), ((0.0, value),)
         )
-    return approximate(x, y, degree, pins, width=width, tolerance=1e-2 if points else 1e-4)
+    return approximate(x, y, degree, pins, width=width, tolerance=1e-2 if points else 1e-4, limit=limit)
 
 
 def _build(span: Span, ends: list[int], stop: int, degree: int) -> Chain:

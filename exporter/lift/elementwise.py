@@ -202,11 +202,14 @@ def _constant_of_shape(a: Attributes, shape: Array) -> Array:
 
 
 def _expand(_: Attributes, x: Array, shape: Array) -> Array:
-    return np.asarray(x * np.ones(_small(shape), x.dtype))
+    whole = np.broadcast_shapes(x.shape, tuple(shape.reshape(-1).tolist()))
+    return np.broadcast_to(x, _small(np.array(whole, np.int64))).copy()
 
 
 def _gather(a: Attributes, x: Array, places: Array) -> Array:
-    return np.take(x, places.astype(np.int64), axis=a.get("axis", 0))
+    axis = a.get("axis", 0)
+    _small(np.array([*np.delete(x.shape, axis), places.size]))
+    return np.take(x, places.astype(np.int64), axis=axis)
 
 
 def _slice(

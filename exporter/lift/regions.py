@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -166,10 +167,21 @@ def _computed(node: ir.Node, known: dict[ir.Value, NDArray[Any] | None]) -> NDAr
         return None
     dtype = node.outputs[0].dtype
     try:
+        if (
+            op_of(node) in ELEMENTWISE
+            and math.prod(np.broadcast_shapes(*(o.shape for o in operands if o is not None))) > MAX_CONSTANT
+        ):
+            return None
         with np.errstate(all="ignore"):
             result = np.asarray(evaluate(attributes_of(node), *operands))
             result = result if dtype is None else result.astype(dtype.numpy())  # rounded, or truncated, as the op does
-    except (ValueError, TypeError, MemoryError):  # shapes that do not fit: the runtime will say so
+    except (
+        ValueError,
+        TypeError,
+        ArithmeticError,
+        LookupError,
+        MemoryError,
+    ):  # they do not fit: the runtime will say so
         return None
     return result if result.size <= MAX_CONSTANT else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from actx.exporter.load.torch_archive import read_archive
 from actx.exporter.load.weights import read_pickle, read_safetensors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import onnx_ir as ir
@@ -108,7 +109,7 @@ def load(
             note=f"--model {factory} would not be used",
             remedy="Leave --model out.",
         )
-    with quiet(), no_garbage_collection():
+    with quiet(), no_garbage_collection(), _readable(path):
         model, inputs, program, weights = _read(path, found, inputs, trust, factory)
         _check_opset(path, model)
         model.ir_version = min(max(model.ir_version, MIN_IR), MAX_IR)
@@ -120,6 +121,21 @@ def load(
             model = convert_opset(path, model, opset)
             prepare(model)
     return LoadedModel(model, input_specs(model), path, found.value, _digest(*files), program, weights)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Say of what no check foresaw, and a library below did not take, that the model cannot be read."""
+    try:
+        yield
+    except ActxError:
+        raise
+    except Exception as error:
+        raise ActxError(
+            f"{path} is not a model that actx can read",
+            note=f"{type(error).__name__}: {error}",
+            remedy="Check it with onnx.checker.check_model, or export it again.",
+        ) from error
 
 
 def _read(

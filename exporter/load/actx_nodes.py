@@ -47,7 +47,7 @@ def check_node(node: ir.Node) -> Op:
         )
     try:
         return op.from_attributes(attributes_of(node))
-    except ValueError as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise ActxError(
             f"node {node.name} is not as actx::{node.op_type} is defined",
             note=str(error),

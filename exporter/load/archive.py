@@ -8,7 +8,7 @@ into Python source that is run. An archive is plain when all of that is data:
 2. no weight or constant is marked as pickled, and none claims more elements than the file can hold;
 3. the sample inputs hold nothing but tensors and containers (what `torch.load(weights_only=True)` accepts);
 4. node targets are registered torch operators or arithmetic;
-5. symbolic expressions and guards are arithmetic over sizes;
+5. symbolic expressions and guards are arithmetic over sizes, with powers that a small number of digits can hold;
 6. containers name no module to import;
 7. every other text of the description is a plain name.
 
@@ -20,13 +20,14 @@ from __future__ import annotations
 
 import ast
 import io
-import json
 import math
 import re
 from typing import TYPE_CHECKING, Any
 
+from actx.exporter.documents import parse_json
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
     from torch.export.pt2_archive import PT2ArchiveReader
@@ -60,6 +61,10 @@ _FUNCTIONS = _NUMBERS | frozenset({
     "IsNonOverlappingAndDenseIndicator", "ExprCondPair",
 })  # fmt: skip
 _ATTRIBUTES = frozenset({"size", "inf", "isnan", "stride", "storage_offset", "shape"})
+# Python computes powers of integers exactly, whatever memory and time that takes.
+_POWERS = frozenset({"Pow", "PowByNatural", "FloatPow", "LShift"})
+_LARGEST_POWER = 1 << 10
+_LONGEST_EXPRESSION = 1 << 14
 _SYNTAX = (
     ast.Expression, ast.Call, ast.Name, ast.Load, ast.Constant, ast.Compare, ast.cmpop, ast.BinOp, ast.operator, ast.UnaryOp,
     ast.unaryop, ast.BoolOp, ast.boolop, ast.Subscript, ast.keyword, ast.Attribute, ast.Tuple, ast.IfExp,
@@ -94,12 +99,12 @@ def _too_large(name: str, claimed: str, size: int) -> ValueError:
 
 def _look_into(archive: PT2ArchiveReader, name: str, size: int) -> Iterator[str]:
     if _CONFIG.fullmatch(name):
-        yield from _payloads(json.loads(archive.read_bytes(name)), size)
+        yield from _payloads(parse_json(archive.read_bytes(name)), size)
     elif _SAMPLES.fullmatch(name):
         if not _holds_only_tensors(archive.read_bytes(name)):
             yield "its sample inputs are pickled objects"
     elif _DESCRIPTION.fullmatch(name):
-        yield from _texts(json.loads(archive.read_bytes(name)))
+        yield from _texts(parse_json(archive.read_bytes(name)))
     elif name.startswith("data/aotinductor/"):
         yield "it holds compiled code"
     elif not (_TENSOR.fullmatch(name) or _OTHER.fullmatch(name)):  # 1.
@@ -165,7 +170,7 @@ def _walk(tree: Any) -> Iterator[tuple[str, Any]]:
 def _imports(text: str) -> bool:
     """6. A specification is JSON, and its contexts may be JSON in turn."""
     try:
-        tree = json.loads(text)
+        tree = parse_json(text)
     except ValueError:
         return False  # torch cannot read it either
     return any(
@@ -197,22 +202,45 @@ def _is_arithmetic(text: str) -> bool:
     """5. Tell whether a Python expression only computes with sizes: no other names, calls, attributes or strings."""
     try:
         tree = ast.parse(text, mode="eval")
+        small = len(text) <= _LONGEST_EXPRESSION and _power(tree.body) <= _LARGEST_POWER
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     named = {id(arg) for call in ast.walk(tree) if _calls(call, _NUMBERS) for arg in call.args}  # type: ignore[attr-defined]
     named |= {id(sub.slice) for sub in ast.walk(tree) if isinstance(sub, ast.Subscript)}
-    for node in ast.walk(tree):
-        if not isinstance(node, _SYNTAX):
-            return False
-        if isinstance(node, ast.Call) and not (_calls(node, _FUNCTIONS) or isinstance(node.func, ast.Attribute)):
-            return False
-        if isinstance(node, ast.Attribute) and node.attr not in _ATTRIBUTES:
-            return False
-        if isinstance(node, ast.Constant) and not (
-            isinstance(node.value, (int, float, type(None))) or (id(node) in named and _NAME.fullmatch(str(node.value)))
-        ):
-            return False
-    return True
+    return small and all(_is_plain(node, named) for node in ast.walk(tree))
+
+
+def _is_plain(node: ast.AST, named: Collection[int]) -> bool:
+    """5. Tell whether a node of an expression is arithmetic; those of the ids `named` may be names in quotes."""
+    if isinstance(node, ast.Call):
+        return _calls(node, _FUNCTIONS) or isinstance(node.func, ast.Attribute)
+    if isinstance(node, ast.Attribute):
+        return node.attr in _ATTRIBUTES
+    if isinstance(node, ast.Constant):
+        number = isinstance(node.value, (int, float, type(None)))
+        return number or (id(node) in named and _NAME.fullmatch(str(node.value)) is not None)
+    return isinstance(node, _SYNTAX)
+
+
+def _power(node: ast.AST) -> float:
+    """Return how often a number in an expression is at most multiplied with itself; infinite where that is not known."""
+    inner = max((_power(child) for child in ast.iter_child_nodes(node)), default=1.0)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Pow, ast.LShift)):
+        return inner * _largest(node.right)
+    if _calls(node, _POWERS):
+        return inner * max((_largest(argument) for argument in node.args[1:]), default=math.inf)  # type: ignore[attr-defined]
+    return inner
+
+
+def _largest(exponent: ast.AST) -> float:
+    """Return the largest number in an exponent, 1 at least; infinite where it is anything but a number."""
+    if isinstance(exponent, ast.UnaryOp):
+        return _largest(exponent.operand)
+    if _calls(exponent, _NUMBERS):
+        return max(map(_largest, exponent.args), default=math.inf)  # type: ignore[attr-defined]
+    if isinstance(exponent, ast.Constant) and isinstance(exponent.value, (int, float)):
+        return max(1.0, abs(float(exponent.value)))
+    return math.inf
 
 
 def _calls(node: ast.AST, names: frozenset[str]) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from actx.exporter.data import InputSpec
+from actx.exporter.documents import parse_json, read_document
 from actx.exporter.errors import ActxError
 
 if TYPE_CHECKING:
@@ -15,9 +16,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CONFIG = "config.json"
+_SAVE_AGAIN = "Save the model again with save_pretrained."
 _FILES = (CONFIG, "*.safetensors", "*.safetensors.index.json")
 # One second at the rate that models of speech are trained on, in samples.
 WAVEFORM = 16000
+# Weights of 4 bits, that two modules share, and that are made once more when they are read.
+_ELEMENTS_PER_BYTE = 8
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -42,8 +46,9 @@ def read_folder(folder: Path) -> Any:
         what = f"{folder} is a Hugging Face folder, and transformers is not installed"
         raise ActxError(what, note=str(error), remedy="Install it: pip install 'actx[hf]'.") from error
     kind = _model_class(folder, transformers)
+    _check_index(folder)
     try:
-        with _offline(), _no_progress_bar():
+        with _offline(), _no_progress_bar(), _no_more_weights_than(folder):
             model, report = kind.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype="float32",
                 attn_implementation="eager", output_loading_info=True,
@@ -119,10 +124,10 @@ def _compares(config: Any) -> bool:
 
 def _model_class(folder: Path, transformers: Any) -> Any:
     try:
-        names = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("architectures")
+        names = parse_json(read_document(folder / CONFIG)).get("architectures")
     except (OSError, ValueError, AttributeError) as error:
         what = f"cannot read {folder / CONFIG}"
-        raise ActxError(what, note=str(error), remedy="Save the model again with save_pretrained.") from error
+        raise ActxError(what, note=str(error), remedy=_SAVE_AGAIN) from error
     name = names[0] if isinstance(names, list) and names else None
     kind = getattr(transformers, name, None) if isinstance(name, str) else None
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
@@ -132,6 +137,41 @@ def _model_class(folder: Path, transformers: Any) -> Any:
             remedy="Load it in your own code and export it with torch.export; code in the folder is never run.",
         )
     return kind
+
+
+def _check_index(folder: Path) -> None:
+    """Check that the list of files that weights are spread over names those of the folder: it may name any on the machine."""
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            names = {str(name) for name in parse_json(read_document(index))["weight_map"].values()}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ActxError(f"cannot read {index}", note=str(error), remedy=_SAVE_AGAIN) from error
+        if elsewhere := sorted(name for name in names if PurePath(name).name != name):
+            note = f"it names {elsewhere[0]}"
+            raise ActxError(
+                f"{index} takes weights from elsewhere", note=note, remedy="Put all of them into the folder."
+            )
+
+
+@contextlib.contextmanager
+def _no_more_weights_than(folder: Path) -> Iterator[None]:
+    """Let no module be made whose weights the files cannot hold: a configuration may ask for any number of any size."""
+    from torch.nn.modules.module import register_module_parameter_registration_hook  # noqa: PLC0415 - slow to import
+
+    left = _ELEMENTS_PER_BYTE * sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+    def take(_: Any, name: str, parameter: Any) -> None:
+        nonlocal left
+        left -= 0 if parameter is None else parameter.numel()
+        if left < 0:
+            msg = f"its configuration asks for more weights than its files can hold, at {name}"
+            raise ValueError(msg)
+
+    hook = register_module_parameter_registration_hook(take)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -23,28 +24,24 @@ def read_onnx(path: Path) -> ir.Model:
     """
     try:
         proto = onnx.load(path, load_external_data=False)
-    except Exception as error:
-        raise _not_onnx(path, str(error)) from error
-    _refuse_sparse(path, proto)
-    _name_default_domain(proto)
-    try:
+        _refuse_sparse(path, proto)
+        _name_default_domain(proto)
         model = ir.from_proto(proto)
+        tensors = list(_tensors(model))
+    except ActxError:
+        raise
     except Exception as error:
         raise _not_onnx(path, str(error)) from error
     if not model.opset_imports or (not list(model.graph) and not model.graph.outputs):
         raise _not_onnx(path, "it holds no graph")
     if not all(value.name for value in (*proto.graph.input, *proto.graph.output)):
         raise _not_onnx(path, "an input or output of its graph has no name")
-    for name, tensor in _tensors(model):
+    for name, tensor in tensors:
         if isinstance(tensor, ir.ExternalTensor):
             _check_external(path, name, tensor)
             tensor.base_dir = path.parent
         elif not _is_complete(tensor):
-            raise ActxError(
-                f"{path} is damaged",
-                note=f"{name} claims {tensor.nbytes} bytes, and its data has another size",
-                remedy="Copy or export it again.",
-            )
+            raise _damaged(path, f"{name} claims to be {tensor.dtype} {tensor.shape}, and its data is not")
     return model
 
 
@@ -111,8 +108,12 @@ def _is_complete(tensor: ir.TensorProtocol) -> bool:
         return True
     try:
         return len(tensor.tobytes()) == tensor.nbytes
-    except (ValueError, TypeError):
+    except Exception:  # noqa: BLE001 - whatever onnx_ir raises of a type, a shape and data that are not of one tensor
         return False
+
+
+def _damaged(path: Path, note: str) -> ActxError:
+    return ActxError(f"{path} is damaged", note=note, remedy="Copy or export it again.")
 
 
 def _check_external(path: Path, name: str, tensor: ir.ExternalTensor) -> None:
@@ -124,13 +125,30 @@ def _check_external(path: Path, name: str, tensor: ir.ExternalTensor) -> None:
             remedy="Move the data beside the model and save the model with relative locations.",
         )
     file = path.parent / location
-    if not file.resolve().is_relative_to(path.parent.resolve()):
+    try:
+        inside = file.resolve().is_relative_to(path.parent.resolve())
+        there = file.stat().st_size if file.is_file() else None
+        offset, size = tensor.offset or 0, tensor.nbytes
+        np.dtype(tensor.dtype.numpy())
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        TypeError,
+        OverflowError,
+    ) as error:  # of a name or a type that there is not
+        raise _damaged(path, f"{name}, external data at {location}: {error}") from error
+    if not inside:
         raise ActxError(
             f"{path} keeps {name} outside its own folder", note=f"{location} is a link", remedy="Copy the data there."
         )
-    needed = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
-    if not file.is_file() or file.stat().st_size < needed:
-        got = f"{file.stat().st_size} bytes" if file.is_file() else "no such file"
+    if offset < 0 or min(tensor.shape.numpy(), default=0) < 0:
+        raise _damaged(
+            path, f"{name}, external data at {location}, has the offset {offset} and the shape {tensor.shape}"
+        )
+    needed = offset + max(size, tensor.length or 0)
+    if there is None or there < needed:
+        got = "no such file" if there is None else f"{there} bytes"
         raise ActxError(
             f"the external data of {path} is missing or truncated",
             note=f"{name} needs {needed} bytes of {location}, got {got}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import onnx
+import onnx_ir as ir
 from onnx_ir.passes import Sequential
 from onnx_ir.passes.common import (
     InlinePass,
@@ -22,11 +23,10 @@ from actx.exporter.load.numbers import fold_numbers
 from actx.exporter.load.parameters import check_parameters
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
-    import onnx_ir as ir
+    from collections.abc import Collection, Iterable
 
 # An attribute that a new opset adds has the default that changes nothing, but in these.
+_MAX_NODES = 1 << 20
 _OTHER_MEANING = frozenset({"GroupNormalization", "RoiAlign"})
 
 
@@ -34,11 +34,13 @@ def prepare(model: ir.Model) -> None:
     """Prepare a graph in place.
 
     1. Weights that old exporters also list as inputs are no inputs.
-    2. Local functions are inlined, those of another opset too if their ops are written alike in both.
+    2. Local functions are inlined, those of another opset too if their ops are written alike in both. Functions that call
+       functions must not come to more nodes than a model has: each may double them.
     3. Nodes are sorted and names made unique; every value must come from somewhere.
     4. Tensors of Constant nodes become initializers, which may be stored outside the graph.
     5. Types and shapes are inferred as far as that goes: strict inference gives nothing at all where one node has none.
-    6. Constants of elementwise ops must fit what they are applied to.
+    6. Nodes of the standard have the inputs, outputs and attributes that it says. Constants of elementwise ops must fit what
+       they are applied to.
     7. Nodes of domain `actx` are checked, and their multipliers become products of their own.
     8. What is computed of known sizes is written as numbers (see `numbers`).
 
@@ -53,6 +55,7 @@ def prepare(model: ir.Model) -> None:
         LiftConstantsToInitializersPass(size_limit=0),
         ShapeInferencePass(check_type=False, strict_mode=False),
     )
+    _check_calls(model)
     _align_functions(model)
     register_schemas()
     try:
@@ -64,11 +67,51 @@ def prepare(model: ir.Model) -> None:
         for value in node.inputs:
             if value is not None and not (value.producer() or value.is_graph_input() or value.is_initializer()):
                 raise _invalid(f"node {node.name} takes {value.name}, which nothing gives")
+    _check_nodes(model)
     check_parameters(model)
     check_nodes(model)
     split_products(model)
     if fold_numbers(model):
         ShapeInferencePass(check_type=False, strict_mode=False)(model)
+
+
+def _check_calls(model: ir.Model) -> None:
+    """2."""
+    sizes: dict[ir.OperatorIdentifier, int] = {}
+
+    def size(nodes: Iterable[ir.Node]) -> int:
+        return sum(called(node.op_identifier()) for node in nodes)
+
+    def called(name: ir.OperatorIdentifier) -> int:
+        function = model.functions.get(name)
+        if function is None:
+            return 1
+        if name not in sizes:
+            sizes[name] = 1  # ends a cycle, which the pass refuses
+            sizes[name] = size(function.graph.all_nodes())
+        return sizes[name]
+
+    if (nodes := size(model.graph.all_nodes())) > _MAX_NODES:
+        raise _invalid(f"its functions come to {nodes} nodes, more than the {_MAX_NODES} that are read")
+
+
+def _check_nodes(model: ir.Model) -> None:
+    """6. What holds graphs is left to the runtime: the checker looks for their values in them alone."""
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version = max(model.ir_version, onnx.IR_VERSION)
+    context.opset_imports = dict(model.opset_imports)
+    opset = model.opset_imports.get("", 0)
+    for node in model.graph.all_nodes():
+        if node.domain or _schema(node.op_type, opset) is None or any(map(_is_graph, node.attributes.values())):
+            continue
+        try:
+            onnx.checker.check_node(ir.to_proto(node), context)
+        except Exception as error:
+            raise _invalid(str(error)) from error
+
+
+def _is_graph(attribute: ir.Attr) -> bool:
+    return attribute.type in {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}
 
 
 def _align_functions(model: ir.Model) -> None:

@@ -25,7 +25,7 @@ def read_archive(path: Path, *, trust: bool) -> ExportedProgram:
         ActxError: the archive is damaged, would run code without `trust`, or torch cannot load it.
     """
     if not trust:
-        _refuse_code(path)
+        refuse_code(path)
     import torch  # noqa: PLC0415 - slow to import, and not needed for ONNX files
 
     importlib.import_module("actx.custom_ops.torch_ops")  # so that the program may call them
@@ -42,7 +42,12 @@ def read_archive(path: Path, *, trust: bool) -> ExportedProgram:
         raise ActxError(what, note=str(error), remedy="Save it again with torch.export.save of this torch.") from error
 
 
-def _refuse_code(path: Path) -> None:
+def refuse_code(path: Path) -> None:
+    """Raise where loading the archive could run code, or it is damaged.
+
+    Raises:
+        ActxError: it is so.
+    """
     try:
         found = dangers(path)
     except Exception as error:

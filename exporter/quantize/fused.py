@@ -13,10 +13,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import defaultdict
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -26,9 +24,11 @@ from actx.exporter.errors import UsageError
 from actx.exporter.lower import SITE_METADATA
 from actx.exporter.runtimes.onnxruntime import DEFAULT, RuntimeOptions, inference_session
 from actx.exporter.runtimes.settings import OPTIMIZED_MODEL
+from actx.exporter.scratch import scratch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
 _CODE_TYPES = frozenset({TensorProto.UINT8, TensorProto.INT8})
 _Q_DQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
@@ -121,9 +121,9 @@ def optimized_graph(model: Path, options: RuntimeOptions) -> onnx.GraphProto:
     Raises:
         ActxError: the file cannot be opened.
     """
-    with tempfile.TemporaryDirectory(prefix="actx-fused-") as folder:
-        inference_session(model, options, trace=Path(folder)).end_profiling()
-        return onnx.load(Path(folder) / OPTIMIZED_MODEL, load_external_data=False).graph
+    with scratch() as folder:
+        inference_session(model, options, trace=folder).end_profiling()
+        return onnx.load(folder / OPTIMIZED_MODEL, load_external_data=False).graph
 
 
 def _values_of_sites(graph: onnx.GraphProto) -> dict[str, set[str]]:

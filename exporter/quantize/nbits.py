@@ -20,11 +20,9 @@ is imported.
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import ml_dtypes
@@ -47,6 +45,7 @@ from actx.exporter.quantize.products import (
 )
 from actx.exporter.runtimes.onnxruntime import DEFAULT, RuntimeOptions
 from actx.exporter.save import save
+from actx.exporter.scratch import scratch
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -331,9 +330,9 @@ def _same(table: ir.Value, rows: NDArray[np.float32]) -> bool:
 
 
 def _outputs(model: ir.Model, batches: Sequence[Arrays], options: RuntimeOptions) -> list[NDArray[Any]]:
-    with tempfile.TemporaryDirectory(prefix="actx-") as folder:
-        save({"model.onnx": model}, Path(folder))
-        session = options.open(Path(folder) / "model.onnx")
+    with scratch() as folder:
+        save({"model.onnx": model}, folder)
+        session = options.open(folder / "model.onnx")
         runs = (session.run(feeds) for feeds in batches)
         return list(chain.from_iterable(run.values() for run in runs))
 

@@ -15,9 +15,7 @@ message.
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +27,7 @@ from actx.exporter.quantize.params import LEVELS
 from actx.exporter.quantize.placement import add_initializer, insert_behind
 from actx.exporter.runtimes.onnxruntime import DEFAULT, RuntimeOptions
 from actx.exporter.save import save
+from actx.exporter.scratch import scratch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -176,9 +175,9 @@ def _observe(
     model: ir.Model, names: Sequence[str], batches: Iterable[Arrays], options: RuntimeOptions
 ) -> Mapping[str, float]:
     """Return the largest magnitude of values over the data. Only that number leaves the session."""
-    with tempfile.TemporaryDirectory(prefix="actx-") as folder:
-        save({_CALIBRATION: _with_peaks(model, names)}, Path(folder))
-        session = options.open(Path(folder) / _CALIBRATION)
+    with scratch() as folder:
+        save({_CALIBRATION: _with_peaks(model, names)}, folder)
+        session = options.open(folder / _CALIBRATION)
         found: dict[str, float] = {}
         for feeds in batches:
             peaks = session.run(feeds)

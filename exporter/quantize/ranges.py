@@ -10,10 +10,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -24,6 +22,7 @@ from actx.exporter.lower.emitter import Constants
 from actx.exporter.quantize.params import QuantParams
 from actx.exporter.runtimes.onnxruntime import DEFAULT
 from actx.exporter.save import save
+from actx.exporter.scratch import scratch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -253,9 +252,9 @@ def _histogram(collector: Any, found: tuple[Any, ...]) -> Histogram:
 
 def _passes(model: ir.Model, data: Data, options: RuntimeOptions, progress: Progress | None) -> Any:
     """Run a model on all the data, and give its outputs by name."""
-    with tempfile.TemporaryDirectory(prefix="actx-") as folder:
-        save({_OBSERVED: model}, Path(folder))
-        session: Session = options.open(Path(folder) / _OBSERVED)
+    with scratch() as folder:
+        save({_OBSERVED: model}, folder)
+        session: Session = options.open(folder / _OBSERVED)
         done = 0
         for batch in data.batches():
             yield session.run({spec.name: batch.feeds[spec.name] for spec in session.inputs})

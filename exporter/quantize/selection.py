@@ -9,10 +9,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from actx.exporter.data import hold_out
@@ -25,6 +23,7 @@ from actx.exporter.quantize.ranges import CALIBRATORS, DEFAULT_CALIBRATOR
 from actx.exporter.quantize.source import Quantized
 from actx.exporter.quantize.static import EXCLUDED, Settings, Style, excluded, observe, write
 from actx.exporter.save import save
+from actx.exporter.scratch import scratch
 
 if TYPE_CHECKING:
     from actx.exporter.data import Data
@@ -152,10 +151,10 @@ class _Judge:
     held: Data
 
     def drift(self, quantized: Quantized) -> float:
-        with tempfile.TemporaryDirectory(prefix="actx-") as folder:
-            save({_QUANTIZED: quantized.model}, Path(folder))
+        with scratch() as folder:
+            save({_QUANTIZED: quantized.model}, folder)
             report = check(
-                self.source.original, Path(folder) / _QUANTIZED, self.held, metric=self.source.metric,
+                self.source.original, folder / _QUANTIZED, self.held, metric=self.source.metric,
                 runtime=self.runtime, original_runtime=self.source.options,
             )  # fmt: skip
         return report.drift

@@ -16,10 +16,8 @@ Both models are run part by part (`walk`). Where no layer can be fitted, nothing
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -38,9 +36,12 @@ from actx.exporter.recover.refit import Moments, refit
 from actx.exporter.recover.walk import Walk
 from actx.exporter.runtimes.onnxruntime import DEFAULT
 from actx.exporter.save import save
+from actx.exporter.scratch import scratch
 from actx.exporter.workspace import ORIGINAL
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
     from actx.exporter.choose import Choice
@@ -128,17 +129,17 @@ def recover(
     if not any(task.layers for task in tasks):
         return Recovered(lowered, tuple(task.entry() for task in tasks), None, None)
     parts = hold_out(data)
-    with tempfile.TemporaryDirectory(prefix="actx-") as folder:
+    with scratch() as folder:
         in_turns = replace(options, spin_between_runs=False)  # spinning threads take the cores from the algebra
-        original = Walk(model, parts, in_turns, Path(folder) / "original")
-        rewritten = Walk(graphs[0], parts, in_turns, Path(folder) / "rewritten")
+        original = Walk(model, parts, in_turns, folder / "original")
+        rewritten = Walk(graphs[0], parts, in_turns, folder / "rewritten")
         scales = {placement.input: placement.scale for placement in lowered.placements}
         entries = _Work(model, graphs, scales, original, rewritten).recover(tasks, progress)
         if not any(entry.layers or entry.moved for entry in entries):
             return Recovered(lowered, tuple(entries), None, None)
         for graph in graphs:
             RemoveUnusedNodesPass()(graph)
-        before, after = _drifts(model, (lowered.portable, graphs[0]), parts[_HELD], metric, options, Path(folder))
+        before, after = _drifts(model, (lowered.portable, graphs[0]), parts[_HELD], metric, options, folder)
     if not after <= before:
         reason = f"not kept: the drift on held-out samples would be {after:.3g} and not {before:.3g}"
         return Recovered(lowered, tuple(_undone(entry, reason) for entry in entries), before, before)

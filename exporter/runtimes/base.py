@@ -72,6 +72,10 @@ class Runtime(Opener, Protocol):
     def name(self) -> str:
         """Of the library and the device: "ONNX Runtime CPU"."""
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether an NVIDIA GPU does the work."""
+
     def open(self, model: Path, outputs: Sequence[str] = ()) -> Session:
         """Open a model (see `Opener.open`)."""
 

@@ -103,6 +103,11 @@ class RuntimeOptions:
         return f"ONNX Runtime {self.provider.removesuffix('ExecutionProvider')}"
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether an NVIDIA GPU does the work."""
+        return self.provider != CPU
+
+    @property
     def taps(self) -> bool:
         """Values inside the graph can be outputs."""
         return True

@@ -7,10 +7,8 @@ of the sum over nodes, and say where time goes rather than how much there is.
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections import defaultdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import onnx
@@ -18,9 +16,11 @@ import onnx
 from actx.exporter.errors import UsageError
 from actx.exporter.runtimes.base import Breakdown, breakdown
 from actx.exporter.runtimes.settings import OPTIMIZED_MODEL
+from actx.exporter.scratch import scratch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from actx.exporter.data import Arrays
 
@@ -73,8 +73,8 @@ def node_times(
     if runs < 1 or warmup < 0:
         msg = "at least one run, and no negative warm-up, is needed"
         raise UsageError(msg, note=f"got {runs} runs, {warmup} for warm-up", remedy="Give larger numbers.")
-    with tempfile.TemporaryDirectory(prefix="actx-profile-") as folder:
-        trace = Path(folder)
+    with scratch() as folder:
+        trace = folder
         session = open_profiled(trace)
         try:
             for _ in range(warmup):

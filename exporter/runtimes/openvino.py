@@ -82,6 +82,11 @@ class OpenVino:
         return _NAME
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether an NVIDIA GPU does the work: no."""
+        return False
+
+    @property
     def taps(self) -> bool:
         """Any value of the graph can be an output."""
         return True

@@ -1,7 +1,8 @@
 """Run trials side by side: in processes of this machine, or on a Ray cluster, both through joblib.
 
 1. What the log has is not run. Every result is in the log as soon as it is here.
-2. Trials are handed out in the order of the pairs, two per process ahead. None starts after the deadline.
+2. Trials are handed out in the order of the pairs, one per process, which begins it at once. None is after the deadline, which
+   is of a clock that nobody sets, and of this machine's: those of a cluster need not agree on the time.
 3. A process that is lost only costs the trials that were handed out and had no result yet: they run again. When that gave no
    result `ATTEMPTS` times in a row, the search ends with an error.
 4. On a cluster, actx and a metric of the user's own have to be installed on every machine; the bench goes there through Ray's
@@ -11,12 +12,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib.util
 import os
 import socket
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -29,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import joblib
 
 from actx.exporter.errors import ActxError, UsageError
+from actx.exporter.scratch import scratch
 from actx.exporter.search.trials import Bench, TrialResult, run_trial, trial_key
 
 if TYPE_CHECKING:
@@ -147,23 +149,19 @@ class _Task:
     Attributes:
         bench: of its site alone.
         pair: site and form.
-        until: when it is too late to start, in seconds of `time.time`, which other machines know too.
         path: where modules of the user's own are found.
         files: of the bench, where it has no folder there: a reference into Ray's object store.
     """
 
     bench: Bench
     pair: Pair
-    until: float | None
     path: tuple[str, ...]
     files: Any = None
 
-    def __call__(self) -> tuple[Pair, TrialResult] | None:
-        if self.until is not None and time.time() > self.until:
-            return None
+    def __call__(self) -> tuple[Pair, TrialResult]:
         bench = self.bench
         if self.files is not None:
-            bench = replace(bench, folder=Path(_unpacked(self.files).name))
+            bench = replace(bench, folder=_unpacked(self.files))
         with _importable(self.path):
             return self.pair, run_trial(bench, *self.pair)
 
@@ -194,16 +192,15 @@ class _Pool:
 
     def run(self, pairs: Sequence[Pair], deadline: float | None) -> Iterator[tuple[Pair, TrialResult]]:
         """2."""
-        until = None if deadline is None else time.time() + deadline - time.monotonic()
         path = (str(Path.cwd()), *filter(None, sys.path))
         tasks = (
-            joblib.delayed(_Task(self.bench.only(pair[0]), pair, until, path, self.files))()
+            joblib.delayed(_Task(self.bench.only(pair[0]), pair, path, self.files))()
             for pair in pairs
             if deadline is None or time.monotonic() <= deadline
         )
-        results = joblib.Parallel(return_as="generator_unordered", batch_size=1)(tasks)
+        results = joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs")(tasks)
         with contextlib.closing(results):
-            yield from filter(None, results)
+            yield from results
 
 
 @contextlib.contextmanager
@@ -270,11 +267,13 @@ _EXECUTORS = {"local": _local, "ray": _ray}
 
 
 @lru_cache(maxsize=1)
-def _unpacked(files: Any) -> tempfile.TemporaryDirectory[str]:
+def _unpacked(files: Any) -> Path:
     """Write the files of a bench to a folder, which goes with the process."""
     import ray  # noqa: PLC0415 - only there
 
-    folder = tempfile.TemporaryDirectory(prefix="actx-bench-")
+    kept = contextlib.ExitStack()
+    atexit.register(kept.close)
+    folder = kept.enter_context(scratch())
     for name, content in ray.get(files).items():
-        (Path(folder.name) / name).write_bytes(content)
+        (folder / name).write_bytes(content)
     return folder

@@ -15,6 +15,7 @@ import json
 import os
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
+from actx.exporter.documents import parse_json, read_document
 from actx.exporter.errors import ActxError, UsageError
 
 if TYPE_CHECKING:
@@ -46,10 +47,10 @@ class Log:
         if not path.absolute().parent.is_dir():
             raise ActxError(f"the folder {path.absolute().parent} does not exist", remedy="Create it first.")
         try:
-            content = path.read_bytes()
+            content = read_document(path)
         except FileNotFoundError:
             return
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise ActxError(f"cannot read {path}", note=str(error), remedy="Give another file.") from error
         if not content.startswith(_BEGINS) and not _BEGINS.startswith(content):  # a crash may have left less
             what = f"{path} is no log of a search"
@@ -106,7 +107,7 @@ def measurement_key(kind: str, *parts: Any) -> str:
 def _entry(line: bytes) -> tuple[str, Any] | None:
     """2."""
     try:
-        found = json.loads(line)
+        found = parse_json(line)
     except ValueError:
         return None
     if not isinstance(found, dict) or tuple(found) != _FIELDS or not isinstance(found["key"], str):

@@ -18,18 +18,17 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from actx.exporter.choose import KEEP, Choice, choose, matches
 from actx.exporter.data import head
 from actx.exporter.errors import UsageError
 from actx.exporter.inspection import owners
+from actx.exporter.scratch import scratch
 from actx.exporter.search import site_latency
 from actx.exporter.search.execute import Executor, parse_executor, run_trials
 from actx.exporter.search.log import measurement_key
@@ -38,6 +37,8 @@ from actx.exporter.search.solve import Option, Point, front, predicted, saved, s
 from actx.exporter.search.trials import TrialResult, trial_key, write_bench
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from actx.exporter.data import Arrays
     from actx.exporter.fitting import Form
     from actx.exporter.latency import Verdict
@@ -246,8 +247,8 @@ class Search:
         assert whole.milliseconds is not None
         share = self._share()
         latencies = self._latencies()
-        with tempfile.TemporaryDirectory(prefix="actx-") as folder:
-            bench = self._trial_bench(Path(folder))
+        with scratch() as folder:
+            bench = self._trial_bench(folder)
             tried = self._trials(bench, latencies)
             keys = {pair: trial_key(bench, *pair) for pair in latencies}
         known = tuple(Candidate(*pair, latency, tried.get(pair)) for pair, latency in latencies.items())
@@ -267,9 +268,9 @@ class Search:
             for pair, latency in latencies.items()
             if isinstance(latency, str) or (latency.saved_ms or 0) > 0 or pair[0] in pinned
         ]
-        with tempfile.TemporaryDirectory(prefix="actx-") as folder:
+        with scratch() as folder:
             begin = time.monotonic()
-            bench = self._trial_bench(Path(folder))
+            bench = self._trial_bench(folder)
             one = 2 * (time.monotonic() - begin)
             missing = [p for p in pairs if self.log.get(trial_key(bench, *p), TrialResult.from_dict) is None]
         known = sum(not isinstance(latency, str) for latency in latencies.values()) + len(pairs) - len(missing)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -33,6 +32,7 @@ from actx.exporter.latency import Comparison, compare_all, time_model
 from actx.exporter.lift import PolyNorm, Site
 from actx.exporter.part import read_values, structure_of, write_part
 from actx.exporter.runtimes.onnxruntime import DEFAULT
+from actx.exporter.scratch import scratch
 from actx.exporter.search.context import Contexts
 from actx.exporter.search.log import measurement_key
 from actx.exporter.targets import Files, Graph
@@ -290,17 +290,17 @@ def _measured(bench: Bench, site: Site, part: ir.Model, choices: Sequence[Choice
     names = [str(value.name) for value in part.graph.inputs]
     feeds = read_values(bench.original, bench.batch, names, bench.options)
     _state_inputs(bench.model, part, feeds)
-    with tempfile.TemporaryDirectory(prefix="actx-") as place:
+    with scratch() as place:
         write = partial(
             write_part, part, target=bench.target, options=bench.options, quant=bench.quant, fold=bench.fold,
             kernels=bench.kernels,
         )  # fmt: skip
-        kept = write([Choice(site, KEEP, None, "")], folder=Path(place) / "kept")
+        kept = write([Choice(site, KEEP, None, "")], folder=place / "kept")
         found: dict[Form, dict[str, Any]] = {}
         graphs: dict[Form, Graph] = {}
         for choice in choices:
             try:
-                graph = write([choice], folder=Path(place) / str(choice.form).replace(":", "-"))
+                graph = write([choice], folder=place / str(choice.form).replace(":", "-"))
                 graph.runtime.open(graph.path).run(feeds)
                 graphs[choice.form] = graph
             except ActxError as error:

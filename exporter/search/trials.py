@@ -11,11 +11,9 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,12 +29,14 @@ from actx.exporter.metrics import METRICS, json_values
 from actx.exporter.recover import recover
 from actx.exporter.runtimes.onnxruntime import DEFAULT, RuntimeOptions
 from actx.exporter.save import save
+from actx.exporter.scratch import scratch
 from actx.exporter.search.log import measurement_key
 from actx.exporter.targets import find_target
 from actx.exporter.workspace import ORIGINAL, portable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
     from typing import TypeAlias
 
     from actx.exporter.calibrate import SiteStatistics
@@ -259,9 +259,9 @@ def _recovered(bench: Bench, lowered: Lowered, choice: Choice) -> Lowered:
 
 
 def _drift(bench: Bench, model: ir.Model) -> float:
-    with tempfile.TemporaryDirectory(prefix="actx-") as folder:
-        save({TRIAL: model}, Path(folder))
-        session = bench.runtime.open(Path(folder) / TRIAL)
+    with scratch() as folder:
+        save({TRIAL: model}, folder)
+        session = bench.runtime.open(folder / TRIAL)
         comparison = Comparison(session.outputs, bench.metric)
         for batch, outputs in bench.batches():
             comparison.update(outputs, session.run(batch.feeds), batch)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+_BUS_ADDRESS = 32  # characters, with room
 _REMEDY = "Run it on a machine with an NVIDIA GPU and its driver."
 
 
@@ -57,6 +58,14 @@ def find_gpu() -> tuple[Gpu | None, str]:
     name = bytes(properties.name).split(b"\0")[0].decode(errors="replace")
     supported = f"{version // 1000}.{version % 1000 // 10}"
     return Gpu(name, f"{properties.major}.{properties.minor}", supported, _clock_mhz(cuda)), ""
+
+
+def bus_address() -> str | None:
+    """Return the PCI address of the first GPU, such as "0000:01:00.0"; None where there is none or CUDA cannot be called."""
+    try:
+        return bytes(_done(_cuda().cudaDeviceGetPCIBusId(_BUS_ADDRESS, 0))).split(b"\0")[0].decode()
+    except ActxError:
+        return None
 
 
 def require_gpu(purpose: str) -> Gpu:

@@ -70,6 +70,11 @@ class EngineRuntime:
         return {"trt": "TensorRT", "trt-rtx": "TensorRT-RTX"}[self.target]
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU does the work: yes."""
+        return True
+
+    @property
     def taps(self) -> bool:
         """Whether values inside can be given as outputs: no, an engine's are fixed when it is built."""
         return False

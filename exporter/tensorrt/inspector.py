@@ -12,11 +12,11 @@ IEngineInspector Usage from TensorRT 10.x to 11.x"):
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from actx.exporter.documents import parse_json
 from actx.exporter.errors import ActxError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def parse_layers(text: str) -> tuple[Layer, ...]:
         ActxError: it is in none of them.
     """
     try:
-        listed = json.loads(text)["Layers"]
+        listed = parse_json(text)["Layers"]
         return tuple(_layer(entry) for entry in listed)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         note = f"{type(error).__name__}: {error}"

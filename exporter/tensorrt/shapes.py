@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 GRAMMAR = "NAME=MIN:OPT:MAX, such as batch=1:8:32, or NAME=SIZE"
 _LARGEST = 2**31 - 1  # the libraries take no larger dimension
-_RANGE = re.compile(r"(?P<name>[^=]+)=(?P<sizes>\d+(?::\d+:\d+)?)")
+_RANGE = re.compile(r"(?P<name>[^=]+)=(?P<sizes>\d{1,18}(?::\d{1,18}:\d{1,18})?)")
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -268,7 +270,7 @@ export(Path(model), Path(out), form=Form.parse("relu"), data=data, force=True, r
     ("kind", "step"), [(signal.SIGINT, "check"), (signal.SIGKILL, "check"), (signal.SIGKILL, "profile")]
 )
 def test_a_killed_process_leaves_the_old_bundle(
-    model: Path, out: Path, calibration: str, kind: signal.Signals, step: str
+    model: Path, out: Path, calibration: str, temporary: Path, kind: signal.Signals, step: str
 ) -> None:
     before = content(out)
     command = [sys.executable, "-c", SCRIPT, str(model), str(out), calibration, step]
@@ -279,10 +281,28 @@ def test_a_killed_process_leaves_the_old_bundle(
         process.send_signal(kind)
         assert process.wait(60) == -kind
     assert content(out) == before
-    left = hidden(out.parent)
-    assert len(left) == (1 if kind == signal.SIGKILL else 0)
-    assert all(name.endswith(".partial") for name in left)
-    export(model, out, form=PWL, measure_latency=False, force=True)  # what was left is in nobody's way
+    left = sorted(Path(name).suffix for name in hidden(out.parent))
+    assert left == ([".lock", ".partial"] if kind == signal.SIGKILL else [])
+    assert len(list(temporary.glob("actx-*"))) == len(left) // 2
+    export(model, out, form=PWL, measure_latency=False, force=True)  # what was left is in nobody's way, and goes
+    assert hidden(out.parent) == list(temporary.glob("actx-*")) == []
+
+
+def test_of_two_exports_to_one_place_one_says_so_before_any_work(model: Path, tmp_path: Path) -> None:
+    out, steps, refused = tmp_path / "out", list[str](), list[str]()
+
+    def second(name: str, done: int, total: int) -> None:
+        try:
+            export(model, out, form=PWL, force=True, progress=lambda step, *_: steps.append(step))
+        except ActxError as error:
+            refused.append(error.what)
+
+    export(model, out, form=Form.parse("relu"), measure_latency=False, force=True, progress=second)
+    assert set(refused) == {f"another process is writing {out}"}
+    assert steps == []
+    assert read_bundle(out)[1].request.form == "relu"
+    export(model, out, form=PWL, measure_latency=False, force=True)
+    assert hidden(tmp_path) == []
 
 
 def test_an_interruption_between_the_renames_puts_the_old_bundle_back(
@@ -349,8 +369,10 @@ print(json.dumps({"codes": codes, "forms": forms, "left": [f.name for f in out.p
 
 
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
-def test_a_signal_at_any_change_leaves_a_whole_bundle(model: Path, out: Path, kind: signal.Signals) -> None:
-    """The old one before the swap, the new one after it."""
+def test_a_signal_at_any_change_leaves_a_whole_bundle(
+    model: Path, out: Path, temporary: Path, kind: signal.Signals
+) -> None:
+    """The old one before the swap, the new one after it; what a run leaves behind is removed by the next."""
     command = [sys.executable, "-c", EVERY_STEP, str(model), str(out), str(int(kind))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -360,8 +382,19 @@ def test_a_signal_at_any_change_leaves_a_whole_bundle(model: Path, out: Path, ki
     assert len(found["codes"]) > 8  # files are made and the folders swapped
     assert found["forms"][0] == "pwl:8"  # of `out`
     assert found["forms"][-1] == ("pwl:8", "relu")[len(found["codes"]) % 2]
-    if kind == signal.SIGINT:  # what is left is of interruptions of the cleaning itself
-        assert len(found["left"]) <= 3
+    assert found["left"] == []
+    assert list(temporary.glob("actx-*")) == []  # ONNX Runtime leaves a file of its own
+
+
+def test_a_clock_that_is_set_back_all_the_time(
+    model: Path, tmp_path: Path, calibration: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hours = itertools.count(2_000_000_000, -3600)
+    monkeypatch.setattr(time, "time", lambda: float(next(hours)))
+    exported = export(model, tmp_path / "out", form=PWL, data=calibration, runs=3)
+    bundle.verify(*read_bundle(exported.path))
+    assert exported.latency is not None
+    assert exported.latency.original.min > 0
 
 
 # --- a full disk ---

@@ -18,6 +18,7 @@ from actx.exporter.data import Batch, Data
 from actx.exporter.errors import ActxError, UsageError
 from actx.exporter.lift import Site, lift
 from actx.exporter.load.prepare import prepare
+from actx.exporter.scratch import exclusive
 from tests.networks import HIDDEN, SPELLINGS, WIDTH, many_sites, onnx_mlp
 
 if TYPE_CHECKING:
@@ -198,6 +199,18 @@ def test_a_pass_over_anything_else_begins_anew(tmp_path: Path, mlp: tuple[Path, 
     found = calibrate(path, sites, data_of(arrays), progress=lambda done, _: seen.append(done), checkpoint=checkpoint)
     assert seen == [2, 5, 6][: len(arrays)]
     assert states(found) == states(calibrate(path, sites, data_of(arrays)))
+
+
+def test_two_passes_do_not_write_one_checkpoint_at_once(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "pass.npz", "digest of the model")
+    checkpoint.save("first", {"sums": np.ones(3)})
+    with exclusive(tmp_path / "pass.npz.part"):  # as another process has it
+        checkpoint.save("second", {"sums": np.zeros(3)})
+    assert checkpoint.load("second") is None
+    assert checkpoint.load("first") is not None
+    checkpoint.save("second", {"sums": np.zeros(3)})
+    assert checkpoint.load("second") is not None
+    assert [file.name for file in tmp_path.iterdir()] == ["pass.npz"]
 
 
 def test_a_checkpoint_that_cannot_be_written(tmp_path: Path, mlp: tuple[Path, tuple[Site, ...]]) -> None:

@@ -4,6 +4,29 @@
 
 namespace actx {
 
+namespace {
+
+constexpr std::int64_t kMaxElements = std::int64_t{1} << 56;  // no machine addresses more bytes
+
+bool is_possible(const Shape& shape) {
+  std::int64_t count = 1;
+  for (const std::int64_t size : shape) {
+    if (size < 0 || size > kMaxElements / count) return false;
+    count *= size == 0 ? 1 : size;
+  }
+  return true;
+}
+
+}  // namespace
+
+Inputs::Inputs(const Tensor* tensors, std::size_t count) : tensors_(tensors), count_(count) {
+  for (std::size_t i = 0; i < count; ++i) {
+    if (!is_possible(tensors[i].shape)) {
+      throw Error("input " + std::to_string(i) + " has a shape that no array has, " + to_string(tensors[i].shape));
+    }
+  }
+}
+
 const std::vector<OpInfo>& op_infos() {
   static const std::vector<Type> floats = {Type::kFloat, Type::kFloat16, Type::kBfloat16};
   static const std::vector<Type> codes = {Type::kUint8, Type::kInt8};

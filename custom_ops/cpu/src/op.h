@@ -31,10 +31,11 @@ struct Tensor {
   bool present = false;
 };
 
-// A view of the inputs of a call, which the caller owns: one entry for every input that the op can have, in order.
+// A view of the inputs of a call, which the caller owns: one entry for every input that the op can have, in order. Throws Error
+// where a shape has a negative size, or sizes whose product overflows without those that are zero, so that no op's can.
 class Inputs {
  public:
-  Inputs(const Tensor* tensors, std::size_t count) : tensors_(tensors), count_(count) {}
+  Inputs(const Tensor* tensors, std::size_t count);
 
   std::size_t size() const { return count_; }
   const Tensor* begin() const { return tensors_; }

@@ -80,6 +80,10 @@ SplineAttributes read_spline(const Attributes& attributes, std::int64_t channels
   s.segments = static_cast<int>(size / channels);
   check_size_of_table(s.segments, s.degree);
   check_size(prefix + "knots", s.knots.size(), channels * (s.segments - 1));
+  if (entries > static_cast<std::int64_t>(s.coefficients.size())) {
+    throw Error("there are " + std::to_string(entries) + " entries, and the attribute '" + prefix + "coefficients' has only " +
+                std::to_string(s.coefficients.size()) + " values");
+  }
   check_size(prefix + "coefficients", s.coefficients.size(), size * (s.degree + 1) * entries);
   check_ascending(s, prefix + "knots");
   return s;

@@ -286,7 +286,7 @@ print(Case(Path(sys.argv[1])).export(3e-3).path)
 
 
 @pytest.mark.slow
-def test_a_search_that_was_killed_goes_on(setting: Setting) -> None:
+def test_a_search_that_was_killed_goes_on(setting: Setting, temporary: Path) -> None:
     undisturbed = setting(1, 100, name="undisturbed").export(3e-3)
     case = setting(1, 100, name="killed")
     rng = random.Random(0)
@@ -303,6 +303,8 @@ def test_a_search_that_was_killed_goes_on(setting: Setting) -> None:
     assert set(found.values()) == {1}
     manifest = bundle.read_bundle(case.out)[1]
     assert [site.form for site in manifest.sites] == forms_of(undisturbed)
+    assert [file.name for file in case.folder.iterdir() if file.name.startswith(".")] == []
+    assert list(temporary.glob("actx-*")) == []
 
 
 def start(case: Case) -> subprocess.Popen[bytes]:

@@ -48,6 +48,7 @@ class Spline final : public Op {
 
   void run(Inputs inputs, void* output, const Parallel& parallel) const override {
     const Tensor& x = inputs[0];
+    if (product(x.shape) == 0) return;  // there may be any number of rows of none
     const void* u = inputs[1].present ? inputs[1].data : nullptr;
     if (!axis_) return run_plain(x, u, output, parallel);
     const std::size_t axis = normalized_axis(*axis_, x.shape);

@@ -1,10 +1,12 @@
-"""Behaviour of `devices.sensors` on trees of files as Linux has them."""
+"""Behaviour of `sensors` on trees of files as Linux has them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from actx.exporter.devices import sensors
+import pytest
+
+from actx.exporter import sensors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +32,6 @@ def write(root: Path, files: dict[str, str]) -> Path:
 def test_what_is_not_told_is_not_known(tmp_path: Path) -> None:
     assert sensors.conditions([0, 1], tmp_path) == NOTHING
     assert sensors.model_name(tmp_path) is None
-    assert "has no energy counter" in str(sensors.energy(tmp_path))
 
 
 def test_a_board(tmp_path: Path) -> None:
@@ -90,19 +91,19 @@ def test_a_server(tmp_path: Path) -> None:
     assert sensors.conditions([0], root)["throttled"] is False, "a fan does not hold the clock down"
 
 
-def test_energy_of_the_packages(tmp_path: Path) -> None:
-    zones = {"intel-rapl:0": "package-0", "intel-rapl:0:0": "core", "intel-rapl:1": "package-1", "intel-rapl:2": "psys"}
-    root = write(tmp_path, {f"sys/class/powercap/{zone}/name": f"{name}\n" for zone, name in zones.items()})
-    write(root, {f"sys/class/powercap/{zone}/max_energy_range_uj": "999\n" for zone in zones})
-    assert "may not be read" in str(sensors.energy(root))
-    write(root, {f"sys/class/powercap/{zone}/energy_uj": "900\n" for zone in zones})
-    before = sensors.energy(root)
-    write(
-        root,
-        {"sys/class/powercap/intel-rapl:0/energy_uj": "950\n", "sys/class/powercap/intel-rapl:1/energy_uj": "10\n"},
+def test_a_module_counts_its_over_currents(tmp_path: Path) -> None:
+    root = write(
+        tmp_path, {"sys/class/hwmon/hwmon1/oc1_event_cnt": "2\n", "sys/class/hwmon/hwmon1/oc3_event_cnt": "1\n"}
     )
-    after = sensors.energy(root)
-    assert isinstance(before, dict)
-    assert isinstance(after, dict)
-    assert set(before) == {"intel-rapl:0", "intel-rapl:1"}
-    assert sensors.energy_between(before, after) == 50 + 110, "the second has begun again"
+    before = sensors.conditions([0], root)
+    assert before["throttle_events"] == 3
+    assert sensors.was_throttled([before, before]) is False
+    write(root, {"sys/class/hwmon/hwmon1/oc3_event_cnt": "2\n"})
+    assert sensors.was_throttled([before, sensors.conditions([0], root)]) is True
+
+
+@pytest.mark.parametrize(
+    ("cpu", "gpu", "expected"), [(None, None, None), (False, None, False), (None, True, True), (False, True, True)]
+)
+def test_a_gpu_may_be_held_down_too(cpu: bool | None, gpu: bool | None, expected: bool | None) -> None:
+    assert sensors.was_throttled([NOTHING | {"throttled": cpu, "gpu": {"throttled": gpu}}, NOTHING]) is expected
