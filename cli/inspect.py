@@ -62,7 +62,7 @@ def command(
         graph = best_graph(model, trust=trust)
         _, manifest = read_bundle(model)
         if json:
-            from actx.exporter.comparison import site_layers  # noqa: PLC0415
+            from actx.exporter.measuring import site_layers  # noqa: PLC0415
 
             layers = {name: asdict(found) for name, found in site_layers(graph).items()}
             shown = {"graph": graph.path.name, "reason": graph.reason, "site_layers": layers}
@@ -123,7 +123,7 @@ def _print(found: Inspection, *, explain: bool) -> None:
 
 def _print_bundle(path: Path, manifest: Manifest, graph: Graph) -> None:
     from actx.cli import printing  # noqa: PLC0415
-    from actx.exporter.comparison import site_layers  # noqa: PLC0415
+    from actx.exporter.measuring import site_layers  # noqa: PLC0415
 
     rows = []
     for site in manifest.sites:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from actx.exporter.building import build
     from actx.exporter.comparing import compare
-    from actx.exporter.comparison import check, profile
     from actx.exporter.data import InputSpec
     from actx.exporter.errors import ActxError
     from actx.exporter.fitting import Form, fit
     from actx.exporter.inspection import inspect
+    from actx.exporter.measuring import check, profile
     from actx.exporter.opening import session
     from actx.exporter.pipeline import export
     from actx.exporter.reporting import report
@@ -48,12 +48,12 @@ _HOMES = {
     "RuntimeOptions": "runtimes.onnxruntime",
     "SearchOptions": "search.search",
     "build": "building",
-    "check": "comparison",
+    "check": "measuring",
     "compare": "comparing",
     "export": "pipeline",
     "fit": "fitting",
     "inspect": "inspection",
-    "profile": "comparison",
+    "profile": "measuring",
     "report": "reporting",
     "rewrite": "rewriting",
     "session": "opening",

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, TypeAlias
 from actx.exporter import bundle
 from actx.exporter.attribution import RECOVERY, REWRITE, Attribution
 from actx.exporter.building import baseline, build_engine
-from actx.exporter.comparison import halves_of, owners_of, tap, tap_behind
 from actx.exporter.drift import DriftReport, SiteTap, check
 from actx.exporter.errors import IncomparableError, TargetUnavailable
 from actx.exporter.ffn.measurement import Meter
@@ -18,6 +17,7 @@ from actx.exporter.inspection import owners, products
 from actx.exporter.kernels import carry
 from actx.exporter.latency import LatencyReport, compare, profile
 from actx.exporter.lower import Lowered, Placement, lower
+from actx.exporter.measuring import halves_of, owners_of, tap, tap_behind
 from actx.exporter.quantize.fused import SiteFusion, inspect_fused, optimized_graph
 from actx.exporter.quantize.source import Source, table_sites
 from actx.exporter.recover import SiteRecovery, recover

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
-from actx.exporter.comparison import check_there, opened, prepared, profile_there
 from actx.exporter.drift import DriftReport
 from actx.exporter.errors import ActxError, RequirementError
 from actx.exporter.latency import LatencyReport
+from actx.exporter.measuring import check_there, opened, prepared, profile_there
 from actx.exporter.runtimes.onnxruntime import DEFAULT, RuntimeOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from actx.exporter.comparison import Opened, Prepared
     from actx.exporter.data import InputSpec
     from actx.exporter.devices.config import Device
+    from actx.exporter.measuring import Opened, Prepared
 
     Progress: TypeAlias = Callable[[str, int, int], None]
 

@@ -317,7 +317,7 @@ def _step_like(g: Graph, x: str) -> str:
     ("write", "formula"),
     [(_sign, np.sign), (_nonzero, lambda x: np.maximum(x, 0)), (_step_like, lambda x: np.where(x > 1, x, 0))],
 )
-def test_comparisons_cast_to_numbers(write: Any, formula: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
+def test_measurings_cast_to_numbers(write: Any, formula: Callable[[NDArray[Any]], NDArray[Any]]) -> None:
     site = only_site(onnx_mlp(write))
     np.testing.assert_array_equal(site.evaluate(X), formula(X))
 

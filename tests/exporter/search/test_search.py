@@ -25,11 +25,11 @@ import onnx
 import pytest
 
 from actx.exporter import bundle
-from actx.exporter.comparison import check, profile
 from actx.exporter.data import hold_out, load_data
 from actx.exporter.errors import ActxError, TargetUnavailable, UsageError
 from actx.exporter.fitting import Form
 from actx.exporter.load import load
+from actx.exporter.measuring import check, profile
 from actx.exporter.pipeline import DriftExceeded, Exported, NotBuilt, export, plan
 from actx.exporter.runtimes.onnxruntime import RuntimeOptions
 from actx.exporter.search.search import Plan, SearchOptions
