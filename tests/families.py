@@ -193,7 +193,8 @@ FAMILIES: dict[str, Family] = {
     "granite": _decoder("GraniteForCausalLM", silu=2),
     "nemotron": _decoder("NemotronForCausalLM", relu2=2),
     "apertus": _decoder("ApertusForCausalLM", xielu=2),
-    "gpt-oss": _decoder("GptOssForCausalLM", GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2}, swish=2),
+    # The gate is clipped before its swish, and what it multiplies is clipped too.
+    "gpt-oss": _decoder("GptOssForCausalLM", GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2}, scalar=4),
     "cohere": _decoder("CohereForCausalLM", silu=2),
     "glm4": _decoder("Glm4ForCausalLM", silu=2),
     "smollm3": _decoder("SmolLM3ForCausalLM", silu=2),
