@@ -130,13 +130,7 @@ def _check_external(path: Path, name: str, tensor: ir.ExternalTensor) -> None:
         there = file.stat().st_size if file.is_file() else None
         offset, size = tensor.offset or 0, tensor.nbytes
         np.dtype(tensor.dtype.numpy())
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        TypeError,
-        OverflowError,
-    ) as error:  # of a name or a type that there is not
+    except (OSError, ValueError, RuntimeError, TypeError, OverflowError) as error:  # a name or a type that cannot be
         raise _damaged(path, f"{name}, external data at {location}: {error}") from error
     if not inside:
         raise ActxError(

@@ -25,8 +25,9 @@ from actx.exporter.load.parameters import check_parameters
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-# An attribute that a new opset adds has the default that changes nothing, but in these.
+# Functions come to no more nodes than this once they are inlined.
 _MAX_NODES = 1 << 20
+# An attribute that a new opset adds has the default that changes nothing, but in these.
 _OTHER_MEANING = frozenset({"GroupNormalization", "RoiAlign"})
 
 
