@@ -7,20 +7,16 @@ bfloat16 where a GPU rounds, and loses its subnormal numbers: both conversions a
 # ruff: noqa: PLC0415 - Triton may be absent, and is told how to run kernels before its first import
 from __future__ import annotations
 
-import os
-import pickle
-import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
 
 from actx.custom_ops.ops import OPS, TensorType
+from tests.custom_ops.gpu.worker import Worker, answer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -28,17 +24,13 @@ if TYPE_CHECKING:
     from actx.custom_ops.gpu.tables import Search
 
 
-class Interpreter:
+class Interpreter(Worker):
     """Runs ops as `Library` and `Process` of the CPU kernels do."""
 
     isas = ("interpreter",)
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", f"from {__name__} import serve; serve()"],
-            cwd=Path(__file__).parents[3], env={**os.environ, "TRITON_INTERPRET": "1"},
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
+        super().__init__(__name__, environment={"TRITON_INTERPRET": "1"})
 
     def run(
         self,
@@ -50,38 +42,10 @@ class Interpreter:
     ) -> NDArray[Any]:
         return self.call(run_op, op_type, attributes, inputs)
 
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        pickle.dump((function.__name__, arguments), self._process.stdin)
-        self._process.stdin.flush()
-        result = pickle.load(self._process.stdout)
-        if isinstance(result, Exception):
-            raise result
-        return result
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.stdout.close()
-        assert self._process.wait() == 0
-
 
 def serve() -> None:
-    """Run functions of this module by their names, until there are no more."""
     _prepare()
-    while True:
-        try:
-            name, arguments = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
-        try:
-            result = globals()[name](*arguments)
-        except Exception as error:  # noqa: BLE001 - the test raises it
-            result = error
-        pickle.dump(result, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
+    answer(globals())
 
 
 def _prepare() -> None:

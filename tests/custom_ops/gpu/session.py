@@ -8,7 +8,6 @@ memory is memory of the host. What is launched gets the parameters checked again
 from __future__ import annotations
 
 import ctypes
-import pickle
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from actx.custom_ops.gpu.node import compile_node
 from actx.custom_ops.ops import TensorType
 from tests.custom_ops.cpu.nodes import model
 from tests.custom_ops.cpu.test_onnxruntime import open_session, run_case
+from tests.custom_ops.gpu.worker import Worker, answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -46,30 +46,9 @@ def build_driver(folder: Path) -> Path:
     return path
 
 
-class Worker:
-    """Runs functions of this module in a process."""
-
-    def __init__(self, library: Path, driver: Path | None, environment: Mapping[str, str]) -> None:
-        command = [sys.executable, "-c", f"from {__name__} import serve; serve()", str(library), str(driver or "")]
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, cwd=HERE.parents[2], stdin=pipe, stdout=pipe, env=dict(environment))
-
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        pickle.dump((function.__name__, arguments), self._process.stdin)
-        self._process.stdin.flush()
-        result = pickle.load(self._process.stdout)
-        if isinstance(result, Exception):
-            raise result
-        return result
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.stdout.close()
-        assert self._process.wait() == 0
+def start(library: Path, driver: Path | None, environment: Mapping[str, str]) -> Worker:
+    """Start the process."""
+    return Worker(__name__, str(library), str(driver or ""), environment=environment)
 
 
 # --- what the process runs ---
@@ -84,21 +63,10 @@ class _Library:
 
 
 def serve() -> None:
-    """Run functions of this module by their names, until there are no more."""
     global _LIBRARY, _DRIVER  # noqa: PLW0603 - the state of the process
     _LIBRARY = _Library(sys.argv[1])
     _DRIVER = ctypes.CDLL(sys.argv[2]) if sys.argv[2] else None
-    while True:
-        try:
-            name, arguments = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
-        try:
-            result = globals()[name](*arguments)
-        except Exception as error:  # noqa: BLE001 - the test raises it
-            result = error if isinstance(error, AssertionError) else RuntimeError(str(error))
-        pickle.dump(result, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
+    answer(globals(), AssertionError)
 
 
 @dataclass

@@ -18,13 +18,15 @@ from actx.custom_ops.ops import OPS
 from tests.custom_ops.cpu.conftest import need
 from tests.custom_ops.cpu.nodes import of_x_type
 from tests.custom_ops.gpu import session
-from tests.custom_ops.gpu.session import Worker, build_driver
+from tests.custom_ops.gpu.session import build_driver, start
 from tests.op_cases import Case, cases, gelu_table, numbers
 from tests.op_strategies import any_case
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.custom_ops.gpu.worker import Worker
 
 
 def preloaded(*libraries: str) -> str:
@@ -53,14 +55,14 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def worker(folder: Path, library: Path, environment: dict[str, str]) -> Iterator[Worker]:
-    found = Worker(library, build_driver(folder), environment)
+    found = start(library, build_driver(folder), environment)
     yield found
     found.close()
 
 
 @pytest.fixture(scope="module")
 def without_driver(library: Path, environment: dict[str, str]) -> Iterator[Worker]:
-    found = Worker(library, None, environment)
+    found = start(library, None, environment)
     yield found
     found.close()
 
