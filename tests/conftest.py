@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import os
+import signal
 import sysconfig
 import tempfile
 import warnings
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Processes that share the cores wait for each other where each has a thread on every core. Before torch and NumPy start theirs.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell starts what runs in the background with Ctrl-C ignored, and processes that tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Split: TypeAlias = Literal["calibration", "held_out"]
 Batch: TypeAlias = "dict[str, NDArray[np.int64]]"
