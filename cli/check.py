@@ -43,6 +43,7 @@ def command(
     """
     from actx.cli import printing  # noqa: PLC0415 - the help must answer without the library
     from actx.exporter import check  # noqa: PLC0415 - as above
+    from actx.exporter.errors import RequirementError  # noqa: PLC0415 - as above
 
     chosen, specs, asked = (
         options.parse_devices(device, devices),
@@ -50,7 +51,7 @@ def command(
         options.runtime_options(threads),
     )
     if chosen is not None and chosen.group:
-        from actx.exporter.devices.sweep import check_all, exit_code  # noqa: PLC0415 - as above
+        from actx.exporter.devices.sweep import check_all, raise_for  # noqa: PLC0415 - as above
         from actx.exporter.errors import UsageError  # noqa: PLC0415 - as above
 
         if save_outputs is not None:
@@ -62,7 +63,8 @@ def command(
                 progress=progress,
             )  # fmt: skip
         printing.print_outcomes(outcomes, printing.DRIFT_COLUMNS, printing.drift_row, json=json)
-        raise typer.Exit(exit_code(outcomes))
+        raise_for(outcomes)
+        return
     with printing.progress_bar() as progress:
         report = check(
             model, artifact, data=data, inputs=specs, batch_size=batch_size, metric=metric,
@@ -76,4 +78,8 @@ def command(
         printing.print_drift(report)
         printing.print_notes(report.notes)
     if not report:
-        raise typer.Exit(3)
+        raise RequirementError(
+            f"the drift is over the budget of {report.max_drift:g}",
+            note=f"{report.graph} has {report.drift:.6g} ({report.metric})",
+            remedy="Export with a finer form, or look at the sites with the most noise.",
+        )

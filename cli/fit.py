@@ -147,10 +147,11 @@ def _print(name: str, found: Fit, plot: Path | None) -> None:
 
 def _proof(found: Fit) -> str:
     from actx.cli import printing  # noqa: PLC0415
+    from actx.exporter.reporting.words import bound  # noqa: PLC0415
 
     if found.certificate is None:
         return "proved: nothing, no bound on the error was found"
     low, high = found.certificate.interval
-    tails = printing.tails(found.tail_degrees)
+    tails, error = printing.tails(found.tail_degrees), bound(found.certificate.error)
     beyond = f"tails: {tails}" if tails else "nothing is known beyond it"
-    return f"proved: at most {printing.at_most(found.certificate.error)} for every float32 in [{low:.9g}, {high:.9g}]; {beyond}"
+    return f"proved: at most {error} for every float32 in [{low:.9g}, {high:.9g}]; {beyond}"

@@ -110,10 +110,11 @@ def _print(found: Inspection, *, explain: bool) -> None:
     for note in found.notes:
         printing.print_line(f"Note: {note}")
     if explain:
-        printing.print_line("")
-        printing.print_table(
-            "No sites", ("region", "ops", "because"), _grouped((r.name, r.ops, r.reason) for r in found.rejections)
-        )
+        if found.rejections:
+            printing.print_line("")
+            printing.print_table(
+                "No sites", ("region", "ops", "because"), _grouped((r.name, r.ops, r.reason) for r in found.rejections)
+            )
         if found.ffn_rejections:
             printing.print_line("")
             printing.print_table(

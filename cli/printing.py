@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import decimal
 import json
 import re
 import shutil
 import sys
 from typing import TYPE_CHECKING, Any
+
+from actx.exporter.reporting.words import bound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -102,12 +103,6 @@ def share(value: float | None) -> str:
     return "not measured" if value is None else f"{100 * value:.1f}%"
 
 
-def at_most(value: float) -> str:
-    """Return a bound in four digits, rounded up."""
-    with decimal.localcontext(prec=4, rounding=decimal.ROUND_CEILING):
-        return f"{float(+decimal.Decimal(value)):.4g}"
-
-
 def tails(degrees: Sequence[int | None]) -> str:
     """Return what a function does at the ends of the line, left and right; nothing where it is not known."""
     return "" if None in degrees else " and ".join(_TAILS[degree] for degree in degrees if degree is not None)
@@ -117,7 +112,7 @@ def proved(fit: FitEntry | None) -> str:
     """Return the proved bound of a site's error, or what was sampled."""
     if fit is None:
         return "-"
-    return f"~{fit.max_error:.4g}" if fit.certificate is None else at_most(fit.certificate.error)
+    return f"~{fit.max_error:.4g}" if fit.certificate is None else bound(fit.certificate.error)
 
 
 def interval(fit: FitEntry | None) -> str:
@@ -274,7 +269,8 @@ def print_outcomes(
         if outcome.report is not None:
             rows.append([outcome.device.name, *row(outcome.report)])
             notes += [f"{outcome.device.name}: {note}" for note in outcome.report.notes]
-    print_table(f"{len(rows)} of {count(len(outcomes), 'device')}", columns, rows)
+    if rows:
+        print_table(f"{len(rows)} of {count(len(outcomes), 'device')}", columns, rows)
     print_notes(notes)
     for outcome in outcomes:
         if outcome.error is not None:

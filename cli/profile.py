@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import typer
-
 from actx.cli import options
 
 EXAMPLE = "Example: actx profile model.pt2 out --data eval.npz --threads 1 --runs 100"
@@ -39,7 +37,7 @@ def command(
     asked = options.runtime_options(threads, cuda_graph=cuda_graph, transfers=transfers, spin=spin)
     specs = options.parse_inputs(inputs)
     if chosen is not None and chosen.group:
-        from actx.exporter.devices.sweep import exit_code, profile_all  # noqa: PLC0415 - as above
+        from actx.exporter.devices.sweep import profile_all, raise_for  # noqa: PLC0415 - as above
 
         with printing.progress_bar() as progress:
             outcomes = profile_all(
@@ -47,7 +45,8 @@ def command(
                 factory=factory, kernels=kernels, options=asked, progress=progress,
             )  # fmt: skip
         printing.print_outcomes(outcomes, printing.LATENCY_COLUMNS, printing.latency_row, json=json)
-        raise typer.Exit(exit_code(outcomes))
+        raise_for(outcomes)
+        return
     with printing.progress_bar() as progress:
         report = profile(
             model, artifact, data=data, inputs=specs, batch_size=batch_size, runs=runs, trust=trust,

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -471,8 +471,8 @@ def _read_npz(path: Path) -> Arrays:
         with opened as file:  # numpy leaves a file that it opened itself open when the archive is broken
             if file.read(len(_MAGIC)) != _MAGIC:
                 file.seek(0)
-                archive = np.load(file, allow_pickle=False)
-                _check_overlap(archive.zip, path.stat().st_size)
+                _check_overlap(file, path.stat().st_size)
+                archive = np.lib.npyio.NpzFile(file)
                 return {name: _read_member(archive, name, path) for name in archive.files}
     except _BROKEN_FILE as error:
         msg = f"'{path}' is not a complete .npz file"
@@ -499,9 +499,10 @@ def _read_member(archive: Any, name: str, path: Path) -> NDArray[Any]:
     return array
 
 
-def _check_overlap(archive: zipfile.ZipFile, size: int) -> None:
+def _check_overlap(file: IO[bytes], size: int) -> None:
     """Refuse members that share their bytes: thousands could unpack the same ones."""
-    there = sum(info.compress_size for info in archive.infolist())
+    with zipfile.ZipFile(file) as archive:
+        there = sum(info.compress_size for info in archive.infolist())
     if there > size:
         raise ValueError(f"its members claim {there} bytes, and the file has {size}")
 

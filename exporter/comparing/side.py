@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from actx.exporter.bundle import read_bundle
+from actx.exporter.bundle import read_bundle, verify
 from actx.exporter.comparing.condition import keyed
 from actx.exporter.documents import parse_json, read_document
 from actx.exporter.errors import ActxError
@@ -144,12 +144,13 @@ def read_side(path: Path, name: str) -> Side:
     """Read a bundle, or a file of JSON, and call it by a name.
 
     Raises:
-        ActxError: it is neither, or damaged.
+        ActxError: it is neither, or a file of the bundle is missing or not the one that was written.
     """
     side = Side(name)
     try:
         if path.is_dir():
             folder, manifest = read_bundle(path)
+            verify(folder, manifest)
             side.add_manifest(manifest)
             side.add_files(folder, list(manifest.files))
         else:

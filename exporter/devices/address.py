@@ -44,7 +44,8 @@ class Address:
         if match is None or (port is not None and not 0 < port <= _MAX_PORT):
             raise UsageError(
                 f"'{text}' is no address of a device",
-                note=f"expected {GRAMMAR}, of letters, digits and . _ - with a port up to {_MAX_PORT}; no password",
+                note=f"expected {GRAMMAR}, of letters, digits and . _ - or an IPv6 address in brackets, with a port up to "
+                f"{_MAX_PORT}; no password",
                 remedy="Give what else ssh needs a Host entry in ~/.ssh/config, and name that host.",
             )
         return cls(match["host"] or match["ipv6"], match["user"], port)

@@ -100,7 +100,7 @@ def find_devices(text: str, file: Path | None = None) -> Chosen:
     if file is None and not place.exists():
         raise UsageError(
             f"there is no device {text!r}",
-            note=f"there is no {FILE} in this folder",
+            note=f"an address begins with {SCHEME}, and there is no {FILE} in this folder",
             remedy=f"Give an address, {SCHEME}USER@HOST, or the file that names the device with --devices.",
         )
     known = _read(place)
@@ -109,7 +109,11 @@ def find_devices(text: str, file: Path | None = None) -> Chosen:
         return Chosen(tuple(devices[name] for name in known.groups[text]), group=True)
     if text not in devices:
         names = ", ".join((*devices, *known.groups)) or "none"
-        raise UsageError(f"there is no device {text!r}", note=f"{place} has: {names}", remedy="Choose one of these.")
+        raise UsageError(
+            f"there is no device {text!r}",
+            note=f"{place} has: {names}",
+            remedy=f"Choose one of these, or give an address, {SCHEME}USER@HOST.",
+        )
     return Chosen((devices[text],), group=False)
 
 

@@ -51,12 +51,26 @@ class Outcome(Generic[R]):
         }
 
 
-def exit_code(outcomes: Sequence[Outcome[Any]]) -> int:
-    """Return the exit code of a sweep: that of an error where a device failed, else that of a missed budget, else 0."""
-    if any(outcome.report is None for outcome in outcomes):
-        return ActxError.exit_code
-    missed = any(isinstance(outcome.report, DriftReport) and not outcome.report for outcome in outcomes)
-    return RequirementError.exit_code if missed else 0
+def raise_for(outcomes: Sequence[Outcome[Any]]) -> None:
+    """Raise what a sweep ends with; nothing where all devices were measured and no budget is missed.
+
+    Raises:
+        ActxError: a device failed.
+        RequirementError: none failed, and a budget is missed.
+    """
+    failed = [(outcome.device.name, outcome.error) for outcome in outcomes if outcome.error is not None]
+    if failed:
+        name, first = failed[0]
+        raise ActxError(
+            f"{len(failed)} of {len(outcomes)} devices failed", note=f"{name}: {first.what}", remedy=first.remedy
+        )
+    over = [one.device.name for one in outcomes if isinstance(one.report, DriftReport) and not one.report]
+    if over:
+        raise RequirementError(
+            f"the drift is over the budget on {len(over)} of {len(outcomes)} devices",
+            note=", ".join(over),
+            remedy="Export with a finer form, or look at the sites with the most noise.",
+        )
 
 
 def check_all(

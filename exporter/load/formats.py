@@ -40,8 +40,8 @@ def detect(path: Path) -> Format:
     except IsADirectoryError as error:
         raise ActxError(
             f"{path} is a folder, not a model file",
-            note="a Hugging Face folder has a config.json",
-            remedy="Name the file inside it.",
+            note="a Hugging Face folder has a config.json; a bundle is what actx made of a model, and comes behind it",
+            remedy="Name the file inside it, or the original model.",
         ) from error
     except OSError as error:
         raise ActxError(f"cannot read {path}", note=str(error.strerror), remedy="Check the path.") from error

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import decimal
 import re
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from actx.exporter.errors import one_line, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from actx.exporter.manifest import EngineEntry
 
@@ -21,6 +23,12 @@ def number(value: float | str | None, digits: int = 4) -> str:
     if value is None:
         return NOT_MEASURED
     return value if isinstance(value, str) else f"{value:.{digits}g}"
+
+
+def bound(value: float) -> str:
+    """Return an upper bound in four digits, rounded up."""
+    with decimal.localcontext(prec=4, rounding=decimal.ROUND_CEILING):
+        return f"{float(+decimal.Decimal(value)):.4g}"
 
 
 def signed(value: float | str | None) -> str:
@@ -83,6 +91,37 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return dict(_flat(values, prefix))
 
 
+def conditions(runtime: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a latency was measured in with one line for each thing that was told of the machine in the rounds."""
+    fared = runtime.get("conditions")
+    if fared is None:
+        return dict(runtime)
+    told = [_told(stage) for stage in (fared["before"], *fared["during"], fared["after"])]
+    spans = {
+        name: _span([value for one in told for value in one.get(name, ())]) for name in dict.fromkeys(chain(*told))
+    }
+    return {**runtime, "conditions": spans}
+
+
+def _told(stage: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return what was told at one moment, as lists by name."""
+    found: dict[str, list[Any]] = {}
+    for name, value in stage.items():
+        if isinstance(value, dict):
+            found |= {f"{name}.{inner}": one for inner, one in _told(value).items()}
+        elif value is not None:
+            found[name] = value if isinstance(value, list) else [value]
+    return found
+
+
+def _span(values: Sequence[Any]) -> str:
+    """Return the least and the greatest of numbers, or what other values there are."""
+    if any(isinstance(value, str | bool) for value in values):
+        return ", ".join(dict.fromkeys(map(str, values)))
+    low, high = number(min(values)), number(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
 def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
     for name, value in values.items():
         if isinstance(value, dict):
@@ -117,6 +156,8 @@ FILTERS: dict[str, Callable[..., Any]] = {
         code,
         plain,
         flat,
+        conditions,
         engine,
+        bound,
     )
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -145,16 +146,21 @@ def test_synthetic_input_is_said(against: Any) -> None:
 
 
 def test_forms_facts_and_sizes(tmp_path: Path) -> None:
-    names = {"weights.data": "0" * 64, "model.onnx": "0" * 64, "kernels/linux-aarch64/libactx_ops.so": "0" * 64}
+    files = [{"weights.data": b"0" * 900, "model.onnx": b"0" * size} for size in (100, 200, 100)]
+    names = [
+        {name: hashlib.sha256(content).hexdigest() for name, content in one.items()}
+        | {"kernels/linux-aarch64/libactx_ops.so": "0" * 64}
+        for one in files
+    ]
     contents = [
-        manifest({"a": "keep", "b": "keep"}, files=names),
-        manifest({"a": "keep", "b": "relu"}, files=names, request={"target": "openvino", "quant": "int8"}),
-        manifest({"a": "keep", "c": "relu"}, files=names, source=manifest()["source"] | {"sha256": "1" * 64}),
+        manifest({"a": "keep", "b": "keep"}, files=names[0]),
+        manifest({"a": "keep", "b": "relu"}, files=names[1], request={"target": "openvino", "quant": "int8"}),
+        manifest({"a": "keep", "c": "relu"}, files=names[2], source=manifest()["source"] | {"sha256": "1" * 64}),
     ]
     folders = [written(content, tmp_path / name) for name, content in zip("xyz", contents, strict=True)]
-    for size, folder in zip((100, 200, 100), folders, strict=True):
-        (folder / "model.onnx").write_bytes(b"0" * size)
-        (folder / "weights.data").write_bytes(b"0" * 900)
+    for folder, one in zip(folders, files, strict=True):
+        for name, content in one.items():
+            (folder / name).write_bytes(content)
     compared = compare(*folders)
     assert compared.names == ("x", "y", "z")
     assert compared.facts["target"] == ("ort-cpu", "openvino", "ort-cpu")
@@ -164,6 +170,17 @@ def test_forms_facts_and_sizes(tmp_path: Path) -> None:
     assert [change.status for change in row(compared, 'size["model.onnx"]').changes] == ["worse", "same"]
     assert all("aarch64" not in row.quantity for row in compared.rows)
     assert compared.notes[0].startswith("they are of different models: model.onnx (sha256 000000000000) (x); ")
+
+
+@pytest.mark.parametrize("damaged", [None, b"", b"0" * 99 + b"1"], ids=["missing", "cut short", "changed"])
+def test_a_bundle_that_is_not_what_was_exported_is_refused(damaged: bytes | None, tmp_path: Path) -> None:
+    names = {"model.onnx": hashlib.sha256(b"0" * 100).hexdigest()}
+    folders = [written(manifest({"a": "keep"}, files=names), tmp_path / name) for name in "xy"]
+    for folder, content in zip(folders, (b"0" * 100, damaged), strict=True):
+        if content is not None:
+            (folder / "model.onnx").write_bytes(content)
+    with pytest.raises(ActxError, match=re.escape("model.onnx")):
+        compare(*folders)
 
 
 def test_equal_names_are_given_as_paths(tmp_path: Path) -> None:

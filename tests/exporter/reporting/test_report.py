@@ -19,7 +19,7 @@ from actx.exporter import report
 from actx.exporter.bundle import verify
 from actx.exporter.errors import ActxError, UsageError
 from actx.exporter.manifest import Manifest
-from actx.exporter.reporting import ReportFormat
+from actx.exporter.reporting import ReportFormat, words
 from actx.exporter.reporting.command import commands
 from tests.exporter.reporting.conftest import HOSTILE, read, write
 from tests.exporter.reporting.page import Node, parse
@@ -92,7 +92,9 @@ def test_every_site_has_a_row_and_a_curve(quantized: Path) -> None:
             == (site["fit"] is not None)
         )
         if site["fit"]:
-            assert f"{site['fit']['certificate']['error']:.4g}" in part.text
+            proved = re.search(r"error at most (\S+) for every", part.text)
+            assert proved is not None
+            assert 1 <= float(proved[1]) / site["fit"]["certificate"]["error"] < 1.001, "a bound is rounded up"
 
 
 def test_stages_culprits_and_layers(quantized: Path) -> None:
@@ -339,3 +341,23 @@ def test_bundles_without_samples_are_reported(quantized: Path, tmp_path: Path) -
     for site in manifest["sites"]:
         del site["curve"], site["statistics"]["histogram"]
     assert "No curve" in report(write(manifest, tmp_path / "older"))
+
+
+def test_how_the_machine_fared_is_one_line_for_each_thing_that_was_told() -> None:
+    quiet = {"governors": None, "clocks_mhz": None, "temperatures": None, "throttled": None}
+    told = {
+        "governors": ["ondemand"],
+        "clocks_mhz": [1500.0, 2400.0],
+        "temperatures": {"cpu": 61.25},
+        "throttled": False,
+    }
+    hot = told | {"temperatures": {"cpu": 80.0}, "gpu": {"clock_mhz": 1410, "throttled": True}}
+    assert words.conditions({"cpu": "x"}) == {"cpu": "x"}
+    assert words.conditions({"conditions": {"before": quiet, "during": [quiet] * 50, "after": quiet}}) == {
+        "conditions": {}
+    }
+    found = words.conditions({"conditions": {"before": told, "during": [hot], "after": told}})["conditions"]
+    assert found == {
+        "governors": "ondemand", "clocks_mhz": "1500 to 2400", "temperatures.cpu": "61.25 to 80", "throttled": "False",
+        "gpu.clock_mhz": "1410", "gpu.throttled": "True",
+    }  # fmt: skip
