@@ -236,7 +236,7 @@ def _noises(
     parts = segments(model, sites, held)
     names = [part.output for part in parts]
     with scratch() as folder:
-        save({_SEGMENTS: feed(model, parts)}, folder, link=True)
+        save({_SEGMENTS: feed(model, parts)}, folder)
         sessions = Sessions([*(_tapped(stage, names) for stage in models), Entrant(folder / _SEGMENTS, options)])
         meters = {stage.stage: [_Meter(part) for part in parts] for stage in changed}
         for batch, (before, *given) in sessions.run(data, len(models)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -10,7 +9,7 @@ import onnx_ir as ir
 from actx.exporter.errors import ActxError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 WEIGHTS = "weights.data"
@@ -18,15 +17,13 @@ WEIGHTS = "weights.data"
 INLINE_BYTES = 1024
 
 
-def save(graphs: Mapping[str, ir.Model], folder: Path, weights: str = WEIGHTS, *, link: bool = False) -> None:
+def save(graphs: Mapping[str, ir.Model], folder: Path, weights: str = WEIGHTS) -> None:
     """Write models that share tensors, each tensor once.
 
     Args:
         graphs: model by file name.
         folder: an existing folder.
         weights: name of the external-data file of all of them. It is written even where no tensor is large enough.
-        link: whether a file that holds all of these tensors already may get this name too, in the place of a copy. For graphs
-            that are soon removed: what is written into one is written into both.
 
     Raises:
         ActxError: the folder cannot be written to, or the disk is full.
@@ -39,11 +36,8 @@ def save(graphs: Mapping[str, ir.Model], folder: Path, weights: str = WEIGHTS, *
             if tensor.nbytes > INLINE_BYTES and tensor.dtype is not ir.DataType.STRING:  # strings cannot be external
                 large[id(tensor)] = tensor
     try:
-        tensors = list(large.values())
-        external = _linked(tensors, folder, weights) if link else None
-        if external is None:
-            (folder / weights).touch()
-            external = ir.external_data.convert_tensors_to_external(tensors, folder, weights)
+        (folder / weights).touch()
+        external = ir.external_data.convert_tensors_to_external(list(large.values()), folder, weights)
         stored = dict(zip(large, external, strict=True))
         for name, model in graphs.items():
             _save_graph(model, folder / name, stored)
@@ -51,30 +45,6 @@ def save(graphs: Mapping[str, ir.Model], folder: Path, weights: str = WEIGHTS, *
         raise ActxError(
             f"cannot write to {folder}", note=str(error), remedy="Check the free space and permissions."
         ) from error
-
-
-def _linked(tensors: Sequence[ir.TensorProtocol], folder: Path, weights: str) -> list[ir.ExternalTensor] | None:
-    """Link the one file that holds all tensors, and return them there; None where there is none, or it cannot be linked."""
-    external = [tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
-    files = {os.path.realpath(tensor.path) for tensor in external}
-    if len(external) < len(tensors) or len(files) != 1:
-        return None
-    try:
-        (folder / weights).hardlink_to(*files)
-    except OSError:  # another file system, or one without links
-        return None
-    return [
-        ir.ExternalTensor(
-            weights,
-            tensor.offset,
-            tensor.length,
-            tensor.dtype,
-            shape=tensor.shape,
-            name=str(tensor.name),
-            base_dir=folder,
-        )
-        for tensor in external
-    ]
 
 
 def _save_graph(model: ir.Model, path: Path, stored: Mapping[int, ir.TensorProtocol]) -> None:

@@ -37,7 +37,7 @@ def workspace(loaded: LoadedModel) -> Iterator[Path]:
     with scratch() as folder:
         path = folder / ORIGINAL
         try:
-            save({ORIGINAL: portable(loaded.model)}, folder, link=True)
+            save({ORIGINAL: portable(loaded.model)}, folder)
             loaded.weights.drop()
             yield path
         except ActxError as error:

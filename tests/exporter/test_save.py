@@ -218,25 +218,3 @@ def test_no_large_tensor_still_leaves_a_weights_file(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     with pytest.raises(ActxError, match="cannot write to"):
         save({"model.onnx": prepared(wide_network())}, tmp_path / "missing")
-
-
-def test_a_file_that_holds_all_weights_is_linked_where_that_is_allowed(tmp_path: Path) -> None:
-    source, copy, linked = tmp_path / "source", tmp_path / "copy", tmp_path / "linked"
-    for folder in (source, copy, linked):
-        folder.mkdir()
-    save({"model.onnx": prepared(wide_network())}, source)
-    model = load(source / "model.onnx").model
-    for folder, link in ((copy, False), (linked, True)):
-        save({"model.onnx": model}, folder, "other.data", link=link)
-        assert (folder / "other.data").samefile(source / WEIGHTS) is link
-        assert (folder / "other.data").read_bytes() == (source / WEIGHTS).read_bytes()
-    inputs = {"x": np.random.default_rng(1).standard_normal((2, 3, 8)).astype(np.float32)}
-    of_source, of_linked = (
-        ort.InferenceSession(str(folder / "model.onnx")).run(None, inputs)[0] for folder in (source, linked)
-    )
-    np.testing.assert_array_equal(of_linked, of_source)
-
-
-def test_weights_in_memory_are_written_although_a_link_is_allowed(tmp_path: Path) -> None:
-    save({"model.onnx": prepared(wide_network())}, tmp_path, link=True)
-    assert (tmp_path / WEIGHTS).stat().st_nlink == 1
