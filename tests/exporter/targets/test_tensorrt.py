@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 
-from actx.exporter import Form, InputSpec, build, check, comparison, export, profile, report, session
+from actx.exporter import Form, InputSpec, build, check, export, measuring, profile, report, session
 from actx.exporter.bundle import digests
 from actx.exporter.errors import ActxError, TargetUnavailable, UsageError
 from actx.exporter.manifest import LatencyEntry, Manifest
@@ -334,11 +334,11 @@ def test_the_baseline_of_an_engine_is_built_as_the_engine_was(tmp_path: Path) ->
     named = [InputSpec.parse(f"x:float32[rows,columns,{WIDTH}]")]
     exported = for_rtx(model, tmp_path / "out", data, inputs=named, shapes=parse_ranges(["rows=1:4:16"]))
     with (
-        comparison.opened(exported.path, DEFAULT, None, kernels=None, trust=False) as place,
-        comparison.prepared(model, exported.path, str(data), (), None, trust=False, factory=None) as pair,
+        measuring.opened(exported.path, DEFAULT, None, kernels=None, trust=False) as place,
+        measuring.prepared(model, exported.path, str(data), (), None, trust=False, factory=None) as pair,
     ):
         engine = replace(place, graph=replace(place.graph, source=place.graph.path))
-        with comparison._baseline(pair, engine) as before:
+        with measuring._baseline(pair, engine) as before:
             assert read_plan(before.path.parent / "model.trt-rtx.engine").size
 
 
