@@ -5,7 +5,7 @@
 2. As in G. Xiao et al., SmoothQuant (ICML 2023, arXiv 2211.10438), s = peak(x)^a / peak(W)^(1 - a), per channel. The a is the
    one with the least noise at the layer's output, as far as rounding is even: a step d adds d^2 / 12 to every number, so that
    x / s adds d_x^2 / 12 * sum (s W)^2, and the column j of s W adds d_j^2 / 12 * sum mean(x^2) / s^2.
-3. It costs a multiplication of x, so that it is done where it takes a good part of the noise away.
+3. It may cost a multiplication of x, so that it is done where it takes a good part of the noise away.
 """
 
 from __future__ import annotations

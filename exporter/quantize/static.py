@@ -12,7 +12,8 @@
    what it gives is folded in, and no number is rounded that is not a code. Such an input is calibrated on what the table gives,
    and no code stands for what the table cannot give, such as a silu below -0.278.
 4. Magnitude is moved from channels of a layer's input into its weight where that takes noise away (`migration`), and the mean
-   error of the rounded weights goes into the bias, where that is asked for.
+   error of the rounded weights goes into the bias, where that is asked for. Channels are divided by a Mul or, at no cost, in
+   the weight of the layer that they come from (`origin`).
 5. Values keep their names, but those of sites that became tables.
 6. Where the runtime multiplies codes of activations without zero points alone, both factors of a product are symmetric, and
    their Q/DQ stand in front of the Transposes and Reshapes behind a layer, which then gives codes. What a softmax gives stays
@@ -35,11 +36,12 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from actx.custom_ops.ops import DOMAIN, OPSET
 from actx.exporter.errors import UsageError
-from actx.exporter.lift.ops import MICROSOFT, MUL, op_of, standard, tensor_of
+from actx.exporter.lift.ops import MICROSOFT, MUL, op_of, tensor_of
 from actx.exporter.linear import ADD, CONV, GEMM, MATMUL
 from actx.exporter.lower.emitter import Constants, Emitter, substitute
 from actx.exporter.quantize.lookups import Lookups, find_lookups
 from actx.exporter.quantize.migration import migration
+from actx.exporter.quantize.origin import MOVES, origin
 from actx.exporter.quantize.params import QuantParams, WeightCodes
 from actx.exporter.quantize.products import name_of
 from actx.exporter.quantize.ranges import (
@@ -65,7 +67,7 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 Q_DQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 EXCLUDED = "it is excluded"
-SOFTMAX, MOVES = ("", "Softmax"), standard("Reshape", "Transpose")
+SOFTMAX = ("", "Softmax")
 _FIRST_OPSET = 13
 CODES, WEIGHTS, SUMS = ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.INT32
 
@@ -375,21 +377,55 @@ def _factors(
 def _migrate(model: ir.Model, names: Collection[str], factors: Mapping[str, NDArray[np.float64]]) -> None:
     """4, in place: exact but for rounding."""
     constants = Constants(model.graph)
-    scaled: dict[str, ir.Value] = {}
-    for step in [step for step in _find(model) if step.name in names]:
-        name = str(step.x.name)
-        if name not in factors or step.weight is None:
-            continue
-        s = factors[name]
-        if name not in scaled:
-            emit = Emitter(model.graph, constants, step.node, name, ir.DataType.FLOAT, marked=False)
-            inverse = constants.get((1 / s).astype(np.float32), ir.DataType.FLOAT)
-            scaled[name] = emit.op("Mul", step.x, inverse)
-            scaled[name].name = _migrated_name(name)
-        weight = step.matrix() * s[:, None]
-        stored = (weight.T if step.weight_axis == 0 else weight).astype(np.float32, order="C")
-        step.node.replace_input_with(0, scaled[name])
-        step.node.replace_input_with(1, constants.get(stored, ir.DataType.FLOAT))
+    readers: dict[ir.Value, list[_Step]] = {}
+    for step in _find(model):
+        if step.name in names and str(step.x.name) in factors and step.weight is not None:
+            readers.setdefault(step.x, []).append(step)
+    for x, steps in readers.items():
+        s = factors[str(x.name)]
+        divided = _divided(model.graph, x, s, steps, constants)
+        divided.name = _migrated_name(str(x.name))
+        for step in steps:
+            step.node.replace_input_with(0, divided)
+            _store(step, _step(step.node).matrix() * s[:, None], constants)
+
+
+def _divided(
+    graph: ir.Graph, x: ir.Value, s: NDArray[np.float64], steps: Sequence[_Step], constants: Constants
+) -> ir.Value:
+    """Return x / s: x itself where nobody else reads it and the layer that it comes from can give it so."""
+    found = None if x.is_graph_output() or set(x.consumers()) != {step.node for step in steps} else origin(x)
+    layer = None if found is None else _layer_of(found[0])
+    if found is None or layer is None:
+        emit = Emitter(graph, constants, steps[0].node, str(x.name), ir.DataType.FLOAT, marked=False)
+        return emit.op("Mul", x, constants.get((1 / s).astype(np.float32), ir.DataType.FLOAT))
+    inverse = np.empty_like(s)
+    inverse[found[1]] = 1 / s
+    _store(layer, layer.matrix() * inverse, constants)
+    if layer.bias is not None:
+        adding = layer.output.producer()
+        assert adding is not None
+        (place,) = [i for i, value in enumerate(adding.inputs) if tensor_of(value) is layer.bias]
+        bias = (layer.bias.numpy() * inverse).astype(np.float32)
+        adding.replace_input_with(place, constants.get(bias, ir.DataType.FLOAT))
+    return x
+
+
+def _layer_of(value: ir.Value) -> _Step | None:
+    """Return the MatMul or Gemm of a constant weight that gives a value, with its bias; None where something else does."""
+    node = value.producer()
+    if node is not None and op_of(node) == ADD:
+        node = next((found for v in node.inputs if v is not None and (found := v.producer()) is not None), None)
+    if node is None or op_of(node) not in {MATMUL, GEMM}:
+        return None
+    step = _step(node)
+    return step if step.output is value and step.weight is not None and not step.reason else None
+
+
+def _store(step: _Step, matrix: NDArray[np.float64], constants: Constants) -> None:
+    """Give a MatMul or Gemm another weight, [inputs, outputs]."""
+    stored = (matrix.T if step.weight_axis == 0 else matrix).astype(np.float32, order="C")
+    step.node.replace_input_with(1, constants.get(stored, ir.DataType.FLOAT))
 
 
 def _migrated_name(name: str) -> str:

@@ -208,6 +208,42 @@ def test_migration_gives_an_outlier_codes_of_its_own(tmp_path: Path) -> None:
     assert errors[1] <= errors[0] / 10
 
 
+HEADS = 4
+
+
+def several_heads(*, read_twice: bool, bias: bool) -> tuple[onnx.ModelProto, Any]:
+    """Values with one large channel, in heads of a few channels each, mixed by probabilities, and a layer that reads them."""
+    rng, graph = np.random.default_rng(0), Graph(20)
+    weight, after = rng.standard_normal((2, WIDTH, WIDTH)) / np.sqrt(WIDTH)
+    weight[:, 5] *= 100
+    after[5] /= 100
+    x, mixes = graph.input("x", ["batch", 3, WIDTH]), graph.input("mixes", ["batch", HEADS, 3, 3])
+    v = graph.op("MatMul", x, graph.weight("v", weight))
+    if bias:
+        v = graph.op("Add", graph.weight("bias", 10 * weight[0]), v)
+    heads = graph.op("Reshape", v, np.array([0, 0, HEADS, -1]))
+    mixed = graph.op("MatMul", graph.op("Softmax", mixes), graph.op("Transpose", heads, perm=[0, 2, 1, 3]))
+    joined = graph.op("Reshape", graph.op("Transpose", mixed, perm=[0, 2, 1, 3]), np.array([0, 0, -1]))
+    y = graph.op("MatMul", joined, graph.weight("after", after))
+    graph.output(graph.op("Add", y, joined) if read_twice else y, "y", 3)
+    return graph.model(), {"x": values(8, 3, WIDTH), "mixes": rng.standard_normal((8, HEADS, 3, 3)).astype(np.float32)}
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("read_twice", [False, True])
+def test_magnitude_moves_into_the_layer_that_it_comes_from(tmp_path: Path, read_twice: bool, bias: bool) -> None:
+    proto, feeds = several_heads(read_twice=read_twice, bias=bias)
+    exact = run(opened(proto, tmp_path)[0].portable, tmp_path, feeds)
+    errors = []
+    for migrate in (False, True):
+        found = quantized(proto, tmp_path, Settings(ROWS, "minmax", migrate=migrate), **feeds)
+        errors.append(np.linalg.norm(run(found.model, tmp_path, feeds) - exact) / np.linalg.norm(exact))
+        # A residual would get what is divided.
+        assert ops(found.model)["Mul"] == (1 if migrate and read_twice else 0)
+    assert found.migrated
+    assert errors[1] <= errors[0] / (1 if read_twice else 5)
+
+
 def test_the_bias_takes_the_mean_error_of_the_weight(tmp_path: Path) -> None:
     graph = Graph(20)
     weight = np.random.default_rng(0).standard_normal((WIDTH, WIDTH)).astype(np.float32)
