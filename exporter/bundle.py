@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import tempfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -73,8 +74,10 @@ def check_destination(out: Path, *, force: bool) -> None:
 
 
 def _taken(out: Path) -> bool:
+    """Tell whether something is there that a bundle would replace; an empty folder is nothing, unless one stands in it."""
     try:
-        out.lstat()
+        if stat.S_ISDIR(out.lstat().st_mode) and not out.samefile("."):
+            return any(out.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:

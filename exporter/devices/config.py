@@ -59,7 +59,11 @@ class Chosen:
 
 
 def _address(value: object) -> object:
-    return Address.parse(value) if isinstance(value, str) else value
+    """Read an address; a fault is one of the file's, so that it is named with the device."""
+    try:
+        return Address.parse(value) if isinstance(value, str) else value
+    except UsageError as error:
+        raise ValueError(f"{error.what}: {error.note}") from error
 
 
 _Name = Annotated[str, StringConstraints(pattern=_NAME)]

@@ -97,15 +97,24 @@ def test_a_bundle_is_replaced_only_with_force(model: Path, out: Path) -> None:
     assert hidden(out.parent) == []
 
 
+def test_an_empty_folder_is_filled(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "made").mkdir()
+    export(model, tmp_path / "made", form=Form.parse("relu"), measure_latency=False)
+    assert (tmp_path / "made" / "manifest.json").is_file()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")  # whoever stands in it would be left in a removed one
+    with pytest.raises(UsageError, match="exists"):
+        export(model, tmp_path / "here", form=Form.parse("relu"), measure_latency=False)
+
+
 def test_what_is_no_bundle_is_never_replaced(model: Path, tmp_path: Path, out: Path) -> None:
-    file, folder, empty, link, broken = (tmp_path / name for name in ("file", "folder", "empty", "link", "broken"))
+    file, folder, link, broken = (tmp_path / name for name in ("file", "folder", "link", "broken"))
     file.write_text("mine")
     folder.mkdir()
     (folder / "mine").write_text("mine")
-    empty.mkdir()
     link.symlink_to(out)
     broken.symlink_to(tmp_path / "nowhere")
-    for place in (file, folder, empty, link, broken):
+    for place in (file, folder, link, broken):
         with pytest.raises(UsageError, match="is no bundle"):
             export(model, place, form=PWL, force=True)
     assert file.read_text() == "mine"

@@ -95,6 +95,10 @@ def test_a_name_needs_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     [
         ("[devices.pi]\naddress = 1", "devices.pi.address"),
         ("[devices.pi]", "devices.pi.address: Field required"),
+        (
+            '[devices.pi]\naddress = "ssh://-oProxyCommand=x"',
+            "devices.pi.address: 'ssh://-oProxyCommand=x' is no address",
+        ),
         ('[devices.pi]\naddress = "ssh://pi"\npassword = "x"', "devices.pi.password"),
         ('[devices.pi]\naddress = "ssh://pi"\npython = "python3; touch ran"', "devices.pi.python"),
         ('[devices.pi]\naddress = "ssh://pi"\npython = "-c"', "devices.pi.python"),
@@ -112,9 +116,3 @@ def test_a_file_that_is_not_as_it_should_be(text: str, note: str, tmp_path: Path
         find_devices("pi", tmp_path / "devices.toml")
     assert note in raised.value.note
     assert "devices.toml" in raised.value.what
-
-
-def test_an_address_in_a_file_is_checked_too(tmp_path: Path) -> None:
-    (tmp_path / "devices.toml").write_text('[devices.pi]\naddress = "ssh://-oProxyCommand=x"')
-    with pytest.raises(UsageError, match="is no address of a device"):
-        find_devices("pi", tmp_path / "devices.toml")
