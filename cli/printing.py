@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import shutil
 import sys
@@ -289,7 +290,8 @@ def drift_row(report: DriftReport) -> list[str]:
 def latency_row(report: LatencyReport) -> list[str]:
     """Return the row of a device that was profiled."""
     found = report.comparison
-    interval = "{:.3f} to {:.3f}".format(*found.interval)
+    low, high = found.interval
+    interval = "-" if math.isinf(high) else f"{low:.3f} to {high:.3f}"
     throttled = _yes_or_no(report.runtime["throttled"])
     times = [f"{times.p50:.3f}" for times in (report.original, report.artifact)]
     return [report.graph, *times, f"{found.paired_ratio:.3f}", interval, found.verdict, throttled]
@@ -378,7 +380,7 @@ def ops_of(nodes: Breakdown, site: str) -> str:
 def _verdict(report: LatencyReport) -> str:
     found = report.comparison
     low, high = found.interval
-    interval = f"95% interval {low:.3f} to {high:.3f}"
+    interval = "too few rounds for an interval" if math.isinf(high) else f"95% interval {low:.3f} to {high:.3f}"
     measured = f"ratio {found.paired_ratio:.3f} ({interval}; the original against itself {found.aa_ratio:.3f})"
     if found.verdict == "no difference":
         return f"latency: no difference beyond noise, {measured}"
