@@ -33,7 +33,6 @@ from typing import IO, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from actx.custom_ops import REGISTERED
 from actx.exporter import polygraphy
 from actx.exporter.errors import ActxError, UsageError
 
@@ -348,6 +347,8 @@ def import_activations(module_name: str) -> None:
     if not _MODULE.fullmatch(module_name):
         msg = f"'{module_name}' is no module of activations"
         raise UsageError(msg, note="expected pkg.mod", remedy="Name the module that registers them.")
+    from actx.custom_ops import REGISTERED  # noqa: PLC0415 - imports scipy, which processes that only read data do without
+
     _import(module_name, f"module '{module_name}' of activations")
     if not REGISTERED:
         raise UsageError(

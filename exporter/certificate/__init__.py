@@ -105,7 +105,10 @@ class _Error:
             return max(_upper(self.jet(arb(end), piece).value) for end in (low, high))
         whole = union(arb(low), arb(high))
         middle = arb((low + high) / 2)
-        over, at = self.jet(whole, piece), self.jet(middle, piece)
+        over = self.jet(whole, piece)
+        if not (over.first.is_finite() or over.third.is_finite()):  # nothing follows from what e is in the middle
+            return _upper(over.value)
+        at = self.jet(middle, piece)
         reach = (whole - middle).abs_upper()
         cubic = abs(over.third) * reach**3 / 6
         return min(

@@ -12,6 +12,7 @@ such balls are infinite, or NaN, and every bound taken from them is infinite.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -38,12 +39,13 @@ class _Operand(NDArrayOperatorsMixin):
         raise TypeError(msg)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **settings: Any) -> Any:
-        logical, numeric = LOGIC.get(ufunc), ARITHMETIC.get(ufunc)
         if method != "__call__" or settings:
             return NotImplemented
-        if logical is not None:
-            return logical(*map(operand, inputs))
-        return NotImplemented if numeric is None else numeric(*(_number(operand(v)) for v in inputs))
+        numeric = ARITHMETIC.get(ufunc)
+        if numeric is not None:
+            return numeric(*[v if type(v) is Jet else _number(operand(v)) for v in inputs])
+        logical = LOGIC.get(ufunc)
+        return NotImplemented if logical is None else logical(*map(operand, inputs))
 
     def __array_function__(self, function: Any, _: Any, inputs: Any, settings: Any) -> Any:
         if function is np.piecewise:
@@ -97,9 +99,15 @@ def operand(value: Any) -> Jet | Truth | None:
     if isinstance(number, bool):
         return Truth(number)
     if isinstance(number, (int, float)):
-        return Jet(arb(number))
+        return _jet_of(number)
     msg = f"{type(value).__name__} is no operand of a jet"
     raise TypeError(msg)
+
+
+@lru_cache(maxsize=1024)
+def _jet_of(number: float) -> Jet:
+    """Return a number as a constant: a formula has few, and is evaluated on thousands of intervals."""
+    return Jet(arb(number))
 
 
 def _number(value: Any) -> Any:
@@ -121,10 +129,17 @@ def _kink(value: arb) -> Jet:
     return Jet(value, _UNKNOWN, _UNKNOWN, _UNKNOWN)
 
 
+def _is_linear(a: Jet) -> bool:
+    """Tell whether a jet is seen to be p x + q, by the zeros that it was made with: its products are shorter."""
+    return a.second is _ZERO and a.third is _ZERO
+
+
 # --- smooth functions: value and three derivatives over a ball ---
 
 
 def _monotone(function: Callable[[arb], arb], v: arb) -> arb:
+    if v.is_exact():
+        return function(v)
     return union(function(v.lower()), function(v.upper()))
 
 
@@ -135,7 +150,11 @@ def _smooth(expand: Callable[[arb], Expansion]) -> Callable[[Jet], Jet]:
         if not x.value.is_finite():
             return _kink(_UNDEFINED)
         value, first, second, third = expand(x.value)
+        if x.first is _ONE and _is_linear(x):
+            return Jet(value, first, second, third)
         square = _square(x.first)
+        if _is_linear(x):
+            return Jet(value, first * x.first, second * square, third * square * x.first)
         return Jet(
             value,
             first * x.first,
@@ -148,7 +167,7 @@ def _smooth(expand: Callable[[arb], Expansion]) -> Callable[[Jet], Jet]:
 
 def _even(function: Callable[[arb], arb], v: arb) -> arb:
     """Bound a function of |v| that is monotone in it."""
-    return union(function(v.abs_lower()), function(v.abs_upper()))
+    return function(abs(v)) if v.is_exact() else union(function(v.abs_lower()), function(v.abs_upper()))
 
 
 def _square(v: arb) -> arb:
@@ -297,26 +316,54 @@ def _softplus(v: arb) -> Expansion:
 
 
 def _add(a: Jet, b: Jet) -> Jet:
+    if _is_number(b):
+        return Jet(a.value + b.value, a.first, a.second, a.third)
+    if _is_number(a):
+        return Jet(a.value + b.value, b.first, b.second, b.third)
     return Jet(a.value + b.value, a.first + b.first, a.second + b.second, a.third + b.third)
 
 
 def _negative(a: Jet) -> Jet:
-    return Jet(-a.value, -a.first, -a.second, -a.third)
+    return Jet(-a.value, *[d if d is _ZERO else -d for d in (a.first, a.second, a.third)])
 
 
 def _subtract(a: Jet, b: Jet) -> Jet:
+    if _is_number(b):
+        return Jet(a.value - b.value, a.first, a.second, a.third)
     return Jet(a.value - b.value, a.first - b.first, a.second - b.second, a.third - b.third)
 
 
 def _multiply(a: Jet, b: Jet) -> Jet:
     if a is b:
         return _power_integer(a, 2)
+    if _is_number(b):
+        return _scaled(a, b.value)
+    if _is_number(a):
+        return _scaled(b, a.value)
+    if _is_linear(b):
+        a, b = b, a
+    if _is_linear(a):
+        return Jet(
+            a.value * b.value,
+            a.first * b.value + a.value * b.first,
+            2 * a.first * b.first + a.value * b.second,
+            3 * a.first * b.second + a.value * b.third,
+        )
     return Jet(
         a.value * b.value,
         a.first * b.value + a.value * b.first,
         a.second * b.value + 2 * a.first * b.first + a.value * b.second,
         a.third * b.value + 3 * (a.second * b.first + a.first * b.second) + a.value * b.third,
     )
+
+
+def _is_number(a: Jet) -> bool:
+    """Tell whether a jet was made of a number."""
+    return a.first is _ZERO and _is_linear(a)
+
+
+def _scaled(a: Jet, factor: arb) -> Jet:
+    return Jet(a.value * factor, *[d if d is _ZERO else d * factor for d in (a.first, a.second, a.third)])
 
 
 def _divide(a: Jet, b: Jet) -> Jet:
@@ -338,6 +385,8 @@ def _power(a: Jet, b: Jet) -> Jet:
 
 def _power_integer(a: Jet, n: int) -> Jet:
     def raised(v: arb, power: int) -> arb:
+        if power < 2:
+            return v if power else _ONE
         return (_monotone if power % 2 else _even)(lambda end: end**power, v)
 
     if n < 0:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
@@ -122,7 +123,9 @@ def _source(name: str) -> str:
     return (files(__name__) / name).read_text(encoding="utf-8")
 
 
+@cache
 def _environment() -> Environment:
+    """Return the templates, each compiled when a process first needs it: that takes longer than a small export."""
     environment = Environment(
         loader=FunctionLoader(_source),
         autoescape=select_autoescape(["html.jinja"]),

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 
 from actx.exporter import machine
@@ -19,7 +18,6 @@ from actx.exporter.data import DTYPES, Arrays, InputSpec
 from actx.exporter.errors import ActxError, UsageError
 from actx.exporter.footprint import peak_memory
 from actx.exporter.runtimes.base import ENGINE_DEFAULT, EngineOptions
-from actx.exporter.runtimes.onnxruntime_profiler import node_times
 from actx.exporter.runtimes.settings import NO_QDQ, LibraryRefusedError, open_session, register
 
 if TYPE_CHECKING:
@@ -130,6 +128,7 @@ class RuntimeOptions:
         self, model: Path, feeds: Arrays, owners: Mapping[str, str], *, runs: int = 20, warmup: int = 3
     ) -> Breakdown:
         """Time every node; see `onnxruntime_profiler`."""
+        from actx.exporter.runtimes.onnxruntime_profiler import node_times  # noqa: PLC0415 - imports onnx
 
         def open_profiled(trace: Path) -> _Session:
             return _Session(inference_session(model, self, trace=trace))
@@ -314,6 +313,8 @@ def further_outputs(outputs: Sequence[str]) -> bytes:
     Concatenating serialized messages merges them (Protocol Buffers, Encoding, "Last One Wins"), so the outputs are
     appended without parsing the model.
     """
+    import onnx  # noqa: PLC0415 - a process that measures memory does without it
+
     more = onnx.GraphProto(output=[onnx.ValueInfoProto(name=name) for name in dict.fromkeys(outputs)])
     appendix: bytes = onnx.ModelProto(graph=more).SerializeToString()
     return appendix
