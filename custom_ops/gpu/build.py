@@ -6,8 +6,8 @@
 2. `variants` lists the nodes whose kernels the command compiles: every op and element type, with the tables that fits end in.
    What a kernel is specialised by does not depend on the numbers of a table.
 3. A file `NAME.json` says of `NAME.cubin` what cuLaunchKernel needs: the symbol, bytes of shared memory, threads, and the
-   parameters in order; and the bytes of local memory of a thread, 0 where no register spills. The grid is one-dimensional, by
-   the rule of `launch.grid`. Pointers are multiples of 16; the two at the end are Triton's own, null.
+   parameters in order; and a thread's registers and bytes of local memory, 0 where no register spills. The grid is
+   one-dimensional, by the rule of `launch.grid`. Pointers are multiples of 16; the two at the end are Triton's own, null.
 """
 
 from __future__ import annotations
@@ -111,15 +111,15 @@ def compile_kernel(kernel: Kernel, pointers: Sequence[np.dtype[Any]], architectu
     assert len(_PARAMETER.findall(ptx)) == len(parameters), "Triton passes other parameters"
     description = {
         "symbol": compiled.metadata.name, "architecture": architecture, "shared_bytes": compiled.metadata.shared,
-        "local_bytes": local_bytes(cubin), "threads": 32 * kernel.warps, "tile": list(kernel.tile),
+        **resources(cubin), "threads": 32 * kernel.warps, "tile": list(kernel.tile),
         "aligned": aligned, "kernel": kernel.name,
         "constexprs": dict(kernel.constexprs), "parameters": parameters,
     }  # fmt: skip
     return Binary(cubin, ptx, description)
 
 
-def local_bytes(cubin: bytes) -> int:
-    """Return how many bytes of local memory a thread takes, where registers spill to: 0 where none do."""
+def resources(cubin: bytes) -> dict[str, int]:
+    """Return a thread's registers and bytes of local memory, where registers spill to: 0 where none do."""
     from triton import knobs  # noqa: PLC0415
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -128,7 +128,7 @@ def local_bytes(cubin: bytes) -> int:
         command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
         done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - our own arguments
     usage = dict(_USAGE.findall(done.stdout))
-    return int(usage["STACK"]) + int(usage["LOCAL"])
+    return {"registers": int(usage["REG"]), "local_bytes": int(usage["STACK"]) + int(usage["LOCAL"])}
 
 
 # --- 2. ---
