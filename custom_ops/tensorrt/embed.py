@@ -45,6 +45,11 @@ def embed(model: ir.Model, architecture: int, names: Container[str] | None = Non
     return len(chosen)
 
 
+def is_plugin(node: ir.Node) -> bool:
+    """Tell whether a node is one that `embed` made."""
+    return node.domain == DOMAIN and ATTRIBUTE in node.attributes
+
+
 def _replace(graph: ir.Graph, node: ir.Node, architecture: int) -> None:
     op = _op(node)
     inputs = [*node.inputs, *[None] * (len(op.INPUTS) - len(node.inputs))]

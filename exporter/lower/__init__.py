@@ -291,11 +291,10 @@ def _write_some_nodes(
     products: Sequence[Product],
     names: Collection[str],
 ) -> None:
-    """8, in place. A node for two sites stands where both are named."""
+    """8, in place. What would be one node for two sites is not, as each site is chosen by itself."""
     chosen = [choice for choice in choices if choice.site.name in names]
     _write_standard(model, [choice for choice in choices if choice not in chosen], scales, fused=False)
-    whole = [product for product in products if product.other_site is None or product.other_site in names]
-    _write_nodes(model, chosen, scales, whole)
+    _write_nodes(model, chosen, scales, [product for product in products if product.other_site is None])
 
 
 def _node(emit: Emitter, values: Mapping[str, ir.Value], choice: Choice, scale: float) -> tuple[Op, list[ir.Value]]:
