@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actx.custom_ops.gpu import GpuUnavailable, require_triton
-from actx.custom_ops.gpu.launch import ALIGNMENT, EXACT, Kernel, Launch, exact, grid, plan
+from actx.custom_ops.gpu.launch import ALIGNMENT, EXACT, Kernel, Launch, compilation, exact, grid, plan
 from actx.custom_ops.ops import Op, TensorType
 from actx.custom_ops.ops.gated_lut import GatedLutOp
 from actx.custom_ops.ops.gated_spline import GatedSplineOp
@@ -139,20 +139,13 @@ _ROWS, _COLUMNS = 4096, 4096
 def variants() -> Iterator[tuple[str, Launch, list[np.dtype[Any]]]]:
     """Yield a name, a launch and the element types of its pointers; for rows of a multiple of 16 columns."""
     for name, op, inputs in _nodes():
-        yield name, plan(op, inputs), pointers_of(op, inputs)
+        yield name, plan(op, inputs), list(compilation(op, inputs).pointers)
     for dtype, function, layout in product(FLOATS, EXACT, ("alone", "apart", "halves")):
         kernel = exact(function, layout, cols=_COLUMNS)
         launch = Launch(
             kernel, np.zeros(1, np.float32), (_ROWS, _COLUMNS, 1), grid(kernel, _ROWS, _COLUMNS), aligned=True
         )
         yield f"{function}-{layout}-{dtype}", launch, [dtype, dtype, dtype, np.dtype(np.float32)]
-
-
-def pointers_of(op: Op, inputs: Sequence[TensorType | None]) -> list[np.dtype[Any]]:
-    """Return the element types of a kernel's pointers: its inputs, the result and the table."""
-    launch = plan(op, inputs)
-    taken = [inputs[place] for place in launch.kernel.inputs]
-    return [*(one.dtype for one in taken if one is not None), op.output(inputs).dtype, launch.table.dtype]
 
 
 def _table(segments: int, degree: int, *, origins: bool = True, spread: float = 1.0) -> Spline:
