@@ -153,12 +153,21 @@ def baseline(
         yield Graph(original, artifact.runtime, "the original")
         return
     with scratch() as folder:
-        name = graph_name(target.name)
         batches = None if data.synthetic else iter(data)
         typed = model if quant is None else quantize(model, quant, batches=batches, options=options)
-        save({name: typed}, folder)
-        entry = build_engine(target, folder, name, request)
-        yield target.graph(Files(folder, {target.name: name}, {target.name: entry}), options, None)
+        save({graph_name(target.name): typed}, folder)
+        yield engine_of(target, folder, request, options)
+
+
+def engine_of(target: Target, folder: Path, request: BuildRequest, options: RuntimeOptions) -> Graph:
+    """Build the engine of a folder that holds the target's graph and nothing else, and return what the target runs of it.
+
+    Raises:
+        UsageError, TargetUnavailable, ActxError: as `build`.
+    """
+    name = graph_name(target.name)
+    entry = build_engine(target, folder, name, request)
+    return target.graph(Files(folder, {target.name: name}, {target.name: entry}), options, None)
 
 
 def _typed_graph(folder: Path, manifest: Manifest, target: Target) -> str:

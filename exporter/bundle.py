@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 PORTABLE = "model.onnx"
 ENGINE_SUFFIX = ".engine"
 KERNELS = "kernels"
+PLUGINS = "plugins"
 REPORT = "report.html"
 REJECTED = ".rejected"
 _PARTIAL, _OLD = ".partial", ".old"

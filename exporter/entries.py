@@ -14,6 +14,7 @@ from actx.exporter.manifest import (
     FfnEntry,
     FitEntry,
     LatencyEntry,
+    PluginEntry,
     PointEntry,
     QuantizationEntry,
     RatioEntry,
@@ -33,9 +34,10 @@ if TYPE_CHECKING:
     from actx.exporter.drift import DriftReport
     from actx.exporter.ffn.modes import Decision
     from actx.exporter.fitting import Fit
-    from actx.exporter.latency import LatencyReport
+    from actx.exporter.latency import Comparison, LatencyReport
     from actx.exporter.lower import Placement
     from actx.exporter.making import Job
+    from actx.exporter.plugins import Plugin
     from actx.exporter.quantize.fused import SiteFusion
     from actx.exporter.quantize.source import Quantized
     from actx.exporter.recover import SiteRecovery
@@ -47,10 +49,12 @@ def site_entry(
     place: Placement,
     observed: SiteStatistics | None,
     ffns: Sequence[Decision],
+    plugins: Sequence[Plugin],
     recovery: SiteRecovery | None,
 ) -> SiteEntry:
     """Return the entry of one site."""
     site = choice.site
+    plugin = next((decision for decision in plugins if decision.site == site.name), None)
     ffn = next((decision for decision in ffns if site.name in decision.sites), None)
     return SiteEntry(
         name=site.name,
@@ -72,20 +76,28 @@ def site_entry(
         statistics=None if observed is None else _statistics_entry(observed),
         curve=curve_entry(choice, observed),
         ffn=None if ffn is None else _ffn_entry(ffn),
+        plugin=None if plugin is None else _plugin_entry(plugin),
         recovery=None if recovery is None else _recovery_entry(recovery),
     )
 
 
 def _ffn_entry(decision: Decision) -> FfnEntry:
-    found = decision.measured
     return FfnEntry(
         mode=decision.mode,
         packed=decision.packed,
         reason=decision.reason,
-        latency=None
-        if found is None
-        else RatioEntry(verdict=found.verdict, ratio=found.paired_ratio, interval=found.interval),
+        latency=_ratio_entry(decision.measured),
     )
+
+
+def _plugin_entry(plugin: Plugin) -> PluginEntry:
+    return PluginEntry(taken=plugin.taken, reason=plugin.reason, latency=_ratio_entry(plugin.measured))
+
+
+def _ratio_entry(found: Comparison | None) -> RatioEntry | None:
+    if found is None:
+        return None
+    return RatioEntry(verdict=found.verdict, ratio=found.paired_ratio, interval=found.interval)
 
 
 def _statistics_entry(observed: SiteStatistics) -> StatisticsEntry:

@@ -18,6 +18,9 @@ from actx.exporter.kernels import carry
 from actx.exporter.latency import LatencyReport, compare, profile
 from actx.exporter.lower import Lowered, Placement, lower
 from actx.exporter.measuring import halves_of, owners_of, tap, tap_behind
+from actx.exporter.plugins import Meter as PluginMeter
+from actx.exporter.plugins import Plugin, with_kernels
+from actx.exporter.plugins import decide as decide_plugins
 from actx.exporter.quantize.fused import SiteFusion, inspect_fused, optimized_graph
 from actx.exporter.quantize.source import Source, table_sites
 from actx.exporter.recover import SiteRecovery, recover
@@ -129,6 +132,7 @@ class Made:
         placements: where every site is.
         recovery: what became of rewritten sites, by name; empty where nothing was to be refitted.
         ffns: what became of gated FFNs.
+        plugins: what computes each site that a plugin can.
         quantized: what the scheme made of the target's graph; None where it changes none.
         files: what is in the folder.
         missing: what this machine lacks to build the engine, or to run it.
@@ -145,6 +149,7 @@ class Made:
     placements: tuple[Placement, ...]
     recovery: Mapping[str, SiteRecovery]
     ffns: tuple[Decision, ...]
+    plugins: tuple[Plugin, ...]
     quantized: Quantized | None
     files: Files
     missing: TargetUnavailable | None
@@ -156,7 +161,14 @@ class Made:
     attribution: Attribution | None = None
 
 
-def make(job: Job, choices: tuple[Choice, ...], folder: Path, *, ffns: tuple[Decision, ...] | None = None) -> Made:
+def make(
+    job: Job,
+    choices: tuple[Choice, ...],
+    folder: Path,
+    *,
+    ffns: tuple[Decision, ...] | None = None,
+    plugins: tuple[Plugin, ...] | None = None,
+) -> Made:
     """Write the files of a bundle into an empty folder.
 
     Args:
@@ -164,6 +176,7 @@ def make(job: Job, choices: tuple[Choice, ...], folder: Path, *, ffns: tuple[Dec
         choices: the form of every site.
         folder: it exists.
         ffns: what is to become of gated FFNs, where that is known already.
+        plugins: what is to compute sites, where that is known already.
 
     Raises:
         UsageError, ActxError: as `export`.
@@ -176,7 +189,10 @@ def make(job: Job, choices: tuple[Choice, ...], folder: Path, *, ffns: tuple[Dec
         )  # fmt: skip
         ffns = decide(loaded.model, job.sites, job.ffn, job.ffn_sites, meter)
     packed = {decision.sites[0] for decision in ffns if decision.packed}
-    lowered = lower(loaded.model, choices, fold=job.fold, native=goal.native, packed=packed)
+    if plugins is None:
+        plugins = decide_plugins(choices, PluginMeter(job, packed)) if goal.has_plugins else ()
+    taken = {plugin.site for plugin in plugins if plugin.taken}
+    lowered = lower(loaded.model, choices, fold=job.fold, native=goal.native, packed=packed, plugins=taken)
     floats = {REWRITE: lowered} if packed or any(choice.rewritten for choice in choices) else {}
     recovery: dict[str, SiteRecovery] = {}
     if job.recover:
@@ -187,14 +203,17 @@ def make(job: Job, choices: tuple[Choice, ...], folder: Path, *, ffns: tuple[Dec
         lowered, recovery = recovered.lowered, {entry.site: entry for entry in recovered.sites}
         if any(entry.layers or entry.moved for entry in recovered.sites):
             floats[RECOVERY] = lowered
-    quantized = _quantized(job, choices, lowered)
-    graphs = _save(job, lowered, None if quantized is None else quantized.model, folder)
+    source = _source(job, choices, lowered)
+    quantized = None if job.quant is None else goal.quantize(job.quant, source)
+    graphs = _save(job, lowered, None if quantized is None else quantized.model, _plugin_graph(job, source), folder)
     carry(folder, [name for name in job.with_kernels if name not in goal.gpu_architectures])
     engines, missing = _build(goal, folder, graphs, job.request, steps("build"))
     files = Files(folder, graphs, engines, job.quant)
-    graph = goal.graph(files, job.options, job.kernels if goal.name in graphs else None)
+    graph = goal.graph(files, job.options, job.kernels if goal.name in graphs and goal.has_kernels else None)
     fusion = _fusion(quantized, graph)
-    return Made(folder, choices, lowered.placements, recovery, ffns, quantized, files, missing, graph, fusion, floats)
+    return Made(
+        folder, choices, lowered.placements, recovery, ffns, plugins, quantized, files, missing, graph, fusion, floats
+    )
 
 
 def _fusion(quantized: Quantized | None, graph: Graph) -> tuple[SiteFusion, ...]:
@@ -296,26 +315,37 @@ def _build(
         if request is None:
             target.require()
             return {}, None
-        return {target.name: build_engine(target, folder, graphs[target.name], request, progress)}, None
+        graph = graphs.get(bundle.PLUGINS, graphs[target.name])
+        return {target.name: build_engine(target, folder, graph, request, progress)}, None
     except TargetUnavailable as missing:
         return {}, missing
 
 
-def _quantized(job: Job, choices: tuple[Choice, ...], lowered: Lowered) -> Quantized | None:
-    if job.quant is None:
-        return None
+def _source(job: Job, choices: tuple[Choice, ...], lowered: Lowered) -> Source:
     budget = None if job.max_drift is None else job.scheme_share * job.max_drift
-    source = Source(
+    return Source(
         lowered, table_sites(choices, lowered), job.samples, job.original, job.metric, budget, job.recover,
         job.calibrator,
         job.exclude, job.options, job.steps("quantize"),
     )  # fmt: skip
-    quantized = job.target.quantize(job.quant, source)
-    job.loaded.weights.drop()
-    return quantized
 
 
-def _save(job: Job, lowered: Lowered, quantized: ir.Model | None, folder: Path) -> dict[str, str]:
+def _plugin_graph(job: Job, source: Source) -> ir.Model | None:
+    """Return what an engine with plugins is built from; None where none was chosen."""
+    model = source.lowered.native
+    if model is None or not job.target.has_plugins:
+        return None
+    if job.quant is None:
+        return model
+    lowered = replace(source.lowered, portable=model)
+    typed = job.target.quantize(job.quant, replace(source, lowered=lowered, options=with_kernels(job.options)))
+    assert typed is not None
+    return typed.model
+
+
+def _save(
+    job: Job, lowered: Lowered, quantized: ir.Model | None, plugins: ir.Model | None, folder: Path
+) -> dict[str, str]:
     target = job.target
     graphs = {"portable": bundle.PORTABLE}
     models = {bundle.PORTABLE: lowered.portable}
@@ -326,6 +356,9 @@ def _save(job: Job, lowered: Lowered, quantized: ir.Model | None, folder: Path) 
         gpus = [name for name in job.with_kernels if name in target.gpu_architectures]
         graphs[target.name] = bundle.graph_name(target.name)
         models[graphs[target.name]] = target.compile(own, gpus)
+    if plugins is not None:
+        graphs[bundle.PLUGINS] = bundle.graph_name(f"{target.name}.{bundle.PLUGINS}")
+        models[graphs[bundle.PLUGINS]] = target.compile(plugins, ())
     save(models, folder)
     job.loaded.weights.drop()
     return graphs

@@ -126,7 +126,7 @@ class CurveEntry(_Strict):
 
 
 class RatioEntry(_Strict):
-    """What packing was measured to be worth: how many times faster (see `latency`), and between which numbers with 95 %."""
+    """What packing or a plugin was measured to be worth: how many times faster (`latency`), between which numbers with 95 %."""
 
     verdict: str
     ratio: float
@@ -142,6 +142,17 @@ class FfnEntry(_Strict):
 
     mode: str
     packed: bool
+    reason: str
+    latency: RatioEntry | None
+
+
+class PluginEntry(_Strict):
+    """Whether the engine that the export built computes a site by a plugin (see `plugins`).
+
+    `reason` says why, or why the library's own layers do. `latency` is null where nothing was measured.
+    """
+
+    taken: bool
     reason: str
     latency: RatioEntry | None
 
@@ -274,7 +285,7 @@ class SiteEntry(_Strict):
     In the graphs the value `input` is `scale` times the original's, and so is `output`: a slope that was folded into
     the layers around the site. `lowering` is what stands there in the portable graph. `entries` are the kinds of a mixture's
     entries; its `fit` is that of the worst of them. `curve` is null of a mixture and of a row-wise site. `ffn` is null where no
-    product is gated.
+    product is gated, `plugin` where no plugin comes into question: on most targets, and of a site that is kept.
     """
 
     name: str
@@ -296,6 +307,7 @@ class SiteEntry(_Strict):
     statistics: StatisticsEntry | None
     curve: CurveEntry | None = None
     ffn: FfnEntry | None = None
+    plugin: PluginEntry | None = None
     recovery: RecoveryEntry | None = None
 
 
@@ -440,7 +452,7 @@ class Manifest(_Strict):
 
     Attributes:
         files: sha256 of every other file of the bundle but its page, which is made of the manifest, by name.
-        graphs: file names by role: ``portable`` and, where there is one, the target's own graph.
+        graphs: file names by role: ``portable`` and, where there are some, the target's own graph and that with ``plugins``.
         engines: what was built of that, by target.
         disabled_optimizers: of ONNX Runtime, that the target's graph measured faster without: it is opened so.
         drift: reports, first that of what runs on the machine of the export; each compares with the original.

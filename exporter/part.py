@@ -52,6 +52,16 @@ def read_values(original: Path, batch: Arrays, names: Sequence[str], options: Ru
     return {name: batch[name] if name in batch else found[name] for name in names}
 
 
+def state_inputs(model: ir.Model, part: ir.Model, feeds: Arrays) -> None:
+    """Give a part's inputs, in place, the types that they have in the model, and where its shapes are known the shapes."""
+    static = all(value.shape is not None and value.shape.is_static() for value in model.graph.inputs)
+    for value in part.graph.inputs:
+        array = feeds[str(value.name)]
+        value.dtype = ir.DataType.from_numpy(array.dtype) if value.dtype is None else value.dtype
+        if static or value.shape is None:
+            value.shape = ir.Shape(array.shape)
+
+
 def write_part(
     part: ir.Model,
     choices: Sequence[Choice],

@@ -177,7 +177,7 @@ def export(
         opset: of the bundle's graphs; None takes the model's.
         require_int8_sites: whether every site that a layer in int8 reads must be one node on codes.
         kernels: whether drift and latency must be those of the graph of actx nodes, or must not; None for where this machine
-            has the kernels.
+            has the kernels. For ``trt``: whether plugins must be measured, or must not be used; None for where they can be.
         with_kernels: architectures whose library is put into the bundle, x86_64, aarch64, and of GPUs, such as sm_87, whose
             machine code is put into the graph of ``ort-cuda``.
         shapes: ranges of named dimensions that an engine is built for; others follow from the data.
@@ -456,7 +456,9 @@ def _within_budget(job: Job, made: Made, folder: Path) -> Made:
         if job.max_drift is None or drift <= job.max_drift or entry is None or all(entry.layers.values()):
             return made
         job = replace(job, scheme_share=job.scheme_share * max(_LEAST_SHARE, 0.9 * job.max_drift / drift))
-        again = measure_drift(job, make(job, made.choices, bundle.subfolder(folder), ffns=made.ffns))
+        again = measure_drift(
+            job, make(job, made.choices, bundle.subfolder(folder), ffns=made.ffns, plugins=made.plugins)
+        )
         made = min(made, again, key=lambda one: one.drifts[0].drift)
     return made
 
@@ -494,7 +496,7 @@ def _manifest(ask: _Ask, prepared: _Prepared, made: Made, found: Found | None, n
         disabled_optimizers=list(files.disabled_optimizers),
         engines=dict(files.engines),
         sites=[
-            site_entry(c, p, job.observed.get(c.site.name), made.ffns, made.recovery.get(c.site.name))
+            site_entry(c, p, job.observed.get(c.site.name), made.ffns, made.plugins, made.recovery.get(c.site.name))
             for c, p in zip(made.choices, made.placements, strict=True)
         ],
         drift=[drift_entry(report) for report in made.drifts],
@@ -556,6 +558,9 @@ def _check_kernels(target: Target, kernels: bool | None, with_kernels: Sequence[
     check_architectures(with_kernels, target.gpu_architectures)
     if target.has_kernels:
         choose_kernels(kernels)
+    elif target.has_plugins and not with_kernels:
+        if kernels:
+            target.require_plugins()
     elif kernels or with_kernels:
         with_them = ", ".join(name for name, other in TARGETS.items() if other.has_kernels)
         raise UsageError(

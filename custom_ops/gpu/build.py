@@ -6,8 +6,8 @@
 2. `variants` lists the nodes whose kernels the command compiles: every op and element type, with the tables that fits end in.
    What a kernel is specialised by does not depend on the numbers of a table.
 3. A file `NAME.json` says of `NAME.cubin` what cuLaunchKernel needs: the symbol, bytes of shared memory, threads, and the
-   parameters in order; and the bytes of local memory of a thread, 0 where no register spills. The grid is one-dimensional, by
-   the rule of `launch.grid`. Pointers are multiples of 16; the two at the end are Triton's own, null.
+   parameters in order; and a thread's registers and bytes of local memory, 0 where no register spills. The grid is
+   one-dimensional, by the rule of `launch.grid`. Pointers are multiples of 16; the two at the end are Triton's own, null.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actx.custom_ops.gpu import GpuUnavailable, require_triton
-from actx.custom_ops.gpu.launch import ALIGNMENT, EXACT, Kernel, Launch, exact, grid, plan
+from actx.custom_ops.gpu.launch import ALIGNMENT, EXACT, Kernel, Launch, compilation, exact, grid, plan
 from actx.custom_ops.ops import Op, TensorType
 from actx.custom_ops.ops.gated_lut import GatedLutOp
 from actx.custom_ops.ops.gated_spline import GatedSplineOp
@@ -111,15 +111,15 @@ def compile_kernel(kernel: Kernel, pointers: Sequence[np.dtype[Any]], architectu
     assert len(_PARAMETER.findall(ptx)) == len(parameters), "Triton passes other parameters"
     description = {
         "symbol": compiled.metadata.name, "architecture": architecture, "shared_bytes": compiled.metadata.shared,
-        "local_bytes": local_bytes(cubin), "threads": 32 * kernel.warps, "tile": list(kernel.tile),
+        **resources(cubin), "threads": 32 * kernel.warps, "tile": list(kernel.tile),
         "aligned": aligned, "kernel": kernel.name,
         "constexprs": dict(kernel.constexprs), "parameters": parameters,
     }  # fmt: skip
     return Binary(cubin, ptx, description)
 
 
-def local_bytes(cubin: bytes) -> int:
-    """Return how many bytes of local memory a thread takes, where registers spill to: 0 where none do."""
+def resources(cubin: bytes) -> dict[str, int]:
+    """Return a thread's registers and bytes of local memory, where registers spill to: 0 where none do."""
     from triton import knobs  # noqa: PLC0415
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -128,7 +128,7 @@ def local_bytes(cubin: bytes) -> int:
         command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
         done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - our own arguments
     usage = dict(_USAGE.findall(done.stdout))
-    return int(usage["STACK"]) + int(usage["LOCAL"])
+    return {"registers": int(usage["REG"]), "local_bytes": int(usage["STACK"]) + int(usage["LOCAL"])}
 
 
 # --- 2. ---
@@ -139,20 +139,13 @@ _ROWS, _COLUMNS = 4096, 4096
 def variants() -> Iterator[tuple[str, Launch, list[np.dtype[Any]]]]:
     """Yield a name, a launch and the element types of its pointers; for rows of a multiple of 16 columns."""
     for name, op, inputs in _nodes():
-        yield name, plan(op, inputs), pointers_of(op, inputs)
+        yield name, plan(op, inputs), list(compilation(op, inputs).pointers)
     for dtype, function, layout in product(FLOATS, EXACT, ("alone", "apart", "halves")):
         kernel = exact(function, layout, cols=_COLUMNS)
         launch = Launch(
             kernel, np.zeros(1, np.float32), (_ROWS, _COLUMNS, 1), grid(kernel, _ROWS, _COLUMNS), aligned=True
         )
         yield f"{function}-{layout}-{dtype}", launch, [dtype, dtype, dtype, np.dtype(np.float32)]
-
-
-def pointers_of(op: Op, inputs: Sequence[TensorType | None]) -> list[np.dtype[Any]]:
-    """Return the element types of a kernel's pointers: its inputs, the result and the table."""
-    launch = plan(op, inputs)
-    taken = [inputs[place] for place in launch.kernel.inputs]
-    return [*(one.dtype for one in taken if one is not None), op.output(inputs).dtype, launch.table.dtype]
 
 
 def _table(segments: int, degree: int, *, origins: bool = True, spread: float = 1.0) -> Spline:

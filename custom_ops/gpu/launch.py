@@ -1,7 +1,8 @@
 """How an op is launched: the one description that torch, the compiler ahead of time, a plugin and a C++ launcher share.
 
 1. `specialise` chooses a kernel for a node and its element types. Of the sizes only two choices depend: the tile, one of a few
-   by the number of columns, and whether rows start at multiples of 16 bytes.
+   by the number of columns, and whether rows start at multiples of 16 bytes. `compilation` says what is compiled where sizes
+   need not be known.
 2. `split` says which of the output's dimensions are rows, columns and channels; the integer arguments are their products, which
    `view` gives. Sizes may be symbols.
 3. The grid is cdiv(rows, tile rows) * cdiv(cols, tile columns).
@@ -22,6 +23,7 @@ from actx.custom_ops.gpu.tables import Search, Table, pack, rows_of_coefficients
 from actx.custom_ops.ops.gated_lut import GatedLutOp
 from actx.custom_ops.ops.gated_spline import GatedSplineOp
 from actx.custom_ops.ops.lut import CODE_COUNT, LutOp
+from actx.custom_ops.ops.op import is_known
 from actx.custom_ops.ops.polynorm import PolyNormOp
 from actx.custom_ops.ops.spline import SplineOp
 from actx.custom_ops.ops.spline_mix import SplineMixOp
@@ -87,6 +89,23 @@ class Launch:
     aligned: bool
 
 
+@dataclass(frozen=True)
+class Compilation:
+    """What is compiled for a node.
+
+    Attributes:
+        kernel: what is launched; where the number of columns is not known, the one for wide rows.
+        table: as of a `Launch`.
+        pointers: element types of the inputs that the kernel takes, the result and the table, in order.
+        aligned: whether rows start at multiples of 16 bytes if the tensors do; None where that is not known.
+    """
+
+    kernel: Kernel
+    table: NDArray[Any]
+    pointers: tuple[np.dtype[Any], ...]
+    aligned: bool | None
+
+
 def plan(op: Op, inputs: Types) -> Launch:
     """Return the launch of a node for these types and sizes.
 
@@ -111,6 +130,29 @@ def grid(kernel: Kernel, rows: Size, cols: Size) -> Size:
 
 
 # --- 1. ---
+
+
+def compilation(op: Op, inputs: Types) -> Compilation:
+    """Return what is compiled for a node for these types, and sizes as far as they are known.
+
+    Raises:
+        ValueError: types or shapes do not fit, or what `specialise` needs of the shapes is not known.
+    """
+    output, weights = op.output(inputs), inputs[1] if isinstance(op, PolyNormOp) else None
+    if output.shape is None or inputs[0] is None or inputs[0].shape is None:
+        msg = f"actx::{op.NAME} is compiled for a GPU, and the rank of its input {op.INPUTS[0].name} is not known"
+        raise ValueError(msg)
+    if weights is not None and not (weights.shape and is_known(weights.shape[0])):
+        msg = f"actx::{op.NAME} is compiled for a GPU, and the number of its weights is not known"
+        raise ValueError(msg)
+    columns = output.shape[split(op, inputs)[0] :]
+    static = all(map(is_known, columns))
+    known = math.prod(size for size in columns if is_known(size))
+    kernel, table = specialise(op, inputs, known if static else None)
+    taken = [inputs[place] for place in kernel.inputs]
+    pointers = (*(one.dtype for one in taken if one is not None), output.dtype, table.dtype)
+    aligned = known % ALIGNMENT == 0
+    return Compilation(kernel, table, pointers, aligned if aligned or static else None)
 
 
 def specialise(op: Op, inputs: Types, cols: int | None = None) -> tuple[Kernel, NDArray[Any]]:
@@ -320,4 +362,7 @@ def _dtype(inputs: Types) -> np.dtype[Any]:
     return first.dtype
 
 
-__all__ = ["Kernel", "Launch", "Search", "activation", "exact", "grid", "plan", "specialise", "split", "view"]
+__all__ = [
+    "Compilation", "Kernel", "Launch", "Search", "activation", "compilation", "exact", "grid", "plan", "specialise", "split",
+    "view",
+]  # fmt: skip

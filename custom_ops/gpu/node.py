@@ -6,13 +6,12 @@ known whether rows start at multiples of 16 bytes, there are two images, and the
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from actx.custom_ops.gpu.build import ARCHITECTURES, compile_kernel
-from actx.custom_ops.gpu.launch import ALIGNMENT, specialise, split
+from actx.custom_ops.gpu.launch import compilation, split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,35 +42,26 @@ def compile_node(
         GpuUnavailable: Triton is not installed.
         ValueError: types or shapes do not fit, the rank of the first input is not known, or there is no such architecture.
     """
-    output = op.output(inputs)
-    if output.shape is None:
-        msg = f"actx::{op.NAME} is compiled for a GPU, and the rank of its input is not known"
-        raise ValueError(msg)
-    rows, channel_axis = split(op, inputs)
-    columns = output.shape[rows:]
-    known = math.prod(size for size in columns if isinstance(size, int))
-    static = all(isinstance(size, int) for size in columns)
-    kernel, table = specialise(op, inputs, known if static else None)
-    taken = [inputs[place] for place in kernel.inputs]
-    pointers = [*(one.dtype for one in taken if one is not None), output.dtype, table.dtype]
-    alignments = (known % ALIGNMENT == 0,) if static or known % ALIGNMENT == 0 else (True, False)
+    found = compilation(op, inputs)
+    kernel, (rows, channel_axis) = found.kernel, split(op, inputs)
+    alignments = (True, False) if found.aligned is None else (found.aligned,)
     images: list[tuple[bytes, int, bool, int]] = []
     for aligned in alignments:
         for architecture in dict.fromkeys((PORTABLE, *architectures)):
-            binary = compile_one(kernel, pointers, architecture, aligned=aligned)
+            binary = compile_one(kernel, found.pointers, architecture, aligned=aligned)
             shared = binary.description["shared_bytes"]
             if architecture == PORTABLE:
                 images.append((binary.ptx.encode() + b"\0", architecture, aligned, shared))
             if architecture in architectures:
                 images.append((binary.cubin, architecture, aligned, shared))
     codes, targets, aligned_for, shared_bytes = zip(*images, strict=True)
-    found = {
+    attributes = {
         "code": np.frombuffer(b"".join(codes), np.uint8), "code_sizes": [len(code) for code in codes],
         "architectures": list(targets), "aligned": [int(one) for one in aligned_for], "shared_bytes": list(shared_bytes),
-        "symbol": binary.description["symbol"], "threads": binary.description["threads"], "table": table,
+        "symbol": binary.description["symbol"], "threads": binary.description["threads"], "table": found.table,
         "inputs": list(kernel.inputs), "rows": rows, "integers": len(kernel.integers),
         "tile": [kernel.tile[0], kernel.tile[1] or 0],
     }  # fmt: skip
     if channel_axis is not None:
-        found["channel_axis"] = channel_axis
-    return {f"cuda_{name}": value for name, value in found.items()}
+        attributes["channel_axis"] = channel_axis
+    return {f"cuda_{name}": value for name, value in attributes.items()}

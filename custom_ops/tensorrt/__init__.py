@@ -12,8 +12,8 @@
 
 from __future__ import annotations
 
-from actx.custom_ops.tensorrt.embed import embed
+from actx.custom_ops.tensorrt.embed import embed, is_plugin
 from actx.custom_ops.tensorrt.kernel_node import KernelNode, kernel_node
 from actx.custom_ops.tensorrt.plugin import PluginsUnavailable, register
 
-__all__ = ["KernelNode", "PluginsUnavailable", "embed", "kernel_node", "register"]
+__all__ = ["KernelNode", "PluginsUnavailable", "embed", "is_plugin", "kernel_node", "register"]

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from actx.custom_ops.ops import DOMAIN, OPS, Op, TensorType
+from actx.custom_ops.gpu.graph import input_types
+from actx.custom_ops.ops import DOMAIN, OPS, Op
 from actx.custom_ops.tensorrt.kernel_node import ATTRIBUTE, kernel_node
 
 if TYPE_CHECKING:
@@ -45,14 +46,18 @@ def embed(model: ir.Model, architecture: int, names: Container[str] | None = Non
     return len(chosen)
 
 
+def is_plugin(node: ir.Node) -> bool:
+    """Tell whether a node is one that `embed` made."""
+    return node.domain == DOMAIN and ATTRIBUTE in node.attributes
+
+
 def _replace(graph: ir.Graph, node: ir.Node, architecture: int) -> None:
     op = _op(node)
-    inputs = [*node.inputs, *[None] * (len(op.INPUTS) - len(node.inputs))]
-    launch, table = kernel_node(op, [None if value is None else _type(value) for value in inputs], architecture)
+    launch, table = kernel_node(op, input_types(op, node), architecture)
     output = node.outputs[0]
     constant = ir.val(f"{output.name}_table", const_value=ir.tensor(np.asarray(table), name=f"{output.name}_table"))
     graph.register_initializer(constant)
-    given = [*(value for value in inputs if value is not None), constant]
+    given = [*(value for value in node.inputs if value is not None), constant]
     # A plugin has a fixed number of inputs, so there is one per number.
     kernel = ir.node(
         f"Kernel{len(given)}", given, {ATTRIBUTE: launch.text()}, domain=DOMAIN, name=node.name,
@@ -64,11 +69,3 @@ def _replace(graph: ir.Graph, node: ir.Node, architecture: int) -> None:
 def _op(node: ir.Node) -> Op:
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
     return OPS[node.op_type].from_attributes(attributes)
-
-
-def _type(value: ir.Value) -> TensorType:
-    if value.dtype is None or value.shape is None:
-        msg = f"the type or rank of {value.name} is not known: infer the shapes of the graph first"
-        raise ValueError(msg)
-    dims = (dim if isinstance(dim, int) else dim.value for dim in value.shape)
-    return TensorType(value.dtype.numpy(), tuple(dims))

@@ -10,15 +10,12 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from actx.custom_ops.gpu.build import compile_kernel
-from actx.custom_ops.gpu.launch import ALIGNMENT, Kernel, specialise, split
+from actx.custom_ops.gpu.launch import Kernel, compilation, split
 from actx.custom_ops.ops.gated_spline import GatedSplineOp
-from actx.custom_ops.ops.op import is_known
-from actx.custom_ops.ops.polynorm import PolyNormOp
 from actx.custom_ops.tensorrt.ptx import with_parameters
 
 if TYPE_CHECKING:
@@ -82,31 +79,21 @@ def kernel_node(
         GpuUnavailable: Triton is not installed.
         ValueError: types or shapes do not fit, the rank is not known, or there are no kernels for the compute capability.
     """
-    output, first = op.output(inputs), inputs[0]
+    found, output, first = compilation(op, inputs), op.output(inputs), inputs[0]
     assert first is not None
-    if first.shape is None:
-        msg = f"actx::{op.NAME} needs the rank of its input {op.INPUTS[0].name}"
-        raise ValueError(msg)
-    weights = inputs[1] if isinstance(op, PolyNormOp) else None
-    if weights is not None and not (weights.shape and is_known(weights.shape[0])):
-        msg = f"actx::{op.NAME} needs the number of its weights"
-        raise ValueError(msg)
-    integers = axes(op, inputs)
-    cols = _known(integers[1], output)
-    kernel, table = specialise(op, inputs, cols)
-    taken = [inputs[place] for place in kernel.inputs]
-    pointers = [*(one.dtype for one in taken if one is not None), output.dtype, table.dtype]
-    binary = compile_kernel(kernel, pointers, architecture, aligned=cols is not None and cols % ALIGNMENT == 0)
+    assert first.shape is not None
+    kernel = found.kernel
+    binary = compile_kernel(kernel, found.pointers, architecture, aligned=bool(found.aligned))
     shared = binary.description["shared_bytes"]
     assert shared <= SHARED_BYTES, f"{kernel.name} takes {shared} bytes of shared memory"
     return KernelNode(
         kernel,
         with_parameters(binary.ptx, kernel.name, _places(kernel, inputs)),
         shared,
-        integers[: len(kernel.integers)],
+        axes(op, inputs)[: len(kernel.integers)],
         output.dtype.name,
         op.axis % len(first.shape) if isinstance(op, GatedSplineOp) else None,
-    ), table
+    ), found.table
 
 
 def _with_tuples(found: dict[str, Any]) -> dict[str, Any]:
@@ -136,10 +123,3 @@ def _places(kernel: Kernel, inputs: Sequence[TensorType | None]) -> list[int]:
     output = len(kernel.inputs)
     table = output + 1
     return [*given, table, *range(table + 1, table + 1 + len(kernel.integers)), output]
-
-
-def _known(axes_of_size: tuple[int, ...], output: TensorType) -> int | None:
-    """Return a size if it is a number for all launches."""
-    assert output.shape is not None
-    factors = [output.shape[axis] for axis in axes_of_size]
-    return math.prod(factors) if all(map(is_known, factors)) else None

@@ -14,6 +14,7 @@
    follows closely.
 7. Of a gated site that is to be packed, both layers become one before the two graphs part, and after 1, which scales them one
    by one; in a graph of actx nodes the product is one `actx::GatedSpline` then (see `packing`).
+8. For a runtime that takes kernels among its own layers, the native graph is the portable one with actx nodes at some sites.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ class Lowered:
 
     Attributes:
         portable: standard ops only.
-        native: the target's own graph; None where none was asked for or no site was rewritten.
+        native: the target's own graph; None where none was asked for, or it would be the portable one.
         placements: one per site, of the portable graph.
     """
 
@@ -106,6 +107,7 @@ def lower(
     fold: bool = True,
     native: Native | None = "actx",
     packed: Collection[str] = (),
+    plugins: Collection[str] = (),
 ) -> Lowered:
     """Lower every site of a model to its chosen form. The model is not changed.
 
@@ -115,16 +117,23 @@ def lower(
         fold: whether slopes are folded into the layers around a site.
         native: what the target's own graph is written in (see 6), None for no such graph.
         packed: names of gated sites whose product takes both factors out of one value (see 7).
+        plugins: names of the sites that are actx nodes in a native graph of standard ops otherwise (see 8); for `native` None.
 
     Raises:
         Refusal: one of these cannot be packed.
     """
     with no_garbage_collection():
-        return _lower(model, choices, fold=fold, native=native, packed=packed)
+        return _lower(model, choices, fold=fold, native=native, packed=packed, plugins=plugins)
 
 
 def _lower(
-    model: ir.Model, choices: Sequence[Choice], *, fold: bool, native: Native | None, packed: Collection[str]
+    model: ir.Model,
+    choices: Sequence[Choice],
+    *,
+    fold: bool,
+    native: Native | None,
+    packed: Collection[str],
+    plugins: Collection[str],
 ) -> Lowered:
     base = model.clone()
     scales = _fold_slopes(base, choices) if fold else {}
@@ -137,6 +146,9 @@ def _lower(
             _write_nodes(own, choices, scales, products)
         else:
             _write_standard(own, choices, scales, fused=True)
+    elif plugins:
+        own = base.clone()
+        _write_some_nodes(own, choices, scales, products, plugins)
     return Lowered(base, own, _write_standard(base, choices, scales, fused=False))
 
 
@@ -270,6 +282,19 @@ def _write_nodes(
         values[str(new.name)] = new
     graph.opset_imports[DOMAIN] = OPSET
     RemoveUnusedNodesPass()(model)
+
+
+def _write_some_nodes(
+    model: ir.Model,
+    choices: Sequence[Choice],
+    scales: Mapping[str, float],
+    products: Sequence[Product],
+    names: Collection[str],
+) -> None:
+    """8, in place. What would be one node for two sites is not, as each site is chosen by itself."""
+    chosen = [choice for choice in choices if choice.site.name in names]
+    _write_standard(model, [choice for choice in choices if choice not in chosen], scales, fused=False)
+    _write_nodes(model, chosen, scales, [product for product in products if product.other_site is None])
 
 
 def _node(emit: Emitter, values: Mapping[str, ir.Value], choice: Choice, scale: float) -> tuple[Op, list[ir.Value]]:

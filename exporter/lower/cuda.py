@@ -14,8 +14,9 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from actx.custom_ops.gpu import GpuUnavailable
 from actx.custom_ops.gpu.build import compile_kernel
+from actx.custom_ops.gpu.graph import input_types
 from actx.custom_ops.gpu.node import compile_node
-from actx.custom_ops.ops import DOMAIN, TensorType
+from actx.custom_ops.ops import DOMAIN
 from actx.exporter.errors import ActxError, TargetUnavailable
 from actx.exporter.load.actx_nodes import check_node
 
@@ -42,10 +43,8 @@ def compile_nodes(model: ir.Model, architectures: Sequence[int]) -> ir.Model:
     compile_one = partial(_compiled_once, {})
     for node in (node for node in compiled.graph if node.domain == DOMAIN):
         op = check_node(node)
-        types = [None if value is None else _type_of(value) for value in node.inputs]
-        types += [None] * (len(op.INPUTS) - len(types))
         try:
-            found = compile_node(op, types, architectures, compile_one=compile_one)
+            found = compile_node(op, input_types(op, node), architectures, compile_one=compile_one)
         except GpuUnavailable as error:
             raise TargetUnavailable(
                 "the kernels cannot be compiled here", note=str(error), remedy="Install actx with the extra gpu."
@@ -68,12 +67,6 @@ def _compiled_once(
     if key not in known:
         known[key] = compile_kernel(kernel, pointers, architecture, aligned=aligned)
     return known[key]
-
-
-def _type_of(value: ir.Value) -> TensorType:
-    assert value.dtype is not None
-    sizes = None if value.shape is None else tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
-    return TensorType(value.dtype.numpy(), sizes)
 
 
 def _tensors(attributes: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Decide which nodes of a graph keep computing in float32 when the others compute in float16.
 
-1. What has no float16 in its operator's schema, is of another domain than ONNX's own, or holds a graph in an attribute.
+1. What has no float16 in its operator's schema, is of another domain than ONNX's own or actx, or holds a graph in an attribute.
 2. Reductions that add up, cumulative sums, and normalisations whose statistics the standard does not keep in float32 (those
    that it does have an attribute `stash_type`); what is summed by nothing but a reduction, and what is computed from its
    result alone: of a normalisation that is written out, all but the scale and the bias at its end.
@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from actx.custom_ops.ops import DOMAIN, register_schemas
 from actx.exporter.lift.elementwise import ELEMENTWISE
 from actx.exporter.lift.ops import LAYOUT, op_of, standard, tensor_of
 from actx.exporter.lower.emitter import SITE_METADATA
@@ -224,10 +225,13 @@ def nodes_of_bodies(node: ir.Node) -> Iterator[ir.Node]:
 
 
 def schema_of(node: ir.Node, graph: ir.Graph) -> onnx.defs.OpSchema | None:
-    """Return the schema of an op of ONNX's own domain, None for any other."""
-    domain, op_type = op_of(node)[0], node.op_type
-    version = graph.opset_imports.get("", 0)
-    return onnx.defs.get_schema(op_type, version, "") if domain == "" and onnx.defs.has(op_type, version, "") else None
+    """Return the schema of an op of ONNX's own domain or of actx, None for any other."""
+    domain, op_type = op_of(node)
+    if domain not in {"", DOMAIN}:
+        return None
+    register_schemas()
+    version = graph.opset_imports.get(domain, 0)
+    return onnx.defs.get_schema(op_type, version, domain) if onnx.defs.has(op_type, version, domain) else None
 
 
 def takes_half(schema: onnx.defs.OpSchema | None, index: int, *, output: bool = False) -> bool:

@@ -22,15 +22,13 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import onnx_ir as ir
-
 from actx.exporter.bundle import PORTABLE, graph_name
 from actx.exporter.choose import KEEP, POLYNORM, Choice
 from actx.exporter.errors import ActxError
 from actx.exporter.fitting import Form
 from actx.exporter.latency import Comparison, compare_all, time_model
 from actx.exporter.lift import PolyNorm, Site
-from actx.exporter.part import read_values, structure_of, write_part
+from actx.exporter.part import read_values, state_inputs, structure_of, write_part
 from actx.exporter.runtimes.onnxruntime import DEFAULT
 from actx.exporter.scratch import scratch
 from actx.exporter.search.context import Contexts
@@ -39,6 +37,8 @@ from actx.exporter.targets import Files, Graph
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    import onnx_ir as ir
 
     from actx.exporter.data import Arrays
     from actx.exporter.latency import Timed
@@ -289,7 +289,7 @@ def _measured(bench: Bench, site: Site, part: ir.Model, choices: Sequence[Choice
         return {}
     names = [str(value.name) for value in part.graph.inputs]
     feeds = read_values(bench.original, bench.batch, names, bench.options)
-    _state_inputs(bench.model, part, feeds)
+    state_inputs(bench.model, part, feeds)
     with scratch() as place:
         write = partial(
             write_part, part, target=bench.target, options=bench.options, quant=bench.quant, fold=bench.fold,
@@ -309,16 +309,6 @@ def _measured(bench: Bench, site: Site, part: ir.Model, choices: Sequence[Choice
         seconds = bench.seconds * len(artifacts)
         timed = compare_all((kept.path, kept.runtime), artifacts, feeds, seconds=seconds) if artifacts else []
     return found | {form: _to_value(one, seconds) for form, one in zip(graphs, timed, strict=True)}
-
-
-def _state_inputs(model: ir.Model, part: ir.Model, feeds: Arrays) -> None:
-    """Give a part's inputs the types, and where the whole model's shapes are known the shapes, that they have there."""
-    static = all(value.shape is not None and value.shape.is_static() for value in model.graph.inputs)
-    for value in part.graph.inputs:
-        array = feeds[str(value.name)]
-        value.dtype = ir.DataType.from_numpy(array.dtype) if value.dtype is None else value.dtype
-        if static or value.shape is None:
-            value.shape = ir.Shape(array.shape)
 
 
 def _to_value(timed: Timed, seconds: float) -> dict[str, Any]:

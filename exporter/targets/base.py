@@ -132,6 +132,7 @@ class Target(ABC):
         has_kernels: whether there are actx kernels for it.
         gpu_architectures: values of ``--with-kernels`` that its own graph is compiled for, beside libraries for the CPU's.
         has_engine: whether an engine is built for it, from the portable graph in the types of a scheme.
+        has_plugins: whether that engine can compute a site by a plugin, an actx node with its code (see `plugins`).
     """
 
     name: ClassVar[str]
@@ -146,6 +147,7 @@ class Target(ABC):
     has_kernels: ClassVar[bool] = False
     gpu_architectures: ClassVar[tuple[str, ...]] = ()
     has_engine: ClassVar[bool] = False
+    has_plugins: ClassVar[bool] = False
 
     @abstractmethod
     def abilities(self) -> Abilities:
@@ -175,6 +177,14 @@ class Target(ABC):
         Raises:
             TargetUnavailable: it cannot; the graph in the bundle is then all that is made.
         """
+
+    def require_plugins(self) -> int:
+        """Check that plugins can be compiled, built and run here, and return the GPU's compute capability times 10.
+
+        Raises:
+            TargetUnavailable: they cannot.
+        """
+        raise NotImplementedError
 
     def compile(self, graph: ir.Model, architectures: Sequence[str]) -> ir.Model:  # noqa: ARG002
         """Return its own graph as its devices take it; most take it as it is.

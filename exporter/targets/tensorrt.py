@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actx.custom_ops.ops import DOMAIN
 from actx.exporter.bundle import engine_name
 from actx.exporter.errors import TargetUnavailable
 from actx.exporter.fitting import Form
@@ -18,9 +19,12 @@ from actx.exporter.tensorrt.device import require_gpu
 from actx.exporter.tensorrt.engine import EngineRuntime
 from actx.exporter.tensorrt.library import TARGETS as LIBRARIES
 from actx.exporter.tensorrt.library import describe, find
+from actx.exporter.tensorrt.plugins import plugin_architecture, with_plugins
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    import onnx_ir as ir
 
     from actx.exporter.quantize.source import Source
     from actx.exporter.runtimes.onnxruntime import RuntimeOptions
@@ -63,9 +67,14 @@ class _TensorRt(Target):
     def build(
         self, graph: Path, engine: Path, request: BuildRequest, progress: Progress | None = None
     ) -> dict[str, Any]:
-        """Build the engine; one of its facts is the library's own command that builds the same in the bundle's folder."""
+        """Build the engine; one of its facts is the library's own command that builds the same in the bundle's folder.
+
+        There is none for a graph with plugins.
+        """
         profile, options = request.profile, request.options
         built = build(graph, engine, target=self.name, profile=profile, options=options, progress=progress)
+        if built.facts["plugins"]:
+            return built.facts  # the library's own tool has no plugins of ours
         return {**built.facts, "command": self.command(graph, request)}
 
     def command(self, graph: Path, request: BuildRequest) -> str:
@@ -84,7 +93,8 @@ class _TensorRt(Target):
         if built is None:
             return Graph(typed, literal, "in ONNX Runtime: no engine was built", on_target=False)
         engine = files.folder / built.file
-        runtime = engine_runtime(self.name, options, built.facts, typed, trust=files.trust)
+        parsed = files.folder / built.facts.get("graph", own)
+        runtime = engine_runtime(self.name, options, built.facts, parsed, trust=files.trust)
         try:
             find(self.name)
             require_gpu("the engine cannot be run")
@@ -108,6 +118,19 @@ class Trt(_TensorRt):
 
     name = "trt"
     summary = "TensorRT 10.12 or newer on NVIDIA GPUs and Jetson"
+    has_plugins = True
+
+    def require_plugins(self) -> int:
+        """Check that the library, a GPU that there are kernels for, and Triton are here."""
+        find(self.name)
+        return plugin_architecture()
+
+    def compile(self, graph: ir.Model, architectures: Sequence[str]) -> ir.Model:
+        """Put its kernel for the GPU of this machine into each actx node; a graph without such nodes is what it was."""
+        del architectures
+        if not any(node.domain == DOMAIN for node in graph.graph):
+            return graph
+        return with_plugins(graph, self.require_plugins())
 
 
 class TrtRtx(_TensorRt):

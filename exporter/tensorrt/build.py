@@ -18,6 +18,7 @@ from actx.exporter.tensorrt.device import find_gpu
 from actx.exporter.tensorrt.library import Library, find, logger, title
 from actx.exporter.tensorrt.network import Network, check_graph, parse
 from actx.exporter.tensorrt.options import BuildOptions
+from actx.exporter.tensorrt.plugins import register_plugins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +47,8 @@ class Built:
 
     Attributes:
         engine: the file.
-        facts: JSON values for the manifest: `target`, `library`, `version`, `options`, `inputs`, `ranges` and
+        facts: JSON values for the manifest: `target`, `graph` (the file that it was built from), `plugins` (names of its nodes
+            that are such), `library`, `version`, `options`, `inputs`, `ranges` and
             `shapes` (`Profile.to_dict`), `compute_capabilities` (empty: the library's default, see `runs_on`),
             `gpu` (the one it was built on, or None), `bytes`, `seconds`, `strongly_typed`, `tf32`.
         notes: what was assumed, for the user.
@@ -69,7 +71,7 @@ def build(
     """Build an engine.
 
     Args:
-        graph: an ONNX file of standard ops, its external data beside it.
+        graph: an ONNX file of standard ops, and for `trt` plugins, its external data beside it.
         engine: the file to write. It is there whole or not at all.
         target: `trt` or `trt-rtx`.
         profile: the shapes that it takes (`shapes.resolve`).
@@ -82,8 +84,10 @@ def build(
         ActxError: the graph cannot be built, or the file not be written.
     """
     options.check(target)
-    check_graph(graph, title(target))  # a machine without the library can tell this too
+    plugins = check_graph(graph, title(target), takes_plugins=target == "trt")  # known without the library too
     library = find(target)
+    if plugins:
+        register_plugins()
     _check_capabilities(library, options)
     log = logger(library)
     with interrupts_held() as held:
@@ -104,7 +108,7 @@ def build(
     write_whole(engine, memoryview(serialized))
     if cache is not None and options.timing_cache is not None:
         write_whole(options.timing_cache, memoryview(config.get_timing_cache().serialize()))
-    facts = _facts(library, profile, options)
+    facts = {**_facts(library, profile, options), "graph": graph.name, "plugins": list(plugins)}
     return Built(engine, {**facts, "bytes": serialized.nbytes, "seconds": round(seconds, 3)}, profile.notes)
 
 

@@ -2,7 +2,8 @@
 
 Found before the parser sees the graph, because it would name no node, or stay silent:
 
-1. An op of another domain than ONNX's own. The parser looks an op up by its name alone.
+1. An op of another domain than ONNX's own. The parser looks an op up by its name alone. TensorRT takes actx nodes that have
+   become plugins.
 2. An element type that the library does not have. The parser would compute float64 in float32 and say nothing.
 3. Quantization that is not symmetric int8: another type, a zero point that is not 0, an int32 tensor behind DequantizeLinear.
 4. Nodes without a name, or with the same one: engines name their layers after nodes.
@@ -19,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from actx.custom_ops.ops import DOMAIN
+from actx.custom_ops.tensorrt import is_plugin
 from actx.exporter.errors import ActxError, UsageError
 from actx.exporter.lift.naming import module_path
 from actx.exporter.load.onnx_file import read_onnx
@@ -89,12 +91,13 @@ def origins(graph: Path, owners: Mapping[str, str]) -> dict[str, Origin]:
     return found
 
 
-def check_graph(graph: Path, title: str) -> None:
-    """Check that a graph has nothing that the libraries are known not to take: rules 1 to 4.
+def check_graph(graph: Path, title: str, *, takes_plugins: bool = False) -> tuple[str, ...]:
+    """Check that a graph has nothing that the libraries are known not to take, rules 1 to 4, and return its plugins' names.
 
     Args:
         graph: an ONNX file, its external data beside it.
         title: name of the library, for the errors.
+        takes_plugins: whether it takes plugins.
 
     Raises:
         UsageError: a type or a quantization is outside what they take.
@@ -103,14 +106,17 @@ def check_graph(graph: Path, title: str) -> None:
     model = read_onnx(graph)
     known = _DOMAINS | {name[0] for name in model.functions}
     nodes = list(_nodes(model))
+    plugins = tuple(str(node.name) for node in nodes if takes_plugins and is_plugin(node))
     for node in nodes:
-        _check_domain(node, known, title)
+        if node.name not in plugins:
+            _check_domain(node, known, title)
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         _check_type(value.dtype, f"'{value.name}' is", title)
     for node in nodes:
         _check_types(node, title)
         _check_quantization(node, title)
     _check_names(model)
+    return plugins
 
 
 def parse(library: Library, builder: Any, graph: Path, log: Any) -> Network:

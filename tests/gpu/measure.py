@@ -6,8 +6,10 @@ share is of the bandwidth of a device-to-device copy of 1 GiB measured in the sa
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 from functools import partial
@@ -204,6 +206,15 @@ def in_onnxruntime() -> int:
     return broken
 
 
+def in_tensorrt() -> bool:
+    """Print the rows of TensorRT's plugins, or why there are none; tell whether one is broken."""
+    sys.stdout.flush()
+    if importlib.util.find_spec("onnx_ir") is None:
+        print("| plugins in TensorRT | 0 | not run: actx is not installed |")
+        return False
+    return subprocess.run([sys.executable, "-m", "tests.gpu.tensorrt_plugins"], check=False).returncode != 0
+
+
 def main() -> int:
     """Print the page; 1 where a contract is broken."""
     device, bandwidth = torch.cuda.get_device_properties(0), copy_bandwidth()
@@ -224,7 +235,7 @@ def main() -> int:
         holds = check()
         broken += not holds
         print(f"| {check.__name__} | 1 | {int(not holds)} |")
-    broken += in_onnxruntime()
+    broken += in_onnxruntime() + in_tensorrt()
     print(timed(f"gelu, bfloat16, {ROWS} rows", elementwise, COLUMNS, bandwidth, 4))
     print(timed(f"gated, bfloat16, {ROWS} rows", gated, COLUMNS, bandwidth, 6))
     print(timed(f"codes, int8, {ROWS} rows", codes, COLUMNS, bandwidth, 2))

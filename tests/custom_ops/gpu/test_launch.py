@@ -12,6 +12,7 @@ import sympy
 import torch
 
 from actx.custom_ops import gpu, torch_ops
+from actx.custom_ops.gpu.launch import compilation
 from actx.custom_ops.ops import OPS, TensorType
 from tests.op_cases import cases, channel_table, gelu_table
 
@@ -69,6 +70,26 @@ def test_sizes_may_be_symbols(name: str) -> None:
         assert launch.table.tobytes() == table.tobytes()
         if fixed is not None:
             assert (launch.kernel, [*launch.integers, launch.grid]) == (kernel, values)
+
+
+@pytest.mark.parametrize("name", NODES)
+@pytest.mark.parametrize("rows", [1, 7, 16])
+def test_what_is_compiled_is_right_for_every_number_of_rows(name: str, rows: int) -> None:
+    op, shapes = NODES[name]
+    open_, launch = compilation(op, sized(shapes, None)), gpu.plan(op, sized(shapes, rows))
+    assert open_.aligned in {launch.aligned, None}
+    assert open_.table.tobytes() == launch.table.tobytes()
+    assert (open_.kernel.inputs, open_.kernel.integers) == (launch.kernel.inputs, launch.kernel.integers)
+    assert compilation(op, sized(shapes, rows)).kernel == launch.kernel
+
+
+def test_ranks_and_numbers_of_weights_must_be_known() -> None:
+    with pytest.raises(ValueError, match="the rank of its input X is not known"):
+        compilation(OPS["Spline"](gelu_table(4, 3)), [TensorType(HALF, None), None])
+    for weights in ((None,), None):
+        given = [TensorType(HALF, (2, 8)), TensorType(HALF, weights), TensorType(HALF, (1,)), None]
+        with pytest.raises(ValueError, match="the number of its weights is not known"):
+            compilation(OPS["PolyNorm"](), given)
 
 
 @pytest.mark.parametrize(("name", "most"), {"channels": 4, "mix": 5, "polynorm": 10, "gated": 4}.items())

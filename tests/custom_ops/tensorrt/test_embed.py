@@ -55,7 +55,7 @@ def test_nodes_are_chosen_by_name() -> None:
 
 
 def test_a_graph_without_types_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"node gate: the type or rank of x is not known: infer the shapes"):
+    with pytest.raises(ValueError, match=r"node gate: the type of x is not known: infer the types"):
         embed(model(typed=False), 87)
 
 

@@ -18,8 +18,7 @@ from actx.custom_ops.ops import OPS, TensorType
 from actx.custom_ops.tensorrt import KernelNode, kernel_node
 from actx.custom_ops.tensorrt.kernel_node import INPUT_COUNTS, SHARED_BYTES, axes
 from actx.custom_ops.tensorrt.ptx import with_parameters
-from tests.custom_ops.tensorrt.nodes import FLOAT, nodes, sized, types
-from tests.op_cases import gelu_table
+from tests.custom_ops.tensorrt.nodes import nodes, sized
 from tests.op_strategies import any_case
 
 if TYPE_CHECKING:
@@ -160,13 +159,6 @@ def test_a_parameter_that_is_used_is_not_left_out() -> None:
 
 
 # --- what is refused ---
-
-
-def test_unknown_ranks_and_numbers_of_weights() -> None:
-    with pytest.raises(ValueError, match="needs the rank of its input X"):
-        kernel_node(OPS["Spline"](gelu_table(4, 3)), [TensorType(FLOAT, None), None], 87)
-    with pytest.raises(ValueError, match="needs the number of its weights"):
-        kernel_node(OPS["PolyNorm"](), types(FLOAT, (2, 8), ("k",), (1,), None), 87)
 
 
 def test_unknown_architecture() -> None:

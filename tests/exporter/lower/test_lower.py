@@ -15,7 +15,7 @@ from onnx import helper
 
 from actx.exporter import Form
 from actx.exporter.calibrate import SiteStatistics
-from actx.exporter.choose import Choice, choose
+from actx.exporter.choose import KEEP, Choice, choose
 from actx.exporter.lift import Site, lift
 from actx.exporter.lower import OWN_MATHEMATICS, SITE_METADATA, Lowered, lower
 from actx.exporter.targets import TARGETS
@@ -393,3 +393,38 @@ def test_square_is_written_as_one_piece() -> None:
     (y,) = in_reference(lowered.native, feeds(ir.to_proto(model)))
     (expected,) = in_runtime(lowered.portable, feeds(ir.to_proto(model)))
     assert np.abs(y - expected).max() <= 1e-4
+
+
+# --- kernels among a runtime's own layers ---
+
+
+@pytest.mark.parametrize("names", [("gelu",), ("mish", "silu"), ("gelu", "silu", "mish")])
+def test_some_sites_are_actx_nodes_and_the_others_as_in_the_portable_graph(names: tuple[str, ...]) -> None:
+    proto = many_sites(4)
+    model = prepared(proto)
+    sites = lift(model).sites
+    plugins = [site.name for site in sites if site.kind in names]
+    coarse = choose(sites, TARGETS["trt"], form=Form.parse("pwl:8"))
+    mixed = lower(model, coarse, native=None, plugins=plugins)
+    assert mixed.native is not None
+    nodes = {node.metadata_props[SITE_METADATA]: node.op_type for node in mixed.native.graph if node.domain == "actx"}
+    assert nodes == dict.fromkeys(plugins, "Spline")
+    for site in sites:
+        if site.name not in plugins:
+            assert marked_values(mixed.native, site.name) == marked_values(mixed.portable, site.name)
+    assert op_types(mixed.portable) == op_types(lower(model, coarse, native=None).portable)
+    # Where the other sites are kept, it is the graph of actx nodes.
+    pinned = [choice if choice.site.name in plugins else Choice(choice.site, KEEP, None, "") for choice in coarse]
+    alone, nodes_only = lower(model, pinned, native=None, plugins=plugins).native, lower(model, pinned).native
+    assert alone is not None
+    assert nodes_only is not None
+    inputs = feeds(proto)
+    results = [in_reference(graph, inputs)[0] for graph in (alone, nodes_only)]
+    np.testing.assert_array_equal(*results)
+    in_reference(mixed.native, inputs)  # it is valid
+
+
+def test_without_such_sites_there_is_no_native_graph() -> None:
+    model = prepared(SPELLINGS["mish_op"].model(20))
+    choices = choose(lift(model).sites, TARGETS["trt"], form=Form.parse("pwl:8"))
+    assert lower(model, choices, native=None).native is None

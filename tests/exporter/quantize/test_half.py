@@ -12,8 +12,13 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
-from actx.exporter.lower import SITE_METADATA
+from actx.exporter import Form
+from actx.exporter.choose import choose
+from actx.exporter.lift import lift
+from actx.exporter.lower import SITE_METADATA, lower
 from actx.exporter.quantize import quantize
+from actx.exporter.targets import TARGETS
+from tests.exporter.lower.running import in_reference, prepared
 from tests.exporter.quantize.graphs import UNIT, lowered, outputs, relative_l2, store
 from tests.networks import NOT_SITES, SPELLINGS, SURROUNDINGS, WIDTH, Gate, Graph, feeds, mlp_reference
 
@@ -118,6 +123,23 @@ def test_a_site_of_one_op_is_float16_and_one_of_several_is_float32_between_two_c
     assert len(inside) == 2
     assert casts(typed)[0] == "x/actx/float16"
     assert casts(typed)[-1] == "y"
+
+
+def test_an_actx_node_computes_in_float16() -> None:
+    """Its kernel computes in float32 within, whatever it reads."""
+    proto = SPELLINGS["gelu_legacy"].model(18, gated="matmul")
+    model = prepared(proto)
+    sites = lift(model).sites
+    choices = choose(sites, TARGETS["trt"], form=Form.parse("pwl:16"))
+    mixed = lower(model, choices, native=None, plugins=[site.name for site in sites])
+    assert mixed.native is not None
+    typed = quantize(mixed.native, "fp16")
+    node = node_of(typed, "Spline")
+    assert [value and value.dtype for value in (*node.inputs, *node.outputs)] == [FLOAT16] * 3
+    assert len(casts(typed)) == 2  # of the graph's input and output
+    inputs = feeds(proto)
+    (expected,), (found,) = (in_reference(graph, inputs) for graph in (mixed.native, typed))
+    assert np.linalg.norm(found - expected) <= ROUNDINGS * UNIT * np.linalg.norm(expected)
 
 
 def test_weights_become_float16_only_when_they_are_read(tmp_path: Path) -> None:
