@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
-from actx.custom_ops import Spline
+from actx.custom_ops import REGISTERED, Activation, Spline
 from actx.exporter.lift.elementwise import SPLINE
 from actx.exporter.lift.function import Mixture, PolyNorm, ScalarFunction, SiteFunction, is_affine
 from actx.exporter.lift.gating import find_gate
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["Column", "Gate", "Lifted", "Mixture", "PolyNorm", "Rejection", "ScalarFunction", "Site", "lift"]
 
 POLYNORM, MIXTURE = "polynorm", "moa"
+# Programs whose names a process remembers: more than the distinct functions of a model.
+MAX_REMEMBERED = 256
 # Of a mixture's entry.
 IDENTITY = "identity"
 
@@ -157,9 +160,8 @@ class _Verdict:
 
 def lift(model: ir.Model) -> Lifted:
     """Find the sites of a model whose types and shapes have been inferred. The model is not changed."""
-    memo: dict[tuple[str, float], _Identity] = {}
     regions, unmatched = _regions(model.graph)
-    verdicts = [_judge(region, memo) for region in regions]
+    verdicts = [_judge(region) for region in regions]
     accepted = [verdict for verdict in verdicts if verdict.reason is None]
     names = site_names([verdict.region.nodes for verdict in accepted])
     taken: set[ir.Value] = set()
@@ -179,12 +181,26 @@ def _regions(graph: ir.Graph) -> tuple[list[Region], list[Unmatched]]:
     return [f for f in found if isinstance(f, Region)], [f for f in found if isinstance(f, Unmatched)]
 
 
-def _judge(region: Region, memo: dict[tuple[str, float], _Identity]) -> _Verdict:
-    """Identify the region's function, once per distinct program and precision."""
-    key = region.function.key, _rounding_unit(region)
-    if key not in memo:
-        memo[key] = _identify(region.function, key[1])
-    return _Verdict(region, memo[key], objection(region, memo[key].affine))
+def _judge(region: Region) -> _Verdict:
+    identity = _identify_once(_Program(region.function), _rounding_unit(region), tuple(REGISTERED.values()))
+    return _Verdict(region, identity, objection(region, identity.affine))
+
+
+@dataclass(frozen=True)
+class _Program:
+    """A function that equals every other of the same program."""
+
+    function: SiteFunction = field(compare=False)
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", self.function.key)
+
+
+@lru_cache(maxsize=MAX_REMEMBERED)
+def _identify_once(program: _Program, unit: float, _registered: tuple[Activation, ...]) -> _Identity:
+    """Identify each distinct program once per precision, for all models that a process lifts."""
+    return _identify(program.function, unit)
 
 
 def _identify(function: SiteFunction, unit: float) -> _Identity:
