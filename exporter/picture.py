@@ -1,20 +1,28 @@
-"""Pictures in files that are the same from run to run."""
+"""Pictures in files that are the same from run to run.
+
+Matplotlib is imported where something is drawn: it takes a second, and few commands draw.
+"""
+
+# ruff: noqa: PLC0415 - see above
 
 from __future__ import annotations
 
 from pathlib import Path
-
-import matplotlib as mpl
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from actx.exporter.errors import UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _FORMATS = (".png", ".svg")
 
 
 def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure of a size in inches, which no window shows."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -41,8 +49,10 @@ def write_picture(figure: Figure, path: Path | str) -> None:
         UsageError: see `check_picture`.
         OSError: the file cannot be written.
     """
+    from matplotlib import rc_context
+
     path = check_picture(path)
     # The salt and the empty date keep the file the same from run to run.
-    with mpl.rc_context({"svg.hashsalt": "actx"}):
+    with rc_context({"svg.hashsalt": "actx"}):
         metadata = {"Date": None} if path.suffix.lower() == ".svg" else {"Software": None}
         figure.savefig(path, dpi=150, metadata=metadata)

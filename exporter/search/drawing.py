@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from matplotlib.ticker import FixedLocator, FuncFormatter
-
 from actx.exporter.picture import check_picture, new_figure, write_picture
 
 if TYPE_CHECKING:
@@ -104,6 +102,8 @@ def draw(
 
 
 def _draw_frame(axes: Axes, scale: _Scale, metric: str) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter  # noqa: PLC0415 - see picture
+
     axes.set_yscale("log")
     axes.set_ylim(scale.low / 1.6, scale.high)
     axes.yaxis.set_major_locator(FixedLocator([scale.low, *scale.ticks()]))
