@@ -74,7 +74,7 @@ def compile_kernel(kernel: Kernel, pointers: Sequence[np.dtype[Any]], architectu
         kernel: what to compile.
         pointers: element types of the inputs it takes, the result and the table, in order.
         architecture: one of `ARCHITECTURES`.
-        aligned: whether the number of columns is a multiple of 16, for access by 16 bytes.
+        aligned: whether the number of columns, and the inner size of products, is a multiple of 16, for access by 16 bytes.
 
     Raises:
         GpuUnavailable: Triton is not installed.
@@ -93,7 +93,7 @@ def compile_kernel(kernel: Kernel, pointers: Sequence[np.dtype[Any]], architectu
     function = getattr(kernels, kernel.name)
     types = dict(zip(function.arg_names, [_POINTERS[dtype.name] for dtype in pointers], strict=False))
     types |= dict.fromkeys(kernel.integers, _INTEGER)
-    known = [name for name in types if (name == "cols" and aligned) or types[name].startswith("*")]
+    known = [name for name in types if (name in {"cols", "inner"} and aligned) or types[name].startswith("*")]
     source = ASTSource(
         function,
         {name: types.get(name, "constexpr") for name in function.arg_names},

@@ -192,6 +192,32 @@ def activation(
 
 
 @triton.jit
+def gate_up(
+    x, w, y, table, rows, cols, inner,
+    FUNCTION: tl.constexpr, SEARCH: tl.constexpr, DEGREE: tl.constexpr, SEGMENTS: tl.constexpr, CURVED: tl.constexpr,
+    ORIGINS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, INNER: tl.constexpr,
+):  # fmt: skip
+    """Y = f(X W_gate) * (X W_up) of [rows, cols], with X [rows, inner] and W [inner, 2 cols], whose first half is the gate's.
+
+    Both products are summed in float32, and f is evaluated on the sums: neither is rounded or stored. So the table is one for
+    float32, whatever the type of X.
+    """
+    row, start, left = tile(cols, ROWS, COLS)
+    here = tl.arange(0, COLS)[None, :]
+    gate = tl.zeros([ROWS, COLS], tl.float32)
+    up = tl.zeros([ROWS, COLS], tl.float32)
+    for begin in range(0, inner, INNER):
+        depth = begin + tl.arange(0, INNER)
+        part = tl.load(x + row * inner + depth[None, :], (row < rows) & (depth[None, :] < inner), other=0.0)
+        at = depth[:, None].to(tl.int64) * 2 * cols + start + here
+        there = (depth[:, None] < inner) & (here < left)
+        gate = tl.dot(part, tl.load(w + at, there, other=0.0), gate)
+        up = tl.dot(part, tl.load(w + at + cols, there, other=0.0), up)
+    value = up * function(gate, table, 1, FUNCTION, SEARCH, DEGREE, SEGMENTS, CURVED, ORIGINS, False)
+    tl.store(y + row * cols + start + here, value.to(y.dtype.element_ty), (row < rows) & (here < left))
+
+
+@triton.jit
 def spline_mix(
     x, g, u, y, table, rows, cols,
     ENTRIES: tl.constexpr, SEARCH: tl.constexpr, DEGREE: tl.constexpr, SEGMENTS: tl.constexpr, CURVED: tl.constexpr,

@@ -45,6 +45,9 @@ _COLUMNS = (16, 64, 256, 1024)  # of the tiles of rows; where all is one row, a 
 MIX_TILE = 4096
 LONGEST_ROW = 16384  # of PolyNorm, in registers: a row of 32768 would spill
 PIECE = 8192  # of a longer one
+# Of `gate_up`: rows, columns, and how many products are summed at a time. Twice the columns would spill registers.
+PRODUCT_TILE = (128, 32, 32)
+_NO_TABLE = {"SEARCH": "select", "DEGREE": 1, "SEGMENTS": 1, "CURVED": False, "ORIGINS": False}
 # Rows of a number of columns that this divides start at multiples of 16 bytes; Triton's compiler knows no other number.
 ALIGNMENT = 16
 
@@ -250,10 +253,9 @@ def activation(
 ) -> Kernel:  # fmt: skip
     """Return the kernel `activation` for the constexprs of a table."""
     tall, wide = _tile(cols, flat=channel == "one" and layout in {"alone", "apart", "pairs"})
-    absent = {"SEARCH": "select", "DEGREE": 1, "SEGMENTS": 1, "CURVED": False, "ORIGINS": False}
-    of_other = other.constexprs("OTHER_") if other else {f"OTHER_{name}": value for name, value in absent.items()}
+    of_other = other.constexprs("OTHER_") if other else {f"OTHER_{name}": value for name, value in _NO_TABLE.items()}
     choice = {
-        "FUNCTION": function, **(constexprs or absent), "OTHER": "spline" if other else "identity", **of_other,
+        "FUNCTION": function, **(constexprs or _NO_TABLE), "OTHER": "spline" if other else "identity", **of_other,
         "OTHER_SIZE": 0 if other is None else len(other.numbers), "LAYOUT": layout, "GATE": gate, "CHANNEL": channel,
         "ROWS": tall, "COLS": wide,
     }  # fmt: skip
@@ -269,6 +271,16 @@ MAX_ERROR = 1e-6
 def exact(function: str, layout: str = "alone", gate: int = 0, cols: int | None = None) -> Kernel:
     """Return the kernel `activation` for a function of `exact.py`, one of `EXACT`."""
     return activation({}, function=function, layout=layout, gate=gate, cols=cols)
+
+
+def gate_up(constexprs: Mapping[str, Any], *, function: str = "spline") -> Kernel:
+    """Return the kernel `gate_up` for the constexprs of a table for float32, or for a function of `exact.py`.
+
+    No op has it. It is for compute capability 8.0 and later: on 7.5 Triton has no matrix instructions.
+    """
+    tall, wide, deep = PRODUCT_TILE
+    choice = {"FUNCTION": function, **(constexprs or _NO_TABLE), "ROWS": tall, "COLS": wide, "INNER": deep}
+    return Kernel("gate_up", choice, 2 * WARPS, (0, 1), (tall, wide), ("rows", "cols", "inner"))
 
 
 def _tile(cols: int | None, *, flat: bool) -> tuple[int, int]:
@@ -363,6 +375,6 @@ def _dtype(inputs: Types) -> np.dtype[Any]:
 
 
 __all__ = [
-    "Compilation", "Kernel", "Launch", "Search", "activation", "compilation", "exact", "grid", "plan", "specialise", "split",
-    "view",
+    "Compilation", "Kernel", "Launch", "Search", "activation", "compilation", "exact", "gate_up", "grid", "plan", "specialise",
+    "split", "view",
 ]  # fmt: skip

@@ -6,6 +6,9 @@ import numpy as np
 import torch
 
 from actx.custom_ops import torch_ops
+from actx.custom_ops.gpu.launch import gate_up, grid
+from actx.custom_ops.gpu.run import launch
+from actx.custom_ops.gpu.tables import pack
 from actx.custom_ops.ops import OPS
 from tests.custom_ops.gpu.interpreter import array, tensor
 from tests.op_cases import Case, cases, gelu_table, numbers
@@ -51,6 +54,19 @@ def replays_as_a_graph() -> bool:
     x.copy_(torch.from_numpy(numbers(2, (64, 128), np.float32)))
     graph.replay()
     return torch.equal(y, torch.ops.actx.spline(x, **attributes))
+
+
+def gate_up_is_right() -> bool:
+    """Tell whether `gate_up` of whole numbers, whose sums bfloat16 holds, is within GatedSpline's contract of the product."""
+    table, (rows, inner, cols) = gelu_table(16, 3), (300, 96, 200)
+    x = torch.randint(-1, 2, (rows, inner)).to(torch.bfloat16)
+    w = torch.randint(-1, 2, (inner, 2 * cols)).to(torch.bfloat16) / 8
+    packed = pack(table, np.dtype(np.float32))
+    kernel, y = gate_up(packed.constexprs()), torch.empty(rows, cols, dtype=torch.bfloat16, device="cuda")
+    arguments = [x.cuda(), w.cuda(), y, torch.from_numpy(packed.numbers).cuda(), rows, cols, inner]
+    launch(kernel, grid(kernel, rows, cols), arguments)
+    product = array((x.double() @ w.double()).to(torch.bfloat16))
+    return bool(OPS["GatedSpline"](table).agrees(array(y.cpu()), [product]).all())
 
 
 def compiles() -> bool:

@@ -21,7 +21,7 @@ import triton
 from torch.nn import functional
 
 from actx.custom_ops.cpu.build import BuildError, build
-from actx.custom_ops.gpu.launch import activation, exact, grid
+from actx.custom_ops.gpu.launch import activation, exact, gate_up, grid
 from actx.custom_ops.gpu.run import launch, run
 from actx.custom_ops.gpu.tables import pack
 from actx.custom_ops.ops import OPS, TensorType
@@ -32,11 +32,13 @@ from tests.op_cases import gelu_table
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from actx.custom_ops.gpu.launch import Kernel
     from actx.custom_ops.ops import Op
 
 ROWS = 8192
 COLUMNS = (3072, 4096, 8192, 11008, 14336)
 LONG = (8192, 16384, 24576, 32768, 40960, 65536)
+LAYERS, INNER = (3072, 8192, 14336), 4096
 REPEATS = 60
 FLUSHED = 2**29  # bytes: several times any L2 cache
 BF16 = torch.bfloat16
@@ -136,6 +138,48 @@ def gated(cols: int) -> dict[str, Callable[[], Any]]:
     return found if apart is None else {**found, "Liger silu * u": lambda: apart(a, b)}
 
 
+def layers(cols: int) -> dict[str, Callable[[], Any]]:
+    """Both products of a gated layer and act(gate) * up: [ROWS, INNER] by [INNER, 2 cols]; the product alone comes first."""
+    x = torch.randn(ROWS, INNER, dtype=BF16, device="cuda")
+    w = torch.randn(INNER, 2 * cols, dtype=BF16, device="cuda") / INNER**0.5
+    table, y = gelu_table(16, 3), x.new_empty(ROWS, cols)
+    op, after = OPS["GatedSpline"](table), liger()
+
+    def swiglu(z: torch.Tensor) -> torch.Tensor:
+        gate, up = (z @ w).chunk(2, -1)
+        return functional.silu(gate) * up
+
+    def packed() -> torch.Tensor:
+        return torch.ops.actx.gated_spline(x @ w, **op.attributes())
+
+    def fused(kernel: Kernel, numbers: np.ndarray) -> Callable[[], None]:
+        arguments = [x, w, y, torch.from_numpy(numbers).cuda(), ROWS, cols, INNER]
+        return partial(launch, kernel, grid(kernel, ROWS, cols), arguments)
+
+    compiled, wide = (
+        torch.compile(swiglu, dynamic=False, mode="max-autotune-no-cudagraphs"),
+        pack(table, np.dtype(np.float32)),
+    )
+    found: dict[str, Callable[[], Any]] = {
+        "the product alone": lambda: x @ w, "eager": lambda: swiglu(x), "compiled, autotuned": lambda: compiled(x),
+        "product, GatedSpline": packed, "gate_up with a table": fused(gate_up(wide.constexprs()), wide.numbers),
+        "gate_up with silu": fused(gate_up({}, function="silu"), np.zeros(1, np.float32)),
+    }  # fmt: skip
+    return found if after is None else {**found, "product, Liger": lambda: after(*(x @ w).chunk(2, -1))}
+
+
+def layers_table() -> str:
+    """Measure layers; a share is of the speed of the product alone."""
+    times = []
+    for cols in LAYERS:
+        sys.stderr.write(f"gated layers: {cols}\n")
+        times.append(medians(layers(cols)))
+        torch.compiler.reset()
+    alone = [round(1e12 * one["the product alone"]) for one in times]
+    title = f"gated layers, bfloat16, {ROWS} rows of {INNER}; share of the speed of the product alone"
+    return table_of(title, list(LAYERS), 1e12, times, alone)
+
+
 def codes(cols: int) -> dict[str, Callable[[], Any]]:
     """Table of 8-bit codes: 2 bytes per element."""
     x = torch.randint(-128, 128, (ROWS, cols), dtype=torch.int8, device="cuda")
@@ -231,13 +275,20 @@ def main() -> int:
         count, names = contract.check(op_type)
         broken += len(names)
         print(f"| {op_type} | {count} | {len(names)} {' '.join(names[:5])} |")
-    for check in (contract.more_than_2_to_the_31_elements, contract.replays_as_a_graph, contract.compiles):
+    once = (
+        contract.more_than_2_to_the_31_elements,
+        contract.replays_as_a_graph,
+        contract.gate_up_is_right,
+        contract.compiles,
+    )
+    for check in once:
         holds = check()
         broken += not holds
         print(f"| {check.__name__} | 1 | {int(not holds)} |")
     broken += in_onnxruntime() + in_tensorrt()
     print(timed(f"gelu, bfloat16, {ROWS} rows", elementwise, COLUMNS, bandwidth, 4))
     print(timed(f"gated, bfloat16, {ROWS} rows", gated, COLUMNS, bandwidth, 6))
+    print(layers_table())
     print(timed(f"codes, int8, {ROWS} rows", codes, COLUMNS, bandwidth, 2))
     print(timed("PolyNorm, bfloat16, 2^26 elements", polynorms, LONG, bandwidth, 4, 2**26))
     return broken > 0

@@ -1,7 +1,8 @@
 """The GPU kernels on a CPU: Triton's interpreter, in a process of its own.
 
 Triton decides on its first import whether kernels are interpreted, and torch imports it at will. The interpreter truncates to
-bfloat16 where a GPU rounds, and loses its subnormal numbers: both conversions are replaced by exact ones.
+bfloat16 where a GPU rounds, and loses its subnormal numbers: both conversions are replaced by exact ones. Matrix products it
+takes of the bits of bfloat16: they get float32.
 """
 
 # ruff: noqa: PLC0415 - Triton may be absent, and is told how to run kernels before its first import
@@ -63,7 +64,18 @@ def _prepare() -> None:
             return np.asarray(x).view(np.float32).astype(bfloat16).view(np.uint16)
         return convert(x, source, target, rounding)
 
+    def wide(operand: Any) -> Any:
+        if operand.dtype.scalar != tl.bfloat16:
+            return operand
+        data = exact(operand.data, tl.bfloat16, tl.float32, None).view(np.float32)
+        return interpreter.TensorHandle(data, tl.float32)
+
+    def dot(self: Any, a: Any, b: Any, *others: Any) -> Any:
+        return of_equal_types(self, wide(a), wide(b), *others)
+
     interpreter._convert_float = exact
+    of_equal_types = interpreter.InterpreterBuilder.create_dot
+    interpreter.InterpreterBuilder.create_dot = dot
 
 
 # --- what the process runs ---
@@ -106,6 +118,22 @@ def run_exact(function: str, layout: str, x: NDArray[Any], u: NDArray[Any]) -> N
     result = poisoned(TensorType(x.dtype, (rows, cols)))
     arguments = [tensor(x), tensor(u), result, torch.zeros(1), rows, cols, 1]
     launch(kernel, grid(kernel, rows, cols), arguments)
+    return array(result)
+
+
+def run_gate_up(spline: Spline, x: NDArray[Any], w: NDArray[Any]) -> NDArray[Any]:
+    """Compute a gated product of two matrix products."""
+    import torch
+
+    from actx.custom_ops.gpu.launch import gate_up, grid
+    from actx.custom_ops.gpu.run import launch
+    from actx.custom_ops.gpu.tables import pack
+
+    table = pack(spline, np.dtype(np.float32))
+    kernel, sizes = gate_up(table.constexprs()), (len(x), w.shape[1] // 2)
+    result = poisoned(TensorType(x.dtype, sizes))
+    arguments = [tensor(x), tensor(w), result, torch.from_numpy(table.numbers), *sizes, len(w)]
+    launch(kernel, grid(kernel, *sizes), arguments)
     return array(result)
 
 

@@ -36,8 +36,8 @@ def main() -> int:
     for architecture in [int(word) for word in sys.argv[1:]] or ARCHITECTURES:
         registers, spilled = compiled(architecture)
         spills += spilled
-        row = (architecture / 10, len(registers), statistics.median(registers), max(registers), spilled)
-        sys.stdout.write(f"| {' | '.join(f'{cell:g}' for cell in row)} |\n")
+        counts = (len(registers), round(statistics.median(registers)), max(registers), spilled)
+        sys.stdout.write(f"| {architecture / 10} | {' | '.join(map(str, counts))} |\n")
         sys.stdout.flush()
     return spills > 0
 

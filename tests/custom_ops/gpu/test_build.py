@@ -61,6 +61,14 @@ def test_kernels_compile_for_every_gpu_without_spills(tmp_path: Path) -> None:
     assert not spilled, spilled
 
 
+def test_gate_up_compiles_without_spills(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.custom_ops.gpu.gate_up", "87"]
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line.endswith(" 0 bytes of local memory") for line in done.stdout.splitlines()] == [True] * 2
+
+
 def test_a_description_says_what_a_launcher_needs(tmp_path: Path) -> None:
     (found,) = built(tmp_path, "--arch", "87", "gated-hardswish-split-0-bfloat16")
     assert found["symbol"] == found["kernel"] == "activation"

@@ -15,7 +15,7 @@ from actx.custom_ops.ops import OPS
 from actx.custom_ops.ops.op import FLOATS
 from actx.custom_ops.ops.rounding import product_error, rounded
 from tests.custom_ops.cpu.agreement import check_case
-from tests.custom_ops.gpu.interpreter import run_exact, run_spline
+from tests.custom_ops.gpu.interpreter import run_exact, run_gate_up, run_spline
 from tests.op_cases import Case, around_knots, cases, gelu_table, numbers, random_table, special_numbers
 from tests.op_strategies import any_case
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # The cases of an op that are run, one in so many; a number that shares no factor with their order.
 EVERY = {"Spline": 11, "GatedSpline": 17, "SplineMix": 5, "PolyNorm": 3, "Lut": 1, "GatedLut": 3}
 HALVES = FLOATS[1:]
+UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 PATTERNS = np.arange(2**16, dtype=np.uint16)
 
 
@@ -121,3 +122,38 @@ def test_exact_functions_gate(name: str, dtype: np.dtype[Any], interpreter: Inte
     assert (np.abs(gated.astype(np.float64) - exact * factor) <= rounded(exact * factor, error, dtype)).all()
     halves = interpreter.call(run_exact, name, "halves", np.stack([np.concatenate([x, u])] * 2), u)
     np.testing.assert_array_equal(halves.astype(np.float64), np.concatenate([gated] * 2).astype(np.float64))
+
+
+# --- both products of a gated layer, and the function of their sums ---
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize(
+    ("rows", "inner", "cols"), [(1, 1, 1), (5, 33, 70), (130, 32, 64), (128, 96, 65), (3, 200, 128)]
+)
+def test_gate_up_is_within_the_contract_where_its_sums_are_exact(
+    rows: int, inner: int, cols: int, dtype: np.dtype[Any], interpreter: Interpreter
+) -> None:
+    """Whole numbers, whose sums every type holds: what is left is GatedSpline of the packed product."""
+    rng = np.random.default_rng(rows)
+    x = rng.integers(-1, 2, (rows, inner)).astype(dtype)
+    w = (rng.integers(-1, 2, (inner, 2 * cols)) / 8).astype(dtype)
+    packed = x.astype(np.float64) @ w.astype(np.float64)
+    assert (packed.astype(dtype).astype(np.float64) == packed).all()
+    for table in (gelu_table(16, 3), gelu_table(3, 2), random_table(4, 5, 1)):
+        found = interpreter.call(run_gate_up, table, x, w)
+        assert OPS["GatedSpline"](table).agrees(found, [packed.astype(dtype)]).all()
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_gate_up_sums_in_float32(dtype: np.dtype[Any], interpreter: Interpreter) -> None:
+    """Of numbers that are no exact sums: the function moves with its argument by no more than its slope."""
+    rng = np.random.default_rng(0)
+    x, w = (rng.standard_normal(shape).astype(dtype) for shape in ((9, 300), (300, 40)))
+    table, (gate, up) = gelu_table(16, 3), np.hsplit(x.astype(np.float64) @ w.astype(np.float64), 2)
+    moved, moved_up = np.hsplit(2.0**-24 * 300 * (np.abs(x.astype(np.float64)) @ np.abs(w.astype(np.float64))), 2)
+    expected, slope = table(gate) * up, 1.2
+    once = OPS["GatedSpline"](table).tolerance([np.hstack([gate, up]).astype(np.float32)])
+    bound = once + np.abs(expected) * UNIT[dtype.name] + slope * moved * np.abs(up) + np.abs(table(gate)) * moved_up
+    found = interpreter.call(run_gate_up, table, x, w).astype(np.float64)
+    assert (np.abs(found - expected) <= bound).all()
