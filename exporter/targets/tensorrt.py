@@ -93,8 +93,9 @@ class _TensorRt(Target):
         if built is None:
             return Graph(typed, literal, "in ONNX Runtime: no engine was built", on_target=False)
         engine = files.folder / built.file
-        parsed = files.folder / built.facts.get("graph", own)
-        runtime = engine_runtime(self.name, options, built.facts, parsed, trust=files.trust)
+        stated = built.facts.get("graph")  # a manifest may state anything: only the bundle's own graphs are opened
+        parsed = next((name for name in files.graphs.values() if name == stated), own)
+        runtime = engine_runtime(self.name, options, built.facts, files.folder / parsed, trust=files.trust)
         try:
             find(self.name)
             require_gpu("the engine cannot be run")

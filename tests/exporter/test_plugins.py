@@ -17,11 +17,12 @@ from actx.exporter.ffn.modes import Measured
 from actx.exporter.latency import Comparison
 from actx.exporter.lift import lift
 from actx.exporter.load import load
-from actx.exporter.manifest import PluginEntry, RatioEntry
+from actx.exporter.manifest import EngineEntry, PluginEntry, RatioEntry
 from actx.exporter.pipeline import NotBuilt
 from actx.exporter.plugins import LAYERS, PLUGIN, Plugin, Task, compare_apart, decide
 from actx.exporter.runtimes.onnxruntime import DEFAULT
 from actx.exporter.targets import TARGETS, BuildRequest, tensorrt
+from actx.exporter.targets.base import Files
 from actx.exporter.targets.tensorrt import Trt
 from actx.exporter.tensorrt import device
 from actx.exporter.tensorrt.build import build as build_engine
@@ -265,3 +266,19 @@ def test_a_graph_with_plugins_is_for_tensorrt_alone(tmp_path: Path, on_a_gpu: Co
     graph = for_trt(model, tmp_path / "out", data, form=SPLINE).path / WITH_PLUGINS
     with pytest.raises(ActxError, match=r"TensorRT-RTX has no kernel for 'Mish_2/actx/Spline_0' \(Kernel2\)"):
         check_graph(graph, "TensorRT-RTX")
+
+
+def test_a_manifest_cannot_name_a_graph_outside_of_its_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+
+    def runtime(*arguments: Any, **_: Any) -> Any:
+        opened.append(arguments[3])
+        return DEFAULT
+
+    monkeypatch.setattr(tensorrt, "engine_runtime", runtime)
+    graphs = {"trt": "model.trt.onnx", "plugins": "model.trt.plugins.onnx"}
+    for stated in ("../../secret.onnx", "/etc/passwd", ["model.trt.onnx"], None, "model.trt.plugins.onnx"):
+        engine = EngineEntry(file="model.trt.engine", facts={"graph": stated})
+        TARGETS["trt"].graph(Files(tmp_path, graphs, {"trt": engine}), DEFAULT, None)
+    assert [path.name for path in opened] == [*["model.trt.onnx"] * 4, "model.trt.plugins.onnx"]
+    assert {path.parent for path in opened} == {tmp_path}
