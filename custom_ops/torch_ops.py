@@ -44,6 +44,7 @@ _DTYPES: Mapping[torch.dtype, np.dtype[Any]] = {
     torch.bfloat16: np.dtype(ml_dtypes.bfloat16),
     torch.int8: np.dtype(np.int8),
     torch.uint8: np.dtype(np.uint8),
+    torch.int32: np.dtype(np.int32),
 }
 _TORCH_DTYPES = {dtype: torch_dtype for torch_dtype, dtype in _DTYPES.items()}
 _NODES = 1024  # whose attributes were checked, and whose tables are on a device
@@ -77,7 +78,8 @@ def _signature(op: type[Op]) -> str:
         else:
             quoted = f'"{default}"' if isinstance(default, str) else default
             attributes.append(f"{kind} {attribute.name}={quoted}")
-    return f"({', '.join([*tensors, '*', *attributes])}) -> Tensor"
+    keywords = ["*", *attributes] if attributes else []
+    return f"({', '.join([*tensors, *keywords])}) -> Tensor"
 
 
 def _inputs(op: type[Op], tensors: Tensors) -> Tensors:
@@ -265,7 +267,8 @@ def _register(ops: Sequence[type[Op]]) -> None:
         registered = torch.library.custom_op(
             f"{DOMAIN}::{op.TORCH_NAME}", _kernel(op), mutates_args=(), device_types="cpu", schema=_signature(op)
         )
-        registered.register_kernel("cuda")(_gpu_kernel(op))
+        if op.ON_GPU:
+            registered.register_kernel("cuda")(_gpu_kernel(op))
         registered.register_fake(_fake(op))
         if op in _GRADIENTS:
             _differentiate(op, registered)

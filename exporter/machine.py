@@ -37,6 +37,12 @@ def cpu_name() -> str:
     return next(names, "") or platform.processor() or platform.machine()
 
 
+def cpu_flags() -> frozenset[str]:
+    """Return what the CPU can do by the names of the system, such as `avx2`; empty where they are not known."""
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", _read("/proc/cpuinfo"), re.MULTILINE)
+    return frozenset(found[1].split() if found else ())
+
+
 def governors() -> list[str]:
     """Return what sets the clock of each usable core, such as `performance` or `powersave`."""
     return [_read(_GOVERNOR.format(core)).strip() or UNKNOWN for core in usable_cores()]

@@ -30,6 +30,7 @@ _TYPES: dict[np.dtype[Any], int] = {
         (np.float32, 1),
         (np.uint8, 2),
         (np.int8, 3),
+        (np.int32, 6),
         (np.float16, 10),
         (ml_dtypes.bfloat16, 16),
     )
@@ -193,7 +194,7 @@ class Operator:
         """Run on the calling thread.
 
         Args:
-            inputs: arrays of float32, float16, ml_dtypes.bfloat16, int8 or uint8; None for an optional input that is
+            inputs: arrays of float32, float16, ml_dtypes.bfloat16, int8, uint8 or int32; None for an optional input that is
                 absent. What is not contiguous is copied.
 
         Raises:

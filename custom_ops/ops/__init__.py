@@ -11,6 +11,7 @@ from actx.custom_ops.ops.gated_spline import GatedSplineOp
 from actx.custom_ops.ops.lut import LutOp
 from actx.custom_ops.ops.op import DOMAIN, OPSET, Op, TensorType
 from actx.custom_ops.ops.polynorm import PolyNormOp
+from actx.custom_ops.ops.qlinear import QLinearOp, QLinearToFloatOp
 from actx.custom_ops.ops.spline import SplineOp
 from actx.custom_ops.ops.spline_mix import SplineMixOp
 
@@ -22,7 +23,17 @@ if TYPE_CHECKING:
 __all__ = ["DOMAIN", "OPS", "OPSET", "Op", "TensorType", "reference_ops", "register_schemas"]
 
 OPS: Mapping[str, type[Op]] = {
-    op.NAME: op for op in (SplineOp, GatedSplineOp, SplineMixOp, PolyNormOp, LutOp, GatedLutOp)
+    op.NAME: op
+    for op in (
+        SplineOp,
+        GatedSplineOp,
+        SplineMixOp,
+        PolyNormOp,
+        LutOp,
+        GatedLutOp,
+        QLinearOp,
+        QLinearToFloatOp,
+    )
 }
 
 

@@ -76,6 +76,7 @@ class Op(ABC):
         OUTPUT: the one output.
         TYPES: the element types of each type parameter.
         ATTRIBUTES: their names, kinds and defaults.
+        ON_GPU: whether there are kernels of it for GPUs.
     """
 
     NAME: ClassVar[str]
@@ -85,6 +86,7 @@ class Op(ABC):
     OUTPUT: ClassVar[Parameter]
     TYPES: ClassVar[Mapping[str, tuple[np.dtype[Any], ...]]]
     ATTRIBUTES: ClassVar[tuple[Attribute, ...]]
+    ON_GPU: ClassVar[bool] = True
 
     @classmethod
     @abstractmethod

@@ -34,6 +34,7 @@ _CODE_TYPES = frozenset({TensorProto.UINT8, TensorProto.INT8})
 _Q_DQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _ISLANDS = _Q_DQ | {"DynamicQuantizeLinear", "Cast"}
 _GIVE_CODES = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "Lut", "GatedLut"})
+_GIVES_NUMBERS = "QLinearToFloat"
 # What keeps the type of its first input.
 _MOVES = frozenset(
     {
@@ -171,7 +172,8 @@ class _Graph:
 def _gives_codes(node: onnx.NodeProto) -> bool:
     if node.op_type == "QGemm":
         return len(node.input) > _SCALE_OF_QGEMM and bool(node.input[_SCALE_OF_QGEMM])
-    return node.op_type in _GIVE_CODES or node.op_type.startswith("QLinear")
+    is_qlinear = node.op_type.startswith("QLinear") and node.op_type != _GIVES_NUMBERS
+    return is_qlinear or node.op_type in _GIVE_CODES
 
 
 def _fusion(site: str, own: set[str], before: _Graph, after: _Graph) -> SiteFusion:

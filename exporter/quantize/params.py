@@ -8,7 +8,8 @@
 4. Weights are symmetric with one scale per output: largest magnitude / 127, or more, so that the codes of no two weights that
    a CPU multiplies together add up to more than 128. x86 without VNNI multiplies uint8 codes by int8 ones in pairs and adds the
    two products in 16 bits, which saturate (VPMADDUBSW; Intel, Intrinsics Guide): 255 * 128 still fits. So sums are exact on
-   every machine. A pair are the weights of inputs 2i and 2i + 1, of a convolution any two.
+   every machine. A pair are the weights of inputs 2i and 2i + 1, of a convolution any two. For `actx::QLinear` they are
+   narrow (`custom_ops.ops.qlinear`): the same of four weights, those of one sign together.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from actx.custom_ops.ops.qlinear import largest_fours
 from actx.exporter.errors import ActxError
 
 if TYPE_CHECKING:
@@ -114,10 +116,21 @@ class WeightCodes:
     axis: int
 
     @classmethod
-    def of(cls, weight: NDArray[np.floating[Any]], axis: int) -> WeightCodes:
-        """Return the codes of a matrix, or of a convolution's weight. An output of zeros has any scale."""
-        peaks = np.maximum(_largest(weight, axis), _largest_pair(weight, axis))
-        scales = np.where(peaks > 0, np.maximum(peaks / LEVELS, _SMALLEST), 1.0).astype(np.float32)
+    def of(
+        cls, weight: NDArray[np.floating[Any]], axis: int, *, narrow: bool = False, least: ArrayLike = 0.0
+    ) -> WeightCodes:
+        """Return the codes of a matrix, or of a convolution's weight. An output of zeros has any scale.
+
+        Args:
+            weight: any shape.
+            axis: the axis that runs over the outputs.
+            narrow: whether a matrix's codes are to be narrow (4).
+            least: the smallest scale, of all outputs or of each.
+        """
+        most = _largest_four(weight, axis) if narrow else _largest_pair(weight, axis)
+        peaks = np.maximum(_largest(weight, axis), most)
+        scales = np.maximum(np.where(peaks > 0, np.maximum(peaks / LEVELS, _SMALLEST), 0.0), least)
+        scales = np.where(scales > 0, scales, 1.0).astype(np.float32)
         empty = cls(np.zeros(0, np.int8), scales, axis)
         # Not the float32 quotient, which may round to another tie than the numbers' own.
         codes = np.rint(weight / empty._steps(weight.ndim))
@@ -146,6 +159,12 @@ def _largest_pair(weight: NDArray[np.floating[Any]], axis: int) -> NDArray[np.fl
     rows = weight if axis == 0 else weight.T
     even, odd = rows[:, 0 : rows.shape[1] - 1 : 2], rows[:, 1::2]
     return _largest(even + odd, 0) if odd.size else np.zeros(len(rows))
+
+
+def _largest_four(weight: NDArray[np.floating[Any]], axis: int) -> NDArray[np.floating[Any]]:
+    """4. Return the largest sum of weights of one sign among four, per output; two codes are left for what rounding adds."""
+    found: NDArray[np.floating[Any]] = largest_fours(weight.T if axis == 0 else weight) * (LEVELS / (LEVELS - 1))
+    return found
 
 
 def _limits(dtype: ir.DataType) -> tuple[int, int]:

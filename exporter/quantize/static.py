@@ -6,7 +6,8 @@
    residual sum, reads it as it was.
 2. Where the runtime has kernels for it, a layer in front of a table is a Gemm over rows with an int32 bias, so that the bias is
    added before anything is rounded, and any other MatMul or Gemm is a `com.microsoft::MatMulIntegerToFloat`, which scales the
-   integer sums and adds the bias in floating point, in one pass.
+   integer sums and adds the bias in floating point, in one pass. Where our own kernels are faster, a layer is one
+   `actx::QLinear` or `actx::QLinearToFloat`, with the table behind it in the same node.
 3. A site whose input only a layer gives, and whose output only layers read, becomes one `actx::Lut` between codes, a gated one
    with its product `actx::GatedLut`, where the target has the kernels. Its function is read at all 256 codes: the scale of
    what it gives is folded in, and no number is rounded that is not a code. Such an input is calibrated on what the table gives,
@@ -35,6 +36,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from actx.custom_ops.ops import DOMAIN, OPSET
+from actx.custom_ops.ops.qlinear import QLinearOp, QLinearToFloatOp, pack
 from actx.exporter.errors import UsageError
 from actx.exporter.lift.ops import MICROSOFT, MUL, op_of, tensor_of
 from actx.exporter.linear import ADD, CONV, GEMM, MATMUL
@@ -68,6 +70,7 @@ Progress: TypeAlias = Callable[[int, int], None]
 Q_DQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 EXCLUDED = "it is excluded"
 SOFTMAX = ("", "Softmax")
+_LARGEST_BIAS = 2**30  # of int32 codes; what is left holds the products
 _FIRST_OPSET = 13
 CODES, WEIGHTS, SUMS = ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.INT32
 
@@ -80,11 +83,13 @@ class Style:
         rows: the ops of codes of (2), and a Conv whose output is quantized.
         tables: the actx ops of codes (3).
         symmetric_products: products of two activations without zero points alone (6).
+        own_layers: the actx ops of layers (2), with `rows` and `tables`.
     """
 
     rows: bool
     tables: bool
     symmetric_products: bool = False
+    own_layers: bool = False
 
 
 @dataclass(frozen=True)
@@ -567,6 +572,8 @@ class _Writer:
                 self._product(step)
             elif step.is_conv and self.style.rows:
                 self._conv(step, str(step.output.name) in ends)
+            elif self.style.own_layers and not step.is_conv:
+                self._own(step, str(step.output.name) in ends)
             elif self.style.rows and str(step.output.name) in ends:
                 self._rows(step)
             elif self.style.rows:
@@ -632,9 +639,18 @@ class _Writer:
         codes = emit.op("QuantizeLinear", value, *pair, dtype=WEIGHTS)
         reader.replace_input_with(place, emit.op("DequantizeLinear", codes, *pair, dtype=ir.DataType.FLOAT))
 
-    def _weight(self, emit: Emitter, weight: NDArray[np.float64], axis: int) -> tuple[ir.Value, WeightCodes]:
+    def _least(self, step: _Step) -> NDArray[np.float64] | float:
+        """Return the scales of the weight below which the bias would have no int32 code."""
+        if step.bias is None:
+            return 0.0
+        sizes = np.abs(step.bias.numpy().astype(np.float64).reshape(-1))
+        return sizes / (_LARGEST_BIAS * self.params[str(step.x.name), CODES].scale)
+
+    def _weight(
+        self, emit: Emitter, weight: NDArray[np.float64], axis: int, least: NDArray[np.float64] | float = 0.0
+    ) -> tuple[ir.Value, WeightCodes]:
         """1. Return the weight behind its DequantizeLinear, and as codes."""
-        found = WeightCodes.of(weight, axis)
+        found = WeightCodes.of(weight, axis, least=least)
         stored = self.constants.get(found.codes, WEIGHTS)
         scale = self.constants.get(found.scales, ir.DataType.FLOAT)
         return emit.op(
@@ -668,12 +684,41 @@ class _Writer:
         scale = self.constants.get(steps, ir.DataType.FLOAT)
         return [emit.op("DequantizeLinear", stored, scale, zeros, dtype=ir.DataType.FLOAT, axis=0)]
 
+    def _own(self, step: _Step, into_table: bool) -> None:
+        """2, by our own kernels: the zero point of the input is in the bias, and the scale of what is given in the factors."""
+        emit = self._emitter(step)
+        x, weight = (
+            self.params[str(step.x.name), CODES],
+            WeightCodes.of(step.matrix(), 1, narrow=True, least=self._least(step)),
+        )
+        steps, bias = weight.scales.astype(np.float64) * x.scale, self._bias(step, weight)
+        origin = x.zero_point * weight.codes.sum(0, dtype=np.int64)
+        whole = (0 if bias is None else np.rint(bias / steps).astype(np.int64)) - origin
+        y = self.params[str(step.output.name), CODES] if into_table else None
+        op: Op = QLinearToFloatOp() if y is None else QLinearOp(y.zero_point)
+        found = emit.op(
+            op.NAME,
+            self._quantized(emit, step.x, CODES),
+            self.constants.get(pack(weight.codes), WEIGHTS),
+            self.constants.get(whole.astype(np.int32), SUMS),
+            self.constants.get((steps / (1.0 if y is None else y.scale)).astype(np.float32), ir.DataType.FLOAT),
+            domain=DOMAIN,
+            dtype=ir.DataType.FLOAT if y is None else CODES,
+            **op.attributes(),
+        )
+        self.graph.opset_imports[DOMAIN] = OPSET
+        found.shape = step.output.shape
+        if y is None:
+            substitute(step.output, found)
+        else:
+            self.codes[step.output, CODES] = found
+
     def _rows(self, step: _Step) -> None:
         """2, in front of a table."""
         emit = self._emitter(step)
         matrix = step.matrix()
         x = self._dequantized(emit, step.x, CODES, len(matrix))
-        weight, codes = self._weight(emit, matrix, 1)
+        weight, codes = self._weight(emit, matrix, 1, self._least(step))
         rows = emit.op("Gemm", x, weight, *self._sums(emit, step, codes))
         rows.shape = ir.Shape([None, matrix.shape[1]])
         self.leads[str(step.output.name)] = self.leads.get(str(step.x.name), step.x)
@@ -730,7 +775,7 @@ class _Writer:
         emit = self._emitter(step)
         x = self._dequantized(emit, step.x, CODES)
         assert step.weight is not None
-        weight, codes = self._weight(emit, step.weight.numpy().astype(np.float64), 0)
+        weight, codes = self._weight(emit, step.weight.numpy().astype(np.float64), 0, self._least(step))
         found = emit.op("Conv", x, weight, *self._sums(emit, step, codes))
         producer = found.producer()
         assert producer is not None
@@ -759,14 +804,20 @@ class _Writer:
         x = values[table.input]
         self.behind[table.name] = str(reader.output.name)
         x_params, y_params = self.params[table.input, CODES], self.params[table.output, CODES]
-        if table.multiplier is None:
-            op: Op = site_table(table.function, x_params, y_params, table.axis)
-            given = [self.codes[x, CODES]]
-        else:
+        op: Op
+        given = [self.codes[x, CODES]]
+        layer = given[0].producer()
+        if table.multiplier is not None:
             u = values[table.multiplier]
             op = gated_table(table.function, x_params, self.params[table.multiplier, CODES], y_params)
-            given = [self.codes[x, CODES], self.codes[u, CODES]]
-        self.codes[reader.x, CODES] = emit.op(op.NAME, *given, domain=DOMAIN, **op.attributes())
+            given.append(self.codes[u, CODES])
+        else:
+            op = site_table(table.function, x_params, y_params, table.axis)
+            if table.axis is None and layer is not None and layer.op_type == QLinearOp.NAME:
+                op, given = QLinearOp(x_params.zero_point, op.table), [v for v in layer.inputs if v is not None]
+        found = emit.op(op.NAME, *given, domain=DOMAIN, dtype=CODES, **op.attributes())
+        found.shape = self.codes[x, CODES].shape
+        self.codes[reader.x, CODES] = found
         if table.input in self.leads:
             self.leads[table.output] = self.leads[table.input]
 

@@ -28,6 +28,7 @@ _SECONDS, _FEWEST_RUNS = 10, 3
 _CAST_PREFIX = "InsertedPrecisionFreeCast_"
 # An activation that the runtime folded into one of these cannot be timed apart from it.
 _LINEAR = ("Conv", "Gemm", "MatMul", "Attention", "LSTM", "GRU", "MoE")
+_OWN_LINEAR = frozenset({"QLinear", "QLinearToFloat"})
 # What the runtime inserts to change a layout, a type or a device.
 _MOVES = ("ReorderInput", "ReorderOutput", "Transpose", "Cast", "MemcpyFromHost", "MemcpyToHost")
 
@@ -219,7 +220,7 @@ def _name(value: str, names: Mapping[str, str]) -> str:
 def _site_of(
     node: onnx.NodeProto, names: Mapping[str, str], owners: Mapping[str, str], consumers: Mapping[str, set[str | None]]
 ) -> str | None:
-    if any(linear in node.op_type for linear in _LINEAR):
+    if node.op_type in _OWN_LINEAR or any(linear in node.op_type for linear in _LINEAR):
         return None
     for output in node.output:
         name = _name(output, names)

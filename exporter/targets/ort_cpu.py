@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 import onnxruntime as ort
 
+from actx.custom_ops import cpu
+from actx.custom_ops.cpu.library import ISA_VARIABLE
 from actx.exporter.fitting import Form
 from actx.exporter.kernels import choose_kernels
 from actx.exporter.lift.ops import contrib
+from actx.exporter.machine import cpu_flags
 from actx.exporter.quantize.selection import dynamic_int8, int4, static_int8
 from actx.exporter.quantize.static import Style
 from actx.exporter.targets.base import Abilities, Files, Graph, Target, portable, refuse_kernels
@@ -17,6 +21,7 @@ from actx.exporter.targets.base import Abilities, Files, Graph, Target, portable
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from actx.exporter.kernels import Kernels
     from actx.exporter.lift.ops import Op
     from actx.exporter.quantize.source import Quantized, Source
     from actx.exporter.runtimes.onnxruntime import RuntimeOptions
@@ -28,7 +33,6 @@ _COST_OF_OWN_OP = {
     "relu": 0.7, "relu6": 0.5, "hardtanh": 0.6, "leaky_relu": 0.8, "prelu": 0.8, "relu2": 1.7, "hard_sigmoid": 0.7,
     "hardswish": 2.4, "sigmoid": 0.4, "tanh": 0.3, "silu": 0.3, "gelu": 0.7, "gelu_tanh": 0.6, "quick_gelu": 0.7,
 }  # fmt: skip
-_STYLE = Style(rows=True, tables=True)
 # Outputs are not changed unasked for less than this.
 _WORTH_A_REWRITE = 1.5
 
@@ -66,7 +70,9 @@ class OrtCpu(Target):
         runtime = None if kernels is None else kernels.register(source.options)
         if scheme == "int8-dynamic":
             return dynamic_int8(source, runtime)
-        return static_int8(source, _STYLE, runtime) if scheme == "int8" else int4(source, "matmul_nbits", runtime)
+        if scheme == "int4":
+            return int4(source, "matmul_nbits", runtime)
+        return static_int8(source, Style(rows=True, tables=True, own_layers=_has_faster_layers(kernels)), runtime)
 
     def graph(self, files: Files, options: RuntimeOptions, kernels: bool | None) -> Graph:
         """Return the graph of actx nodes where this machine has the kernels, else the portable one."""
@@ -80,3 +86,11 @@ class OrtCpu(Target):
         disabled = (*options.disabled_optimizers, *files.disabled_optimizers)
         runtime = found.register(replace(options, disabled_optimizers=disabled))
         return Graph(files.folder / own, runtime, f"with {found.origin}", kernels=True)
+
+
+def _has_faster_layers(kernels: Kernels | None) -> bool:
+    """Tell whether our int8 layers are faster here than ONNX Runtime's: with AVX2 and no dot products of codes (VNNI)."""
+    if kernels is None:
+        return False
+    isa = os.environ.get(ISA_VARIABLE) or cpu.load(kernels.library).isas[0]
+    return isa == "avx2" and "avx_vnni" not in cpu_flags()

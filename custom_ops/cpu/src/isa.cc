@@ -24,7 +24,9 @@ std::vector<const Kernels*> detect() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx512 && __builtin_cpu_supports("avx512vbmi")) found.push_back(&k_avx512vbmi);
+  // CPUs with VBMI have VNNI, but for one of 2018.
+  const bool vbmi = avx512 && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
+  if (vbmi) found.push_back(&k_avx512vbmi);
   if (avx512) found.push_back(&k_avx512);
   if (avx2) found.push_back(&k_avx2);
 #elif defined(__aarch64__)

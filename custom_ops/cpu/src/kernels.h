@@ -59,6 +59,19 @@ struct GatedTable {
   std::int32_t y_zero_point, y_low, y_high;  // codes as numbers
 };
 
+// Outputs of a panel, and inputs that are multiplied by it at once.
+constexpr int kPanel = 16;
+constexpr int kOctet = 8;
+
+// A linear layer of codes. Sums are taken modulo 2^32.
+struct LinearTable {
+  const std::int8_t* weights = nullptr;  // [ceil(outputs / 16), ceil(inputs / 8), 2, 16, 4], zero beyond the matrix
+  const std::int32_t* bias = nullptr;    // [outputs]
+  const float* scales = nullptr;         // [outputs]
+  std::int64_t inputs = 0, outputs = 0;
+  std::int32_t zero_point = 0;           // of the output's codes, from 0 to 255
+};
+
 using SplineFunction = void (*)(const SplineTable& table, const float* x, const float* u, float* y, std::int64_t n,
                                 bool stream);
 
@@ -94,9 +107,17 @@ struct Kernels {
   void (*narrow_float16)(const float* x, std::uint16_t* y, std::int64_t n);
   void (*widen_bfloat16)(const std::uint16_t* x, float* y, std::int64_t n);
   void (*narrow_bfloat16)(const float* x, std::uint16_t* y, std::int64_t n);
-  // y = table[x], both by bit pattern.
+  // y = table[x], both by bit pattern; y may be x.
   void (*lut)(const std::uint8_t* table, const std::uint8_t* x, std::uint8_t* y, std::int64_t n);
   void (*gated_lut)(const GatedTable& table, const std::uint8_t* x, const std::uint8_t* u, std::uint8_t* y, std::int64_t n);
+  // Outputs of the panels [first, last) for `rows` rows of x [rows, inputs], into y [rows, outputs]: round((sum + bias) * scale)
+  // + zero point kept to uint8, or the number before that.
+  void (*linear_codes)(const LinearTable& table, const std::uint8_t* x, std::int64_t rows, std::int64_t first,
+                       std::int64_t last, std::uint8_t* y);
+  void (*linear_floats)(const LinearTable& table, const std::uint8_t* x, std::int64_t rows, std::int64_t first,
+                        std::int64_t last, float* y);
+  // Whether these two add products in 16 bits, and so need narrow weights (ops/qlinear.cc).
+  bool narrow_sums;
 };
 
 }  // namespace actx

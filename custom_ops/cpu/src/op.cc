@@ -30,10 +30,13 @@ Inputs::Inputs(const Tensor* tensors, std::size_t count) : tensors_(tensors), co
 const std::vector<OpInfo>& op_infos() {
   static const std::vector<Type> floats = {Type::kFloat, Type::kFloat16, Type::kBfloat16};
   static const std::vector<Type> codes = {Type::kUint8, Type::kInt8};
+  static const std::vector<Type> linear = {Type::kInt8, Type::kInt32, Type::kFloat};  // weights, bias, scales
   static const std::vector<OpInfo> infos = {
-      {"Spline", 1, 1, floats, create_spline},          {"GatedSpline", 1, 0, floats, create_gated_spline, true},
+      {"Spline", 1, 1, floats, create_spline},          {"GatedSpline", 1, 0, floats, create_gated_spline, false},
       {"SplineMix", 2, 1, floats, create_spline_mix},   {"PolyNorm", 3, 1, floats, create_poly_norm},
       {"Lut", 1, 0, codes, create_lut},                 {"GatedLut", 2, 0, codes, create_gated_lut},
+      {"QLinear", 4, 0, {Type::kUint8}, create_qlinear, false, linear, Type::kUint8, false},
+      {"QLinearToFloat", 4, 0, {Type::kUint8}, create_qlinear_to_float, false, linear, Type::kFloat, false},
   };
   return infos;
 }

@@ -21,7 +21,7 @@ struct Error : std::runtime_error {
 };
 
 // Element types, with the numbers of ONNX's TensorProto.DataType.
-enum class Type : std::int32_t { kFloat = 1, kUint8 = 2, kInt8 = 3, kFloat16 = 10, kBfloat16 = 16 };
+enum class Type : std::int32_t { kFloat = 1, kUint8 = 2, kInt8 = 3, kInt32 = 6, kFloat16 = 10, kBfloat16 = 16 };
 
 // An input. `data` is null where an optional input is absent; it may be anything where the shape holds a zero.
 struct Tensor {
@@ -58,6 +58,8 @@ class Attributes {
   virtual std::optional<std::vector<float>> numbers(const char* name) const = 0;
   // The elements of a tensor as they are in memory; no op has such an attribute, but a node that was compiled for a GPU.
   virtual std::optional<std::vector<char>> bytes(const char*) const { return std::nullopt; }
+  // An input that is the same in every call, where that is known when the node is made.
+  virtual std::optional<Tensor> constant(std::size_t) const { return std::nullopt; }
 };
 
 struct Kernels;  // kernels.h: the rows of one instruction set
@@ -83,7 +85,11 @@ struct OpInfo {
   std::vector<Type> types;      // of the first input; a runtime registers them all
   // Validate the attributes and prepare the tables. Throws Error. `kernel` names the row to take, "" for the best that fits.
   std::unique_ptr<Op> (*create)(const Attributes&, const Kernels&, std::string_view kernel);
-  bool halves_axis = false;  // whether the output has other sizes than the first input
+  bool keeps_shape = true;  // whether the output has the sizes of the first input
+  // Where they do not follow from the type of the first: the types of the inputs behind it, and of the output.
+  std::vector<Type> other_types = {};
+  std::optional<Type> output_type = std::nullopt;
+  bool on_gpu = true;  // whether there are kernels for GPUs
 };
 
 // All operators of opset 1.

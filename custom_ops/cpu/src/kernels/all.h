@@ -4,6 +4,7 @@
 // was compiled for this instruction set must never run on another machine.
 #pragma once
 
+#include "linear.h"
 #include "lut.h"
 #include "rows.h"
 #include "spline.h"
@@ -47,6 +48,9 @@ constexpr Kernels make_kernels(const char* isa) {
   k.narrow_bfloat16 = narrow_bfloat16;
   k.lut = lut<Vector>;
   k.gated_lut = gated_lut<Vector>;
+  k.linear_codes = linear_codes<Vector>;
+  k.linear_floats = linear_floats<Vector>;
+  k.narrow_sums = Vector::kNarrowSums;
   return k;
 }
 

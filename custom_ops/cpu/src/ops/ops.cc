@@ -29,6 +29,7 @@ std::size_t normalized_axis(std::int64_t axis, const Shape& shape) {
 std::size_t size_of(Type type) {
   switch (type) {
     case Type::kFloat:
+    case Type::kInt32:
       return 4;
     case Type::kFloat16:
     case Type::kBfloat16:

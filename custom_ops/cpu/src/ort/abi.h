@@ -51,7 +51,7 @@ struct Api {
   Status* (*GetDimensionsCount)(const TensorTypeAndShapeInfo*, std::size_t*);                      // 61
   Status* (*GetDimensions)(const TensorTypeAndShapeInfo*, std::int64_t*, std::size_t rank);        // 62
   Status* (*GetSymbolicDimensions)(const TensorTypeAndShapeInfo*, const char**, std::size_t rank);  // 63
-  Status* (*GetTensorShapeElementCount)(const TensorTypeAndShapeInfo*, std::size_t*);  // 64
+  const void* gap_64;
   Status* (*GetTensorTypeAndShape)(const Value*, TensorTypeAndShapeInfo**);            // 65
   const void* gap_66[12];
   Status* (*GetAllocatorWithDefaultOptions)(Allocator**);  // 78
@@ -79,7 +79,9 @@ struct Api {
   Status* (*KernelInfo_GetInputCount)(const KernelInfo*, std::size_t*);  // 230
   const void* gap_231[5];
   Status* (*KernelInfoGetAttribute_tensor)(const KernelInfo*, const char* name, Allocator*, Value**);  // 236
-  const void* gap_237[31];
+  const void* gap_237[12];
+  Status* (*KernelInfoGetConstantInput_tensor)(const KernelInfo*, std::size_t index, int* is_constant, const Value**);  // 249
+  const void* gap_250[18];
   Status* (*ShapeInferContext_GetInputTypeShape)(const ShapeInferContext*, std::size_t, TensorTypeAndShapeInfo**);  // 268
   Status* (*ShapeInferContext_GetAttribute)(const ShapeInferContext*, const char* name, const OpAttr**);            // 269
   Status* (*ShapeInferContext_SetOutputTypeShape)(const ShapeInferContext*, std::size_t,

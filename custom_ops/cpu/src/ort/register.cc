@@ -73,6 +73,23 @@ Status* guarded(const Api& api, const char* op_type, Body&& body) noexcept {
 
 // --- a node ---
 
+// Type, sizes and memory of a tensor.
+Tensor tensor_of(const Api& api, const Value* value) {
+  TensorTypeAndShapeInfo* info;
+  check(api.GetTensorTypeAndShape(value, &info));
+  const std::unique_ptr<TensorTypeAndShapeInfo, void (*)(TensorTypeAndShapeInfo*)> owner(
+      info, api.ReleaseTensorTypeAndShapeInfo);
+  ElementType type;
+  std::size_t rank;
+  void* data;
+  check(api.GetTensorElementType(info, &type));
+  check(api.GetDimensionsCount(info, &rank));
+  Shape shape(rank);
+  check(api.GetDimensions(info, shape.data(), rank));
+  check(api.GetTensorMutableData(const_cast<Value*>(value), &data));  // the only function that gives the data
+  return {static_cast<Type>(type), std::move(shape), data, true};
+}
+
 class NodeAttributes final : public Attributes {
  public:
   NodeAttributes(const Api& api, const KernelInfo* info) : api_(api), info_(info) {}
@@ -109,18 +126,18 @@ class NodeAttributes final : public Attributes {
     check(api_.GetAllocatorWithDefaultOptions(&allocator));
     if (!succeeded(api_, api_.KernelInfoGetAttribute_tensor(info_, name, allocator, &value))) return std::nullopt;
     const std::unique_ptr<Value, void (*)(Value*)> owner(value, api_.ReleaseValue);
-    TensorTypeAndShapeInfo* info;
-    check(api_.GetTensorTypeAndShape(value, &info));
-    const std::unique_ptr<TensorTypeAndShapeInfo, void (*)(TensorTypeAndShapeInfo*)> info_owner(
-        info, api_.ReleaseTensorTypeAndShapeInfo);
-    ElementType type;
-    std::size_t count;
-    void* data;
-    check(api_.GetTensorElementType(info, &type));
-    check(api_.GetTensorShapeElementCount(info, &count));
-    check(api_.GetTensorMutableData(value, &data));
-    const auto* first = static_cast<const char*>(data);
-    return std::vector<char>(first, first + count * size_of(static_cast<Type>(type)));
+    const Tensor tensor = tensor_of(api_, value);
+    const auto* first = static_cast<const char*>(tensor.data);
+    return std::vector<char>(first, first + static_cast<std::size_t>(product(tensor.shape)) * size_of(tensor.type));
+  }
+
+  std::optional<Tensor> constant(std::size_t input) const override {
+    int is_constant;
+    const Value* value;
+    if (!succeeded(api_, api_.KernelInfoGetConstantInput_tensor(info_, input, &is_constant, &value)) || is_constant == 0) {
+      return std::nullopt;
+    }
+    return tensor_of(api_, value);
   }
 
  private:
@@ -186,10 +203,16 @@ struct Signature {
 bool is_code(Type type) { return type == Type::kInt8 || type == Type::kUint8; }
 
 // An op on floats has one type throughout; one on codes may have another type on its second input. The runtime infers the
-// output's type from the inputs alone, so it is always that of the first.
+// output's type from the inputs alone, so it is that of the first unless the op has but one.
 std::vector<Signature> signatures(const OpInfo& info) {
   std::vector<Signature> result;
   for (const Type first : info.types) {
+    if (!info.other_types.empty()) {
+      Signature signature{{first}, info.output_type.value_or(first)};
+      std::copy(info.other_types.begin(), info.other_types.end(), signature.inputs.begin() + 1);
+      result.push_back(signature);
+      continue;
+    }
     const bool mixed = is_code(first) && info.required_inputs > 1;
     const std::vector<Type> others = mixed ? std::vector{Type::kInt8, Type::kUint8} : std::vector{first};
     for (const Type other : others) result.push_back({{first, other, other, other}, first});
@@ -260,30 +283,17 @@ class Node {
     const Value* value;
     check(api().KernelContext_GetInput(context, index, &value));
     if (value == nullptr) return;
-    tensor.present = true;
-    tensor.type = type_.signature.inputs[index];
-    read_shape(value, tensor.shape);
-    void* data;
-    check(api().GetTensorMutableData(const_cast<Value*>(value), &data));  // the only function that gives the data
-    tensor.data = data;
-  }
-
-  void read_shape(const Value* value, Shape& shape) const {
-    std::size_t rank;
-    if (type_.shapes_in_place) {
-      ElementType type;
-      const std::int64_t* sizes;
-      check(api().GetTensorElementTypeAndShapeDataReference(value, &type, &sizes, &rank));
-      shape = Shape(sizes, sizes + rank);
+    if (!type_.shapes_in_place) {
+      tensor = tensor_of(api(), value);
       return;
     }
-    TensorTypeAndShapeInfo* info;
-    check(api().GetTensorTypeAndShape(value, &info));
-    const std::unique_ptr<TensorTypeAndShapeInfo, void (*)(TensorTypeAndShapeInfo*)> owner(
-        info, api().ReleaseTensorTypeAndShapeInfo);
-    check(api().GetDimensionsCount(info, &rank));
-    shape.resize(rank);
-    check(api().GetDimensions(info, shape.data(), rank));
+    ElementType type;
+    const std::int64_t* sizes;
+    std::size_t rank;
+    void* data;
+    check(api().GetTensorElementTypeAndShapeDataReference(value, &type, &sizes, &rank));
+    check(api().GetTensorMutableData(const_cast<Value*>(value), &data));
+    tensor = {type_.signature.inputs[index], Shape(sizes, sizes + rank), data, true};
   }
 
   const TypedOp& type_;
@@ -344,13 +354,13 @@ bool all_known(const Api& api, const TensorTypeAndShapeInfo* info, std::size_t r
   return true;
 }
 
-// Y has the sizes of X, but for an op that halves an axis. Rank 0 may also mean that the rank is not known.
+// Only of ops whose Y has the sizes of X. Rank 0 may also mean that the rank is not known.
 void infer_shape(const TypedOp& op, ShapeInferContext* context) {
   TensorTypeAndShapeInfo* info;
   std::size_t rank;
   check(op.api.ShapeInferContext_GetInputTypeShape(context, 0, &info));
   check(op.api.GetDimensionsCount(info, &rank));
-  if (rank == 0 || op.info.halves_axis || !all_known(op.api, info, rank)) return;
+  if (rank == 0 || !op.info.keeps_shape || !all_known(op.api, info, rank)) return;
   check(op.api.ShapeInferContext_SetOutputTypeShape(context, 0, info));
 }
 
@@ -396,6 +406,7 @@ class Domain {
  private:
   void add_ops(const Api& api, bool shapes_in_place, bool on_gpu) {
     for (const OpInfo& info : op_infos()) {
+      if (on_gpu && !info.on_gpu) continue;
       for (const Signature& signature : signatures(info)) {
         ops_.push_back(std::make_unique<TypedOp>(api, shapes_in_place, on_gpu, info, signature));
         check(api.CustomOpDomain_Add(domain_.get(), ops_.back().get()));

@@ -153,6 +153,32 @@ struct Vector {
     const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
   }
+
+  // Four products of an output are added in 16 bits before they are widened: a third less work than two, as which
+  // multiplications take most of the time.
+  static constexpr int kRows = 4;
+  static constexpr bool kNarrowSums = true;
+  struct Sums {
+    __m256i halves[2];
+  };
+  static Sums no_sums() { return {{_mm256_setzero_si256(), _mm256_setzero_si256()}}; }
+  static __m256i quad(const std::uint8_t* x) {
+    int codes;
+    __builtin_memcpy(&codes, x, sizeof codes);
+    return _mm256_set1_epi32(codes);
+  }
+  static void add_octet(Sums& sums, const std::uint8_t* x, const std::int8_t* w) {
+    const auto* weights = reinterpret_cast<const __m256i*>(w);
+    const __m256i first = quad(x), second = quad(x + 4);
+    for (int i = 0; i < 2; ++i) {
+      const __m256i four = _mm256_add_epi16(_mm256_maddubs_epi16(first, _mm256_loadu_si256(weights + i)),
+                                            _mm256_maddubs_epi16(second, _mm256_loadu_si256(weights + 2 + i)));
+      sums.halves[i] = _mm256_add_epi32(sums.halves[i], _mm256_madd_epi16(four, _mm256_set1_epi16(1)));
+    }
+  }
+  static void store_sums(std::int32_t* p, const Sums& sums) {
+    for (int i = 0; i < 2; ++i) _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8 * i), sums.halves[i]);
+  }
 };
 
 }  // namespace

@@ -162,6 +162,32 @@ struct Vector {
   static void narrow_byte(std::uint8_t* p, I i) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(i));
   }
+
+  using Sums = __m512i;
+  static Sums no_sums() { return _mm512_setzero_si512(); }
+  static __m512i quad(const std::uint8_t* x) {
+    int codes;
+    __builtin_memcpy(&codes, x, sizeof codes);
+    return _mm512_set1_epi32(codes);
+  }
+  static void store_sums(std::int32_t* p, Sums sums) { _mm512_storeu_si512(p, sums); }
+#ifdef __AVX512VNNI__
+  static constexpr int kRows = 12;
+  static constexpr bool kNarrowSums = false;
+  static void add_octet(Sums& sums, const std::uint8_t* x, const std::int8_t* w) {
+    sums = _mm512_dpbusd_epi32(sums, quad(x), _mm512_loadu_si512(w));
+    sums = _mm512_dpbusd_epi32(sums, quad(x + 4), _mm512_loadu_si512(w + 64));
+  }
+#else
+  // As in avx2.h.
+  static constexpr int kRows = 8;
+  static constexpr bool kNarrowSums = true;
+  static void add_octet(Sums& sums, const std::uint8_t* x, const std::int8_t* w) {
+    const __m512i four = _mm512_add_epi16(_mm512_maddubs_epi16(quad(x), _mm512_loadu_si512(w)),
+                                          _mm512_maddubs_epi16(quad(x + 4), _mm512_loadu_si512(w + 64)));
+    sums = _mm512_add_epi32(sums, _mm512_madd_epi16(four, _mm512_set1_epi16(1)));
+  }
+#endif
 };
 
 }  // namespace

@@ -75,7 +75,7 @@ struct Vector {
 
   static I load_index(const std::int32_t* p) { return *p; }
   static F gather(const float* base, I i) { return base[i]; }
-  static I add(I a, I b) { return a + b; }
+  static I add(I a, I b) { return static_cast<I>(static_cast<std::uint32_t>(a) + static_cast<std::uint32_t>(b)); }
   static I multiply(I a, int b) { return a * b; }
 
   static void deinterleave(const float* p, F& even, F& odd) {
@@ -126,6 +126,19 @@ struct Vector {
   // To nearest, ties to even, for |v| < 2^22.
   static I round(F v) { return static_cast<I>(bits(v + 12582912.0f) - 0x4b400000u); }
   static void narrow_byte(std::uint8_t* p, I i) { *p = static_cast<std::uint8_t>(i); }
+
+  static constexpr int kRows = 1;
+  static constexpr bool kNarrowSums = false;
+  struct Sums {
+    std::uint32_t outputs[16];
+  };
+  static Sums no_sums() { return {}; }
+  static void add_octet(Sums& sums, const std::uint8_t* x, const std::int8_t* w) {
+    for (int half = 0; half < 2; ++half) {
+      for (int i = 0; i < 64; ++i) sums.outputs[i / 4] += static_cast<std::uint32_t>(x[4 * half + i % 4] * w[64 * half + i]);
+    }
+  }
+  static void store_sums(std::int32_t* p, const Sums& sums) { std::memcpy(p, sums.outputs, sizeof sums.outputs); }
 };
 
 }  // namespace
