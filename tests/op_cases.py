@@ -18,6 +18,7 @@ import numpy as np
 from actx.custom_ops import ACTIVATIONS, Spline
 from actx.custom_ops.ops import OPS, Op
 from actx.custom_ops.ops.op import CODES, FLOATS
+from actx.custom_ops.ops.qlinear import pack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = "NDArray[Any]"
 
+# Those with kernels for GPUs.
+GPU_OPS = tuple(name for name, op in OPS.items() if op.ON_GPU)
 # Around the width of every vector and of the blocks of the kernels; the last has a tail after several blocks.
 LENGTHS = (0, 1, 3, 15, 16, 17, 31, 33, 64, 65, 127, 1031)
 SHAPES: tuple[tuple[int, ...], ...] = (
@@ -265,6 +268,49 @@ def _gated_lut(dtype: np.dtype[Any]) -> Iterator[Case]:
         yield Case(f"{shape}-{dtype}", make(tuple(halves.tolist())), (codes(7, shape, dtype), u))
 
 
+def linear_inputs(seed: int, rows: Sequence[int], inputs: int, outputs: int, weights: str) -> tuple[Array, ...]:
+    """X, W, B and S of a layer of codes: weights that are "narrow", any, or the "largest" with codes that let sums overflow."""
+    rng = np.random.default_rng(seed)
+    x = codes(seed, (*rows, inputs), np.uint8)
+    matrix = rng.integers(*{"narrow": (-32, 33), "any": (-128, 128), "largest": (126, 128)}[weights], (inputs, outputs))
+    if weights == "narrow":
+        matrix[::4] *= rng.integers(1, 4, matrix[::4].shape)  # up to 96 + 32 in a four
+        matrix[1::4] = 0
+        matrix[2::4] = 0
+    bias = rng.integers(-(2**12), 2**12, outputs)
+    if weights == "largest":
+        x[...] = 255
+        matrix *= rng.choice([-1, 1], outputs)
+        bias[::2] = 2**31 - 1
+    scales = rng.choice([0.5, 1e-2, 3e-4, 1e-9], outputs)
+    return x, pack(matrix.astype(np.int8)), bias.astype(np.int32), scales.astype(np.float32)
+
+
+def _linear_shapes() -> Iterator[tuple[str, tuple[Array, ...]]]:
+    seeds = count()
+    for weights in ("narrow", "any", "largest"):
+        for inputs in (0, 1, 3, 4, 7, 8, 9, 64, 130):
+            for outputs in (0, 1, 5, 16, 17, 40):
+                yield f"{weights}-{inputs}-{outputs}", linear_inputs(next(seeds), (5,), inputs, outputs, weights)
+        for rows in ((), (0,), (1,), (3,), (4,), (13,), (2, 3, 5), (0, 4), (2, 1, 2, 3)):
+            yield f"{weights}-{rows}", linear_inputs(next(seeds), rows, 24, 33, weights)
+    x, w, b, _ = linear_inputs(next(seeds), (4,), 24, 33, "narrow")
+    special = np.resize(special_numbers(np.float32), 33)
+    yield "special", (x, w, b, special)
+
+
+def _qlinear(dtype: np.dtype[Any]) -> Iterator[Case]:
+    make = OPS["QLinear"]
+    table = tuple(codes(1, (256,), dtype).tolist())
+    for name, inputs in _linear_shapes():
+        yield Case(f"{name}-{dtype}", make(100), inputs)
+        yield Case(f"{name}-{dtype}-table", make(255, table), inputs)
+
+
+def _qlinear_to_float(dtype: np.dtype[Any]) -> Iterator[Case]:
+    return (Case(f"{name}-{dtype}", OPS["QLinearToFloat"](), inputs) for name, inputs in _linear_shapes())
+
+
 _MAKERS: Mapping[str, tuple[Callable[[np.dtype[Any]], Iterator[Case]], tuple[np.dtype[Any], ...]]] = {
     "Spline": (_spline, FLOATS),
     "GatedSpline": (_gated_spline, FLOATS),
@@ -272,6 +318,8 @@ _MAKERS: Mapping[str, tuple[Callable[[np.dtype[Any]], Iterator[Case]], tuple[np.
     "PolyNorm": (_polynorm, FLOATS),
     "Lut": (_lut, CODES),
     "GatedLut": (_gated_lut, CODES),
+    "QLinear": (_qlinear, CODES[1:]),
+    "QLinearToFloat": (_qlinear_to_float, CODES[1:]),
 }
 
 
@@ -345,4 +393,12 @@ REFUSED: Mapping[str, tuple[Mapping[str, Any], ...]] = {
         {"table": [0.5] * 256, "y_zero_point": -129},
         {"table": [0.5] * 256, "y_zero_point": -1, "to": 2},
     ),
+    "QLinear": (
+        {"zero_point": -1},
+        {"zero_point": 256},
+        {"table": [0] * 255},
+        {"table": [0] * 255 + [256]},
+        {"table": [-1] * 256},
+    ),
+    "QLinearToFloat": (),
 }  # fmt: skip

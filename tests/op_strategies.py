@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 
 from actx.custom_ops.ops import OPS
 from actx.custom_ops.ops.op import CODES
-from tests.op_cases import Case, channel_table, codes, mixable, numbers, random_table, special_numbers, types_of
+from tests.op_cases import (
+    Case,
+    channel_table,
+    codes,
+    linear_inputs,
+    mixable,
+    numbers,
+    random_table,
+    special_numbers,
+    types_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +52,7 @@ def any_array(draw: st.DrawFn, shape: Sequence[int], dtype: np.dtype[Any]) -> Ar
 def any_case(draw: st.DrawFn, op_type: str) -> Case:
     """Return a node of the op with its inputs."""
     dtype = draw(st.sampled_from(types_of(op_type)))
-    least = 1 if op_type in {"GatedSpline", "SplineMix", "PolyNorm"} else 0
+    least = 0 if op_type in {"Spline", "Lut", "GatedLut"} else 1
     shape = draw(st.lists(st.integers(0, 5), min_size=least, max_size=4))
     shape += [draw(st.integers(0, 70))] if len(shape) < 5 and draw(st.booleans()) else []
     array = partial(any_array, draw, dtype=dtype)
@@ -105,6 +115,24 @@ def _any_gated_lut(draw: st.DrawFn, shape: Sequence[int], array: Any) -> tuple[O
     return OPS["GatedLut"](tuple(table.tolist()), u_zero, y_zero, to), (u,)
 
 
+def _any_linear(draw: st.DrawFn, shape: Sequence[int]) -> tuple[Array | None, ...]:
+    weights = draw(st.sampled_from(("narrow", "any", "largest")))
+    seed, outputs = draw(st.integers(0, 2**16)), draw(st.integers(0, 40))
+    _, *others = linear_inputs(seed, shape[:-1], shape[-1], outputs, weights)
+    return tuple(others)
+
+
+def _any_qlinear(draw: st.DrawFn, shape: Sequence[int], array: Any) -> tuple[Op, tuple[Array | None, ...]]:
+    del array
+    table = draw(st.none() | st.integers(0, 2**16).map(lambda seed: tuple(codes(seed, (256,), np.uint8).tolist())))
+    return OPS["QLinear"](draw(st.integers(0, 255)), table), _any_linear(draw, shape)
+
+
+def _any_qlinear_to_float(draw: st.DrawFn, shape: Sequence[int], array: Any) -> tuple[Op, tuple[Array | None, ...]]:
+    del array
+    return OPS["QLinearToFloat"](), _any_linear(draw, shape)
+
+
 _ANY: Mapping[str, Callable[..., tuple[Op, tuple[Array | None, ...]]]] = {
     "Spline": _any_spline,
     "GatedSpline": _any_gated_spline,
@@ -112,4 +140,6 @@ _ANY: Mapping[str, Callable[..., tuple[Op, tuple[Array | None, ...]]]] = {
     "PolyNorm": _any_polynorm,
     "Lut": _any_lut,
     "GatedLut": _any_gated_lut,
+    "QLinear": _any_qlinear,
+    "QLinearToFloat": _any_qlinear_to_float,
 }

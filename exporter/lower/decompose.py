@@ -16,6 +16,7 @@ from actx.custom_ops.ops.gated_lut import GatedLutOp
 from actx.custom_ops.ops.gated_spline import GatedSplineOp
 from actx.custom_ops.ops.lut import CODE_COUNT, LutOp
 from actx.custom_ops.ops.polynorm import PolyNormOp
+from actx.custom_ops.ops.qlinear import OCTET, PANEL, QLinearOp, QLinearToFloatOp
 from actx.custom_ops.ops.spline import SplineOp
 from actx.custom_ops.ops.spline_mix import SplineMixOp
 from actx.exporter.errors import ActxError
@@ -216,6 +217,39 @@ def _write_gated_lut(emit: Emitter, op: GatedLutOp, inputs: Inputs) -> ir.Value:
     return emit.op("Cast", codes, to=int(dtype), dtype=dtype)
 
 
+def _write_qlinear(emit: Emitter, op: QLinearOp | QLinearToFloatOp, inputs: Inputs) -> ir.Value:
+    """Multiply in float64, where all sums are exact: those of MatMulInteger are not on every CPU (VPMADDUBSW saturates)."""
+    x, w, b, s = inputs
+    assert x is not None
+    assert w is not None
+    assert b is not None
+    inner, outer = _size(x, -1), _size(b, 0)
+
+    def shaped(value: ir.Value, dims: list[int]) -> ir.Value:
+        value.shape = ir.Shape(dims)
+        return value
+
+    dims, perm = [-(-outer // PANEL), -(-inner // OCTET), 2, PANEL, OCTET // 2], [1, 2, 4, 0, 3]
+    blocks = shaped(emit.op("Reshape", w, emit.integers(*dims)), dims)
+    ordered = shaped(emit.op("Transpose", blocks, perm=perm), [dims[i] for i in perm])
+    dims = [dims[1] * OCTET, dims[0] * PANEL]
+    whole = shaped(emit.op("Reshape", ordered, emit.integers(*dims)), dims)
+    matrix = emit.slice(emit.slice(whole, 0, 0, inner), 1, 0, outer)
+    factors = [emit.op("Cast", v, to=int(ir.DataType.DOUBLE), dtype=ir.DataType.DOUBLE) for v in (x, matrix)]
+    product = emit.op("MatMul", *factors)
+    product.shape = None if x.shape is None else ir.Shape([*x.shape.dims[:-1], outer])
+    sums = emit.op("Cast", product, to=int(ir.DataType.INT32), dtype=ir.DataType.INT32)
+    numbers = emit.op("Cast", emit.op("Add", sums, b), to=int(ir.DataType.FLOAT), dtype=ir.DataType.FLOAT)
+    scaled = emit.op("Mul", numbers, s)
+    if isinstance(op, QLinearToFloatOp):
+        return scaled
+    codes = emit.op("Clip", emit.op("Add", emit.op("Round", scaled), float(op.zero_point)), 0.0, 255.0)
+    found = emit.op("Cast", codes, to=int(ir.DataType.UINT8), dtype=ir.DataType.UINT8)
+    if op.table is None:
+        return found
+    return _entry(emit, emit.constants.get(np.array(op.table, np.uint8), ir.DataType.UINT8), found)
+
+
 _WRITERS: Mapping[type[Any], Callable[[Emitter, Any, Inputs], ir.Value]] = {
     SplineOp: _write_spline,
     GatedSplineOp: _write_gated_spline,
@@ -223,4 +257,6 @@ _WRITERS: Mapping[type[Any], Callable[[Emitter, Any, Inputs], ir.Value]] = {
     PolyNormOp: _write_polynorm,
     LutOp: _write_lut,
     GatedLutOp: _write_gated_lut,
+    QLinearOp: _write_qlinear,
+    QLinearToFloatOp: _write_qlinear,
 }

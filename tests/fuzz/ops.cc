@@ -129,7 +129,7 @@ struct Tensor {
   ActxTensor view() const { return {type, shape.size(), shape.data(), data.get()}; }
 };
 
-std::size_t size_of(std::int32_t type) { return type == 1 ? 4 : type == 2 || type == 3 ? 1 : 2; }
+std::size_t size_of(std::int32_t type) { return type == 1 || type == 6 ? 4 : type == 2 || type == 3 ? 1 : 2; }
 
 // The number of elements, or -1 where there is no such array, or none of a size to try.
 std::int64_t elements(const std::vector<std::int64_t>& shape) {
@@ -247,6 +247,15 @@ class Node {
       set("u_zero_point", random_.below(128));
       set("y_zero_point", random_.below(128));
     }
+    if (op_ == "QLinear") make_linear();
+  }
+
+  void make_linear() {
+    set("zero_point", random_.below(256));
+    if (random_.one_in(2)) return;
+    Attribute table{"table", 'i', {}, {}, {}};
+    for (int i = 0; i < 256; ++i) table.ints.push_back(random_.below(256));
+    attributes.push_back(table);
   }
 
   void spoil_attributes() {
@@ -304,8 +313,10 @@ class Node {
   }
 
   void make_inputs() {
-    const bool codes = op_ == "Lut" || op_ == "GatedLut";
-    const std::int32_t type = codes ? static_cast<std::int32_t>(to_) : random_.of(std::vector<std::int32_t>{1, 10, 16});
+    const bool codes = op_ == "Lut" || op_ == "GatedLut", linear = op_ == "QLinear" || op_ == "QLinearToFloat";
+    const std::int32_t type = linear  ? 2
+                              : codes ? static_cast<std::int32_t>(to_)
+                                      : random_.of(std::vector<std::int32_t>{1, 10, 16});
     std::vector<std::int64_t> shape = any_shape();
     const auto rank = static_cast<std::int64_t>(shape.size());
     const std::int64_t place = axis_ < 0 ? axis_ + rank : axis_;
@@ -325,6 +336,12 @@ class Node {
       add(type, {1});
     }
     if (op_ == "GatedLut") add(2 + static_cast<std::int32_t>(random_.below(2)), shape);
+    if (linear) {
+      const std::int64_t outputs = any_size() + random_.below(40), inputs = shape.empty() ? 0 : shape.back();
+      add(3, {(outputs + 15) / 16, (inputs + 7) / 8, 128});
+      add(6, {outputs});
+      add(1, {outputs});
+    }
     if ((op_ == "Spline" || op_ == "SplineMix" || op_ == "PolyNorm") && random_.one_in(2)) add(type, shape);
   }
 
@@ -334,7 +351,7 @@ class Node {
     Tensor& tensor = inputs[static_cast<std::size_t>(random_.below(static_cast<std::int64_t>(inputs.size())))];
     switch (random_.below(6)) {
       case 0:
-        tensor.type = random_.of(std::vector<std::int32_t>{-1, 0, 1, 2, 3, 4, 7, 10, 11, 16, 17, 1 << 30});
+        tensor.type = random_.of(std::vector<std::int32_t>{-1, 0, 1, 2, 3, 4, 6, 7, 10, 11, 16, 17, 1 << 30});
         break;
       case 1:
         add(tensor.type, tensor.shape);

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from actx.custom_ops.gpu.node import compile_node
 from actx.custom_ops.ops import TensorType
-from tests.custom_ops.cpu.nodes import KINDS, model, of_x_type
+from tests.custom_ops.cpu.nodes import KINDS, is_inferred, model
 from tests.op_cases import Case, cases
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def obstacle() -> str:
 
 def check(op_type: str, library: Path) -> tuple[int, list[str]]:
     """Return how many cases of the op were run, and those that break the contract; half of them with machine code."""
-    found = list(filter(of_x_type, cases(op_type)))[::EVERY]
+    found = list(filter(is_inferred, cases(op_type)))[::EVERY]
     return len(found), [
         str(case) for i, case in enumerate(found) if not keeps_contract(case, library, native=i % 2 == 0)
     ]

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from actx.custom_ops.ops import OPS, TensorType
+from actx.custom_ops.ops import TensorType
 from actx.exporter import Form, export
 from actx.exporter.data import InputSpec
 from actx.exporter.errors import ActxError
@@ -28,7 +28,7 @@ from actx.exporter.tensorrt.plugins import with_plugins
 from actx.exporter.tensorrt.shapes import resolve
 from actx.models.demo import ARCHIVE, CALIBRATION, demo_path
 from tests.custom_ops.cpu.nodes import model
-from tests.op_cases import cases
+from tests.op_cases import GPU_OPS, cases
 
 if TYPE_CHECKING:
     from tests.op_cases import Case
@@ -94,7 +94,7 @@ def main() -> int:
         print(f"| plugins in TensorRT | 0 | not run: {error.what} |")
         return 0
     broken = 0
-    for op_type in OPS:
+    for op_type in GPU_OPS:
         sys.stderr.write(f"in TensorRT: {op_type}\n")
         count, wrong = check(op_type, architecture)
         broken += len(wrong)

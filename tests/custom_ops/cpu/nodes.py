@@ -23,6 +23,7 @@ KINDS = {
         (ml_dtypes.bfloat16, TensorProto.BFLOAT16),
         (np.int8, TensorProto.INT8),
         (np.uint8, TensorProto.UINT8),
+        (np.int32, TensorProto.INT32),
     )
 }
 
@@ -48,8 +49,8 @@ def model(op_type: str, attributes: dict[str, Any], inputs: Sequence[TensorType 
     return helper.make_model(graph, opset_imports=imports, ir_version=9).SerializeToString()
 
 
-def of_x_type(case: Case) -> bool:
-    """Whether the output has the type of X: ONNX Runtime infers no other for a custom op."""
+def is_inferred(case: Case) -> bool:
+    """Whether ONNX Runtime infers the type of the output: that of X, or the only one that the op gives."""
     types = [None if array is None else TensorType.of(array) for array in case.inputs]
     assert types[0] is not None
-    return case.op.output(types).dtype == types[0].dtype
+    return case.op.output(types).dtype == types[0].dtype or len(case.op.TYPES[case.op.OUTPUT.type_name]) == 1

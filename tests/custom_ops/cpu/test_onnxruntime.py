@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from actx.custom_ops.ops import DOMAIN, OPS, OPSET, TensorType
 from tests.custom_ops.cpu.conftest import need
-from tests.custom_ops.cpu.nodes import KINDS, model, of_x_type
-from tests.op_cases import REFUSED, Case, cases, gelu_table
+from tests.custom_ops.cpu.nodes import KINDS, is_inferred, model
+from tests.op_cases import REFUSED, Case, cases, gelu_table, linear_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,16 +54,16 @@ def run_case(library: cpu.Library, case: Case, threads: int = 1, more: Mapping[s
 
 @pytest.mark.parametrize("op_type", OPS)
 def test_gives_the_bits_that_numpy_gets(library: cpu.Library, op_type: str) -> None:
-    for case in list(filter(of_x_type, cases(op_type)))[::5]:
+    for case in list(filter(is_inferred, cases(op_type)))[::5]:
         here = library.run(op_type, case.op.attributes(), case.inputs)
         assert run_case(library, case).tobytes() == here.tobytes(), str(case)
 
 
 @pytest.mark.parametrize("op_type", OPS)
 def test_refuses_what_the_op_refuses(library: cpu.Library, op_type: str) -> None:
-    first = next(iter(OPS[op_type].TYPES.values()))[0]
-    inputs = [None if p.optional else TensorType(first, (2, 4)) for p in OPS[op_type].INPUTS]
-    output = TensorType(first, None)
+    op = OPS[op_type]
+    inputs = [None if p.optional else TensorType(op.TYPES[p.type_name][0], (2, 4)) for p in op.INPUTS]
+    output = TensorType(op.TYPES[op.OUTPUT.type_name][0], None)
     for attributes in REFUSED[op_type]:
         with pytest.raises(Exception, match=f"actx::{op_type}: .*"):
             open_session(library, model(op_type, dict(attributes), inputs, output))
@@ -124,6 +124,27 @@ def test_an_unknown_size_without_a_name_stays_unknown(library: cpu.Library) -> N
     content = helper.make_model(graph, opset_imports=imports, ir_version=9).SerializeToString()
     value = np.ones((2, 3, 4), np.float32)
     assert open_session(library, content).run(None, {"x": value})[0].shape == value.shape
+
+
+@pytest.mark.parametrize("weights", ["narrow", "largest"])
+def test_constant_weights_give_the_same_bits(library: cpu.Library, weights: str) -> None:
+    """They are looked at once, when the node is made: which kernel adds up products without an overflow depends on them."""
+    inputs = linear_inputs(1, (9,), 130, 40, weights)
+    names = ["x", "w", "b", "s"]
+    node = helper.make_node("QLinearToFloat", names, ["y"], domain=DOMAIN)
+    x, y = (helper.make_tensor_value_info(*value) for value in (("x", 2, [9, 130]), ("y", 1, [9, 40])))
+    constants = [numpy_helper.from_array(array, name) for name, array in zip(names[1:], inputs[1:], strict=True)]
+    imports = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, OPSET)]
+    graph = helper.make_graph([node], "g", [x], [y], constants)
+    session = open_session(library, helper.make_model(graph, opset_imports=imports, ir_version=9).SerializeToString())
+    expected = OPS["QLinearToFloat"]().reference(inputs)
+    np.testing.assert_array_equal(session.run(None, {"x": inputs[0]})[0], expected)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 200])
+def test_threads_give_the_same_layer(library: cpu.Library, rows: int) -> None:
+    case = Case("large", OPS["QLinear"](3), linear_inputs(2, (rows,), 512, 333, "narrow"))
+    assert run_case(library, case, threads=4).tobytes() == run_case(library, case).tobytes()
 
 
 @pytest.mark.parametrize("op_type", ["Spline", "GatedSpline"])

@@ -16,7 +16,7 @@ from actx.custom_ops.ops.op import FLOATS
 from actx.custom_ops.ops.rounding import product_error, rounded
 from tests.custom_ops.cpu.agreement import check_case
 from tests.custom_ops.gpu.interpreter import run_exact, run_gate_up, run_spline
-from tests.op_cases import Case, around_knots, cases, gelu_table, numbers, random_table, special_numbers
+from tests.op_cases import GPU_OPS, Case, around_knots, cases, gelu_table, numbers, random_table, special_numbers
 from tests.op_strategies import any_case
 
 if TYPE_CHECKING:
@@ -32,13 +32,13 @@ UNIT = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 PATTERNS = np.arange(2**16, dtype=np.uint16)
 
 
-@pytest.mark.parametrize("op_type", OPS)
+@pytest.mark.parametrize("op_type", GPU_OPS)
 def test_cases_keep_the_contract(op_type: str, interpreter: Interpreter) -> None:
     for case in list(cases(op_type))[:: EVERY[op_type]]:
         check_case(interpreter, case)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("op_type", OPS)
+@pytest.mark.parametrize("op_type", GPU_OPS)
 def test_any_node_keeps_the_contract(op_type: str, interpreter: Interpreter) -> None:
     @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
     @given(any_case(op_type))

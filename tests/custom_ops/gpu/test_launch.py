@@ -14,7 +14,7 @@ import torch
 from actx.custom_ops import gpu, torch_ops
 from actx.custom_ops.gpu.launch import compilation
 from actx.custom_ops.ops import OPS, TensorType
-from tests.op_cases import cases, channel_table, gelu_table
+from tests.op_cases import GPU_OPS, cases, channel_table, gelu_table
 
 if TYPE_CHECKING:
     from actx.custom_ops.ops import Op
@@ -26,7 +26,7 @@ def types(*shapes: tuple[Any, ...] | None) -> list[TensorType | None]:
     return [None if shape is None else TensorType(HALF, shape) for shape in shapes]
 
 
-@pytest.mark.parametrize("op_type", OPS)
+@pytest.mark.parametrize("op_type", GPU_OPS)
 def test_programs_cover_the_output(op_type: str) -> None:
     for case in list(cases(op_type))[::3]:
         inputs = [None if given is None else TensorType.of(given) for given in case.inputs]
@@ -102,7 +102,7 @@ def test_sizes_choose_among_few_kernels(name: str, most: int) -> None:
 # --- in torch ---
 
 
-@pytest.mark.parametrize("op_type", OPS)
+@pytest.mark.parametrize("op_type", GPU_OPS)
 def test_torch_has_a_kernel_for_cuda_tensors(op_type: str) -> None:
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"actx::{OPS[op_type].TORCH_NAME}", "CUDA")
 

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from actx.custom_ops.cpu.build import build
 from actx.custom_ops.ops import OPS
 from tests.custom_ops.cpu.conftest import need
-from tests.custom_ops.cpu.nodes import of_x_type
+from tests.custom_ops.cpu.nodes import is_inferred
 from tests.custom_ops.gpu import session
 from tests.custom_ops.gpu.session import build_driver, start
-from tests.op_cases import Case, cases, gelu_table, numbers
+from tests.op_cases import GPU_OPS, Case, cases, gelu_table, numbers
 from tests.op_strategies import any_case
 
 if TYPE_CHECKING:
@@ -71,18 +71,18 @@ def case(shape: tuple[int, ...] = (5, 48)) -> Case:
     return Case("one", OPS["Spline"](gelu_table(16, 3)), (numbers(1, shape, np.float32), None))  # type: ignore[call-arg]
 
 
-@pytest.mark.parametrize("op_type", OPS)
+@pytest.mark.parametrize("op_type", GPU_OPS)
 def test_launches_what_is_planned(worker: Worker, op_type: str) -> None:
-    for one in list(filter(of_x_type, cases(op_type)))[::7]:
+    for one in list(filter(is_inferred, cases(op_type)))[::7]:
         worker.call(session.launches_as_planned, one, (), [87], 87)
 
 
-@pytest.mark.parametrize("op_type", OPS)
+@pytest.mark.parametrize("op_type", GPU_OPS)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_launches_what_is_planned_for_any_sizes(worker: Worker, op_type: str, data: st.DataObject) -> None:
     """Whatever sizes were not known when it was compiled, and whatever it was compiled for."""
-    one = data.draw(any_case(op_type).filter(of_x_type))
+    one = data.draw(any_case(op_type).filter(is_inferred))
     assert one.inputs[0] is not None
     axes = range(one.inputs[0].ndim)
     unknown = data.draw(st.lists(st.sampled_from(axes), unique=True).map(tuple)) if axes else ()
