@@ -8,7 +8,8 @@
 2. The optimized graph has no types. Codes are what QuantizeLinear, the QLinear ops, a QGemm with an output scale and our tables
    give, 8-bit inputs and constants, and those that only moved since. All else is no code.
 3. An island is a DequantizeLinear, QuantizeLinear or Cast directly in front of a site, inside or behind it. The edges of the
-   graph are none: inputs become codes somewhere, and outputs numbers.
+   graph are none: inputs become codes somewhere, and outputs numbers. Nor is what stands in front of a layer that the site is
+   part of: there it is the layer's.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ _Q_DQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _ISLANDS = _Q_DQ | {"DynamicQuantizeLinear", "Cast"}
 _GIVE_CODES = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "Lut", "GatedLut"})
 _GIVES_NUMBERS = "QLinearToFloat"
+_LAYERS = frozenset({"QGemm", "QLinear", "QLinearConv", "QLinearMatMul"})
 # What keeps the type of its first input.
 _MOVES = frozenset(
     {
@@ -188,7 +190,7 @@ def _fusion(site: str, own: set[str], before: _Graph, after: _Graph) -> SiteFusi
         tuple(after.nodes[i].op_type for i in nodes),
         bool(starts) and all(name in after.codes for name in starts),
         bool(ends) and all(name in after.codes for name in ends),
-        tuple(_islands(after, nodes, starts, ends)),
+        tuple(_islands(after, nodes, ends)),
     )
 
 
@@ -228,10 +230,11 @@ def _is_made_up(name: str, before: _Graph, after: _Graph) -> bool:
     return i is not None and not before.knows(name) and after.nodes[i].op_type not in _ISLANDS
 
 
-def _islands(graph: _Graph, nodes: Sequence[int], starts: Sequence[str], ends: Sequence[str]) -> Iterator[str]:
+def _islands(graph: _Graph, nodes: Sequence[int], ends: Sequence[str]) -> Iterator[str]:
     """3."""
     places = set(nodes)
-    front = [graph.producers[name] for name in starts if name in graph.producers]
+    own = [i for i in nodes if graph.nodes[i].op_type not in _LAYERS]
+    front = [i for name in graph.read(own) if (i := graph.producers.get(name)) is not None and i not in places]
     behind = [i for name in ends for i in graph.readers[name] if i not in places]
     for where, found in (("in front", front), ("inside", nodes), ("behind", behind)):
         for op in dict.fromkeys(graph.nodes[i].op_type for i in found if _is_island(graph, i)):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 INCLUDE = HERE.parents[2] / "custom_ops/cpu/include"
-TYPES = {1: np.float32, 2: np.uint8, 3: np.int8, 10: np.float16, 16: ml_dtypes.bfloat16}
+TYPES = {1: np.float32, 2: np.uint8, 3: np.int8, 6: np.int32, 10: np.float16, 16: ml_dtypes.bfloat16}
 NUMBERS = {np.dtype(dtype): number for number, dtype in TYPES.items()}
 
 

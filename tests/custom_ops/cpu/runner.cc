@@ -116,7 +116,7 @@ Attribute read_attribute() {
   return {std::move(name), std::move(kind), read_bytes()};
 }
 
-std::size_t element_size(std::int32_t type) { return type == 1 ? 4 : type == 2 || type == 3 ? 1 : 2; }
+std::size_t element_size(std::int32_t type) { return type == 1 || type == 6 ? 4 : type == 2 || type == 3 ? 1 : 2; }
 
 template <typename Item>
 auto views(const std::vector<Item>& items) {

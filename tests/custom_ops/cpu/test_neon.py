@@ -37,5 +37,8 @@ def test_refuses_what_the_op_refuses(neon: Process, op_type: str) -> None:
 @pytest.mark.parametrize("op_type", EXACT)
 def test_tables_give_the_same_codes_as_here(neon: Process, library: cpu.Library, op_type: str) -> None:
     for case in cases(op_type):
-        results = [runs.run(op_type, case.op.attributes(), case.inputs) for runs in (neon, library)]
+        is_open = np.isinf(case.op.tolerance(case.inputs))
+        results = [
+            np.where(is_open, 0, runs.run(op_type, case.op.attributes(), case.inputs)) for runs in (neon, library)
+        ]
         np.testing.assert_array_equal(*results, err_msg=str(case))

@@ -130,7 +130,9 @@ def test_the_encoder(encoder_dynamo_onnx: Path, encoder_data: Any, tmp_path: Pat
     assert embedding_cosine(after, before, batches, name) >= 0.995
     assert manifest.quantization is not None
     assert len(manifest.quantization.tables) == 6
-    assert all(site["whole"] for site in manifest.quantization.fusion)
+    assert all(site["whole"] for site in manifest.quantization.fusion), [
+        f["islands"] for f in manifest.quantization.fusion
+    ]
 
 
 @pytest.mark.parametrize("target", ["ort-cpu", "openvino"])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper, numpy_helper
 
+from actx.custom_ops.ops.qlinear import largest_fours
 from actx.exporter.quantize.params import LEVELS, WeightCodes
 from actx.exporter.runtimes.onnxruntime import RuntimeOptions
 
@@ -42,6 +43,22 @@ def test_codes_are_within_half_a_step_and_pairs_fit(weight: NDArray[np.float32],
     assert np.abs(codes).max(initial=0) <= LEVELS
     pairs = codes[:, 0 : codes.shape[1] - 1 : 2] + codes[:, 1::2] if weight.ndim == 2 else 2 * codes
     assert np.abs(pairs).max(initial=0) <= MOST_OF_A_PAIR
+
+
+@given(weight=WEIGHTS.filter(lambda weight: weight.ndim == 2), axis=st.sampled_from([0, 1]))
+def test_narrow_codes_are_within_half_a_step_and_fours_fit(weight: NDArray[np.float32], axis: int) -> None:
+    found = WeightCodes.of(weight, axis, narrow=True)
+    steps = np.expand_dims(found.scales.astype(np.float64), 1 - axis)
+    assert (np.abs(found.numbers - weight) <= steps / 2 * (1 + 1e-6)).all()
+    assert np.abs(found.codes).max(initial=0) <= LEVELS
+    assert largest_fours((found.codes if axis == 1 else found.codes.T).astype(int)).max(initial=0) <= MOST_OF_A_PAIR
+
+
+def test_a_least_scale_is_kept() -> None:
+    weight = np.array([[1e-9, 0.0, 1.0]])
+    found = WeightCodes.of(weight, 1, least=np.array([1.0, 2.0, 1e-3]))
+    assert found.scales.tolist() == [1.0, 2.0, np.float32(1 / LEVELS)]
+    assert found.codes.tolist() == [[0, 0, 127]]
 
 
 def test_an_output_whose_weights_have_both_signs_uses_all_codes() -> None:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from actx.exporter.quantize.source import Quantized, TableSite
 
 ROWS, PLAIN = Style(rows=True, tables=True), Style(rows=False, tables=False)
+OWN = Style(rows=True, tables=True, own_layers=True)
+BY_ROWS = pytest.mark.parametrize("style", [ROWS, OWN], ids=["rows", "own layers"])
 
 
 def opened(proto: onnx.ModelProto, folder: Path, form: str = "keep") -> tuple[Lowered, tuple[TableSite, ...]]:
@@ -87,7 +89,7 @@ def values(*shape: int) -> Any:
     return np.random.default_rng(1).uniform(-2, 2, shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("style", [ROWS, PLAIN], ids=["rows", "in place"])
+@pytest.mark.parametrize("style", [ROWS, PLAIN, OWN], ids=["rows", "in place", "own layers"])
 @pytest.mark.parametrize("calibrator", CALIBRATORS)
 def test_moves_by_no_more_than_its_steps(style: Style, calibrator: str, tmp_path: Path) -> None:
     proto, x = mlp("Relu"), values(4, 3, WIDTH)
@@ -111,6 +113,34 @@ def test_a_site_between_two_layers_is_one_table(tmp_path: Path) -> None:
     assert site.whole
 
 
+def test_a_layer_of_ours_has_the_table_behind_it(tmp_path: Path) -> None:
+    """What stands in front of the node is the layer's input, which becomes codes there."""
+    found = quantized(mlp(), tmp_path, Settings(OWN), x=values(4, 3, WIDTH))
+    assert ops(found.model) - Counter({"Identity": 1}) == {"QuantizeLinear": 1, "QLinear": 1, "QLinearToFloat": 1}
+    run(found.model, tmp_path, {"x": values(2, 5, WIDTH)})
+    (site,) = inspect_fused(tmp_path / "graph.onnx", list(found.tables), RuntimeOptions(libraries=(cpu.load().path,)))
+    assert (site.op_types, site.whole) == (("QLinear",), True)
+
+
+@BY_ROWS
+@pytest.mark.parametrize("scale", [0.0, 1e-12, 1e-6])
+def test_a_bias_far_larger_than_the_weights_stays(style: Style, scale: float, tmp_path: Path) -> None:
+    """In steps of the products it would not fit into 32 bits."""
+    graph = Graph(20)
+    weight = np.random.default_rng(0).standard_normal((WIDTH, WIDTH)) * scale
+    hidden = graph.op(
+        "Add",
+        graph.op("MatMul", graph.input("x", ["n", WIDTH]), graph.weight("w", weight)),
+        graph.weight("b", np.linspace(-3, 3, WIDTH)),
+    )
+    hidden = graph.op("Sigmoid", hidden)
+    graph.output(graph.op("MatMul", hidden, graph.weight("down", np.eye(WIDTH))), "y", 2)
+    x = values(8, WIDTH)
+    found = quantized(graph.model(), tmp_path, Settings(style, "minmax"), x=x)
+    expected = 1 / (1 + np.exp(-np.tile(np.linspace(-3, 3, WIDTH), (8, 1))))
+    assert np.abs(run(found.model, tmp_path, {"x": x}) - expected).max() <= 0.02
+
+
 def test_the_table_is_of_the_form_and_not_of_the_source(tmp_path: Path) -> None:
     x = values(4, 3, WIDTH)
     tables = [
@@ -131,10 +161,11 @@ def test_no_code_stands_for_what_a_table_cannot_give(calibrator: str, tmp_path: 
     assert (min(table), max(table)) == (0, 255)
 
 
+@BY_ROWS
 @pytest.mark.parametrize("name", ["silu", "gelu_legacy"])
-def test_a_gated_site_is_one_table_of_factors(name: str, tmp_path: Path) -> None:
+def test_a_gated_site_is_one_table_of_factors(style: Style, name: str, tmp_path: Path) -> None:
     proto = SPELLINGS[name].model(20, gated="matmul")
-    found = quantized(proto, tmp_path, Settings(ROWS, "minmax"))
+    found = quantized(proto, tmp_path, Settings(style, "minmax"))
     assert ops(found.model)["GatedLut"] == 1
     before = run(opened(proto, tmp_path)[0].portable, tmp_path, feeds(proto))
     after = run(found.model, tmp_path, feeds(proto))
