@@ -18,7 +18,8 @@
 5. Values keep their names, but those of sites that became tables.
 6. Where the runtime multiplies codes of activations without zero points alone, both factors of a product are symmetric, and
    their Q/DQ stand in front of the Transposes and Reshapes behind a layer, which then gives codes. What a softmax gives stays
-   as it is: on OpenVINO its codes save no time, and on a sentence encoder they were a tenth of the drift.
+   as it is: on OpenVINO its codes save no time, and on a sentence encoder they were a tenth of the drift. Of our own layers
+   those give codes themselves from which a factor is only moved.
 7. Sums are exact on every CPU: see `params` for weights. Both factors of a product are uint8, which no kernel saturates.
 8. Tables that rows are gathered from have 8 bits (`lookups`).
 9. A constant factor behind a product, such as that of attention, goes into the scale of its first factor.
@@ -615,6 +616,8 @@ class _Writer:
             self._at_origin(step, 0)
             self._at_origin(step, 1)
             return
+        for value in (step.x, step.other):
+            self._from_layer(value)
         emit = self._emitter(step)
         step.node.replace_input_with(1, self._dequantized(emit, step.other, CODES))
         factor, scaled = _factor_behind(step.output)
@@ -626,6 +629,31 @@ class _Writer:
         codes = self._quantized(emit, step.x, CODES)
         step.node.replace_input_with(0, emit.op("DequantizeLinear", codes, *pair, dtype=ir.DataType.FLOAT))
         substitute(scaled, step.output)
+
+    def _from_layer(self, value: ir.Value) -> None:
+        """6. Let a layer of ours that gives a value give its codes, and move these."""
+        origin, movers = value, []
+        while (maker := _mover(origin)) is not None:
+            movers.append(maker)
+            (moved, *_) = maker.inputs
+            assert moved is not None
+            origin = moved
+        layer = origin.producer()
+        alone = len(origin.uses()) == 1 and not origin.is_graph_output()
+        if layer is None or layer.op_type != QLinearToFloatOp.NAME or not alone or not movers:
+            return
+        params, (*given, scales) = self.params[str(value.name), CODES], layer.inputs
+        steps = tensor_of(scales)
+        assert steps is not None
+        emit = Emitter(self.graph, self.constants, layer, f"{layer.name}/codes", ir.DataType.FLOAT, marked=False)
+        factors = self.constants.get((steps.numpy() / params.scale).astype(np.float32), ir.DataType.FLOAT)
+        op = QLinearOp(params.zero_point)
+        codes = emit.op(op.NAME, *given, factors, domain=DOMAIN, dtype=CODES, **op.attributes())
+        codes.shape = origin.shape
+        movers[-1].replace_input_with(0, codes)
+        for mover in movers:
+            mover.outputs[0].type = ir.TensorType(CODES)
+        self.codes[value, CODES] = value
 
     def _at_origin(self, step: _Step, place: int) -> None:
         """6. Round a factor where it comes from."""
