@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import ast
+import fcntl
+import functools
 import os
 import signal
 import sysconfig
@@ -114,6 +116,32 @@ def no_names_are_left_behind() -> Iterator[None]:
     REGISTERED.update(before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def signatures_are_read_once() -> Iterator[None]:
+    """onnxscript parses the source of all its functions again for every program that torch converts: a quarter of the time."""
+    from onnxscript._internal.values import TracedOnnxFunction
+
+    with pytest.MonkeyPatch.context() as patch:
+        read = TracedOnnxFunction.function_ir.fget
+        patch.setattr(TracedOnnxFunction, "function_ir", property(functools.cache(read)))
+        yield
+
+
+def written_once(factory: pytest.TempPathFactory, name: str, write: Callable[[Path], object]) -> Path:
+    """Return a file that only the first process of a test run to ask for it writes."""
+    folder = factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        folder = folder.parent  # of all workers
+    file = folder / name
+    with file.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not file.exists():
+            unfinished = folder / f"unfinished_{name}"
+            write(unfinished)
+            unfinished.rename(file)
+    return file
+
+
 @pytest.fixture
 def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder for the temporary files of a test that kills processes, and of these."""
@@ -182,7 +210,7 @@ def _example() -> dict[str, Any]:
     return {"input_ids": ids, "attention_mask": (ids != 0).long()}
 
 
-def _to_onnx(program: ExportedProgram, file: Path) -> Path:
+def _to_onnx(program: ExportedProgram, file: Path) -> None:
     import torch
 
     with warnings.catch_warnings():
@@ -190,28 +218,36 @@ def _to_onnx(program: ExportedProgram, file: Path) -> Path:
         converted = torch.onnx.export(program, dynamo=True, verbose=False)
         assert converted is not None
         converted.save(file)
-    return file
 
 
 @pytest.fixture(scope="session")
-def encoder_archive(encoder_program: ExportedProgram, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def encoder_archive(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The encoder as a torch.export archive; loading it needs transformers imported, for its output class."""
     import torch
+    import transformers.modeling_outputs  # noqa: F401 - the class
 
-    file = tmp_path_factory.mktemp("encoder") / "encoder.pt2"
-    torch.export.save(encoder_program, file)
-    return file
+    return written_once(
+        tmp_path_factory,
+        "encoder.pt2",
+        lambda file: torch.export.save(request.getfixturevalue("encoder_program"), file),
+    )
 
 
 @pytest.fixture(scope="session")
-def encoder_dynamo_onnx(encoder_program: ExportedProgram, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def encoder_dynamo_onnx(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The encoder as `torch.onnx.export(dynamo=True)` writes it: opset 20, Gelu nodes, weights in the file."""
-    return _to_onnx(encoder_program, tmp_path_factory.mktemp("encoder") / "encoder_dynamo.onnx")
+    return written_once(
+        tmp_path_factory, "encoder_dynamo.onnx", lambda file: _to_onnx(request.getfixturevalue("encoder_program"), file)
+    )
 
 
 @pytest.fixture(scope="session")
 def encoder_legacy_onnx(encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The encoder as the legacy exporter writes it: opset 13, GELU and LayerNorm decomposed."""
+    return written_once(tmp_path_factory, "encoder_legacy.onnx", lambda file: _to_legacy_onnx(encoder_folder, file))
+
+
+def _to_legacy_onnx(encoder_folder: Path, file: Path) -> None:
     import torch
     from transformers import AutoModel
 
@@ -228,7 +264,6 @@ def encoder_legacy_onnx(encoder_folder: Path, tmp_path_factory: pytest.TempPathF
     model = TwoOutputs(AutoModel.from_pretrained(encoder_folder, attn_implementation="eager")).eval()
     inputs, outputs = ["input_ids", "attention_mask"], ["last_hidden_state", "pooler_output"]
     axes = {name: {0: "batch", 1: "tokens"} for name in [*inputs, outputs[0]]} | {outputs[1]: {0: "batch"}}
-    file = tmp_path_factory.mktemp("encoder") / "encoder_legacy.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what torch and transformers say about their own code
         torch.onnx.export(
@@ -241,7 +276,6 @@ def encoder_legacy_onnx(encoder_folder: Path, tmp_path_factory: pytest.TempPathF
             output_names=outputs,
             dynamic_axes=axes,
         )
-    return file
 
 
 @pytest.fixture(scope="session")
@@ -271,16 +305,30 @@ def llama_program() -> ExportedProgram:
 
 
 @pytest.fixture(scope="session")
-def llama_archive(llama_program: ExportedProgram, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def llama_archive(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The decoder as a torch.export archive; loading it needs transformers imported, for its output class."""
     import torch
+    import transformers.modeling_outputs  # noqa: F401 - the class
 
-    file = tmp_path_factory.mktemp("llama") / "llama.pt2"
-    torch.export.save(llama_program, file)
-    return file
+    return written_once(
+        tmp_path_factory, "llama.pt2", lambda file: torch.export.save(request.getfixturevalue("llama_program"), file)
+    )
 
 
 @pytest.fixture(scope="session")
-def llama_onnx(llama_program: ExportedProgram, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def llama_onnx(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The decoder as `torch.onnx.export(dynamo=True)` writes it."""
-    return _to_onnx(llama_program, tmp_path_factory.mktemp("llama") / "llama.onnx")
+    return written_once(
+        tmp_path_factory, "llama.onnx", lambda file: _to_onnx(request.getfixturevalue("llama_program"), file)
+    )
+
+
+@pytest.fixture(scope="session")
+def demo_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demonstration network as its archive is loaded, for tests that are not about archives."""
+    import onnx_ir as ir
+
+    from actx.exporter.load import load
+    from actx.models.demo import ARCHIVE, demo_path
+
+    return written_once(tmp_path_factory, "digits_vit.onnx", lambda file: ir.save(load(demo_path(ARCHIVE)).model, file))

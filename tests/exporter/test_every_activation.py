@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from torch import Tensor, nn
@@ -115,14 +116,14 @@ class Case:
 
 
 def write(source: Source, file: Path) -> Path:
-    """Write the model: an archive of our modules, or ONNX of plain code."""
+    """Write the model as ONNX: what an archive of our modules is loaded as, or plain code by one of torch's exporters."""
     model = Everything(eager=source != "module").eval()
     example = (torch.zeros(2, TOKENS, FEATURES), torch.zeros(2, TOKENS, FEATURES))
     batch = ({0: torch.export.Dim("batch")},) * 2
     if source == "module":
         torch.export.save(torch.export.export(model, example, dynamic_shapes=batch), file.with_suffix(".pt2"))
-        return file.with_suffix(".pt2")
-    file = file.with_suffix(".onnx")
+        ir.save(load(file.with_suffix(".pt2")).model, file)
+        return file
     options: dict[str, Any] = {"dynamic_shapes": batch, "dynamo": True, "optimize": True}
     if source == "legacy":
         options = {"dynamic_axes": {"x": {0: "batch"}, "u": {0: "batch"}}, "dynamo": False, "opset_version": 17}
@@ -136,7 +137,7 @@ def write(source: Source, file: Path) -> Path:
 @pytest.fixture(scope="module", params=SOURCES)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = tmp_path_factory.mktemp("everything")
-    model = write(request.param, folder / "model")
+    model = write(request.param, folder / "model.onnx")
     rng = np.random.default_rng(1)
     shape = (32, TOKENS, FEATURES)
     feeds = {"x": rng.uniform(-8, 8, shape), "u": rng.uniform(-LARGEST_FACTOR, LARGEST_FACTOR, shape)}
@@ -296,14 +297,28 @@ def test_what_depends_on_the_input_keeps_its_graph(name: str, kinds: list[str], 
 DIGITS = [name for name in TRAINED if name != "decoder"]
 
 
+# The legacy exporter is the faster one, and lacks ops of these.
+ARCHIVED = ("digits_xielu", "digits_polynorm")
+
+
+def write_trained(name: str, folder: Path) -> Path:
+    network, image = load_trained(name), torch.zeros(2, 1, 8, 8)
+    if name in ARCHIVED:
+        program = torch.export.export(network, (image,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        torch.export.save(program, folder / "model.pt2")
+        return folder / "model.pt2"
+    options: dict[str, Any] = {"dynamic_axes": {"image": {0: "batch"}}, "dynamo": False, "opset_version": 17}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(network, (image,), folder / "model.onnx", input_names=["image"], **options)
+    return folder / "model.onnx"
+
+
 @pytest.mark.parametrize("name", DIGITS)
 def test_no_digit_is_told_otherwise(name: str, tmp_path: Path) -> None:
     """450 images that the network was not trained on."""
-    image = torch.zeros(2, 1, 8, 8)
-    program = torch.export.export(load_trained(name), (image,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    torch.export.save(program, tmp_path / "model.pt2")
     exported = export(
-        tmp_path / "model.pt2", tmp_path / "out", form=FORM, data=str(demo_path(CALIBRATION)),
+        write_trained(name, tmp_path), tmp_path / "out", form=FORM, data=str(demo_path(CALIBRATION)),
         held_out=str(demo_path(EVALUATION)), weighted=False, measure_latency=False, metric="top1", max_drift=0.001,
     )  # fmt: skip
     assert exported.manifest.sites

@@ -24,7 +24,7 @@ from actx.exporter.kernels import find_kernels
 from actx.exporter.manifest import MANIFEST
 from actx.exporter.opening import best_graph
 from actx.exporter.pipeline import DriftExceeded
-from actx.models.demo import ARCHIVE, CALIBRATION, EVALUATION, demo_path
+from actx.models.demo import CALIBRATION, EVALUATION, demo_path
 from tests.networks import SPELLINGS, feeds, many_sites
 
 if TYPE_CHECKING:
@@ -96,8 +96,8 @@ def test_both_graphs_agree(name: str, dtype: type, tmp_path: Path, library: Path
     assert apart(portable, native) <= (BETWEEN_GRAPHS if dtype is np.float32 else 1e-2)
 
 
-def test_the_demo_gives_the_same_through_both_graphs(tmp_path: Path, library: Path) -> None:
-    out = quick(demo_path(ARCHIVE), tmp_path / "out", data=str(demo_path(CALIBRATION)), form=Form.parse("pwl:16")).path
+def test_the_demo_gives_the_same_through_both_graphs(demo_onnx: Path, tmp_path: Path, library: Path) -> None:
+    out = quick(demo_onnx, tmp_path / "out", data=str(demo_path(CALIBRATION)), form=Form.parse("pwl:16")).path
     with np.load(demo_path(EVALUATION)) as data:
         values = {"image": data["image"]}
     native, portable = (session(out, kernels=kernels).run(values) for kernels in (True, False))

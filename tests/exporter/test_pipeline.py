@@ -310,11 +310,13 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from actx.exporter import Form, export
+from actx.exporter.runtimes.onnxruntime import RuntimeOptions
 model, data, out = sys.argv[1:]
 sites = {"*": Form.parse("spline:8x3")}
 sites = sites if "onnx" in model else None
 # --ffn auto goes by what it measures.
-export(Path(model), Path(out), form=Form.parse("pwl:16"), sites=sites, ffn="pack", data=data or None, runs=2)
+options = {"ffn": "pack", "options": RuntimeOptions(threads=1), "runs": 2}
+export(Path(model), Path(out), form=Form.parse("pwl:16"), sites=sites, data=data or None, **options)
 """
 
 

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from actx.exporter import Form, export, rewrite, session
-from actx.models.demo import ARCHIVE, EVALUATION, demo_path, load_digits_vit
+from actx.models.demo import EVALUATION, demo_path, load_digits_vit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,12 +41,12 @@ def bundle_logits(model: Path, out: Path, forms: Mapping[str, Form], images: Ten
 
 @pytest.mark.parametrize("names", [("relu", "poly:4", "keep"), ("hardswish", "pwl:16", "spline:8x2")])
 def test_the_module_gives_what_the_bundle_gives(
-    names: tuple[str, ...], digits: tuple[Tensor, Tensor], tmp_path: Path
+    names: tuple[str, ...], digits: tuple[Tensor, Tensor], demo_onnx: Path, tmp_path: Path
 ) -> None:
     images = digits[0][:64]
     forms = {site: Form.parse(name) for site, name in zip(SITES, names, strict=True)}
     rewritten = rewrite(load_digits_vit(), (images[:2],), forms)
-    expected = bundle_logits(demo_path(ARCHIVE), tmp_path / "out", forms, images)
+    expected = bundle_logits(demo_onnx, tmp_path / "out", forms, images)
     with torch.no_grad():
         assert (rewritten(images) - expected).abs().max() <= 1e-5
 

@@ -6,12 +6,14 @@ import os
 import platform
 import shutil
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from actx.custom_ops import cpu
 from actx.custom_ops.cpu.build import build
+from actx.custom_ops.cpu.library import LIBRARY_NAME
+from tests.conftest import written_once
 from tests.custom_ops.cpu.process import Process, build_runner
 
 if TYPE_CHECKING:
@@ -37,13 +39,20 @@ def library() -> cpu.Library:
     return cpu.load()
 
 
+def sanitized_library(factory: pytest.TempPathFactory) -> Path:
+    """The library with AddressSanitizer and UndefinedBehaviorSanitizer; kernels of graphs are for the CPU's provider."""
+    need("c++", "cmake")
+    asked: dict[str, Any] = {"sanitize": True, "gpu_provider": "CPUExecutionProvider"}
+    folder = written_once(factory, "sanitized", lambda folder: build(platform.machine(), folder, **asked))
+    return folder / LIBRARY_NAME
+
+
 @pytest.fixture(scope="session")
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    """The library built with AddressSanitizer and UndefinedBehaviorSanitizer: what they find ends the process."""
-    need("c++", "cmake")
-    folder = tmp_path_factory.mktemp("sanitized")
-    runner = build_runner("c++", folder, "-fsanitize=address,undefined")
-    with Process(runner, build(platform.machine(), folder, sanitize=True)) as process:
+    """The library with sanitizers: what they find ends the process."""
+    library = sanitized_library(tmp_path_factory)
+    runner = build_runner("c++", tmp_path_factory.mktemp("sanitized"), "-fsanitize=address,undefined")
+    with Process(runner, library) as process:
         yield process
 
 
@@ -51,15 +60,15 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
 def neon_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library for 64-bit Arm."""
     need("cmake", NEON_COMPILER)
-    return build("aarch64", tmp_path_factory.mktemp("neon"))
+    return written_once(tmp_path_factory, "neon", lambda folder: build("aarch64", folder)) / LIBRARY_NAME
 
 
 @pytest.fixture(scope="session")
-def neon(neon_library: Path) -> Iterator[Process]:
+def neon(neon_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     """The library for 64-bit Arm, run by an emulator where this machine is another."""
     emulator = [] if platform.machine() == "aarch64" else ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu"]
     need(*emulator[:1])
-    runner = build_runner(NEON_COMPILER, neon_library.parent)
+    runner = build_runner(NEON_COMPILER, tmp_path_factory.mktemp("neon"))
     with Process(*emulator, runner, neon_library) as process:
         yield process
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -13,9 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from actx.custom_ops.cpu.build import build
 from actx.custom_ops.ops import OPS
-from tests.custom_ops.cpu.conftest import need
+from tests.custom_ops.cpu.conftest import need, sanitized_library
 from tests.custom_ops.cpu.nodes import is_inferred
 from tests.custom_ops.gpu import session
 from tests.custom_ops.gpu.session import build_driver, start
@@ -42,8 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def library(folder: Path) -> Path:
-    return build(platform.machine(), folder, sanitize=True, gpu_provider="CPUExecutionProvider")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sanitized_library(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

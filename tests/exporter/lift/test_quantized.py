@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from actx.exporter.errors import UsageError
 from actx.exporter.lift import Lifted, lift
 from actx.exporter.load import load
 from actx.exporter.quantize import quantize
-from actx.models.demo import ARCHIVE, CALIBRATION, demo_path
+from actx.models.demo import CALIBRATION, demo_path
 from tests.exporter.quantize.graphs import lowered, store
 from tests.networks import SPELLINGS, SURROUNDINGS, Gate, feeds
 
@@ -107,10 +108,11 @@ def test_what_our_own_scheme_writes_is_lifted_again(scheme: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("options", [SYMMETRIC, PLAIN], ids=["symmetric", "all_ops"])
-def test_the_demo_network_is_exported_from_a_quantized_file(options: dict[str, Any], tmp_path: Path) -> None:
-    source = store(load(demo_path(ARCHIVE)).model, tmp_path)
+def test_the_demo_network_is_exported_from_a_quantized_file(
+    options: dict[str, Any], demo_onnx: Path, tmp_path: Path
+) -> None:
     batch = {"image": np.load(demo_path(CALIBRATION))["image"][:64]}
-    file = quantized(source, [batch], options)
+    file = quantized(shutil.copy(demo_onnx, tmp_path / "source.onnx"), [batch], options)
     assert [site.kind for site in lifted(file).sites] == ["gelu"] * 3
     np.savez(tmp_path / "data.npz", **batch)
     exported = export(

@@ -15,7 +15,7 @@ from actx.exporter import Form, export, session
 from actx.exporter.errors import ActxError, UsageError
 from actx.exporter.lift import lift
 from actx.exporter.load import LoadedModel, load
-from actx.models.demo import ARCHIVE, CALIBRATION, demo_path
+from actx.models.demo import CALIBRATION, demo_path
 from tests.networks import OPSETS, SPELLINGS, Graph, feeds
 
 if TYPE_CHECKING:
@@ -57,21 +57,13 @@ def test_every_spelling(name: str, before: int, after: int, tmp_path: Path) -> N
         assert [s.kind for s in lift(converted.model).sites] == [s.kind for s in lift(original.model).sites]
 
 
-@pytest.fixture(scope="module")
-def demonstration(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demonstration network as torch's converter writes it, converted once."""
-    file = tmp_path_factory.mktemp("demonstration") / "model.onnx"
-    ir.save(load(demo_path(ARCHIVE)).model, file)
-    return file
-
-
 @pytest.mark.parametrize("opset", OPSETS)
-def test_every_opset_of_the_demonstration_network(opset: int, demonstration: Path, tmp_path: Path) -> None:
+def test_every_opset_of_the_demonstration_network(opset: int, demo_onnx: Path, tmp_path: Path) -> None:
     """The bundle of every opset has the sites and outputs of the model's own."""
     with np.load(demo_path(CALIBRATION)) as arrays:
         images = {"image": arrays["image"][:8]}
     done = export(
-        demonstration,
+        demo_onnx,
         tmp_path / "out",
         form=Form.parse("keep"),
         opset=opset,
@@ -79,7 +71,7 @@ def test_every_opset_of_the_demonstration_network(opset: int, demonstration: Pat
         measure_latency=False,
     )
     assert done.manifest.source.opset == opset
-    original = load(demonstration)
+    original = load(demo_onnx)
     assert [(s.name, s.kind) for s in done.manifest.sites] == [(s.name, s.kind) for s in lift(original.model).sites]
     (expected,) = run(original.model, images)
     (found,) = session(tmp_path / "out").run(images).values()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,13 +45,19 @@ def _state(prefix: str = "") -> dict[str, torch.Tensor]:
     return {prefix + name: tensor for name, tensor in load_digits_vit().state_dict().items()}
 
 
+@cache
+def _converted() -> ir.Model:
+    return load(demo_path(ARCHIVE)).model
+
+
 def _onnx(path: Path, opset: int | None = None) -> None:
-    onnx.save(ir.to_proto(load(demo_path(ARCHIVE), opset=opset).model), path)
+    onnx.save(ir.to_proto(_converted()), path)
+    if opset is not None:
+        onnx.save(ir.to_proto(load(path, opset=opset).model), path)
 
 
 def _external(path: Path) -> None:
-    proto = ir.to_proto(load(demo_path(ARCHIVE)).model)
-    onnx.save(proto, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    onnx.save(ir.to_proto(_converted()), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
 
 
 TRACED = {"inputs": [INPUT]}

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 
 from actx.exporter import making
 from actx.exporter.errors import RequirementError, UsageError
 from actx.exporter.latency import Comparison
+from actx.exporter.load import load
 from actx.exporter.opening import best_graph
 from actx.exporter.pipeline import export
 from actx.exporter.runtimes.onnxruntime import RuntimeOptions
 from actx.exporter.targets import find_target
 from actx.exporter.targets.base import Files
-from actx.models.demo import ARCHIVE, CALIBRATION, EVALUATION, demo_path
+from actx.models.demo import CALIBRATION, EVALUATION, demo_path
 from actx.models.trained import load_trained
+from tests.conftest import written_once
 from tests.exporter.quantize.test_real import embedding_cosine
 from tests.networks import Graph
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from actx.exporter.latency import Verdict
@@ -39,18 +43,26 @@ def digits(model: Path, out: Path, **settings: Any) -> Exported:
     )  # fmt: skip
 
 
-def archive_of(name: str, folder: Path) -> Path:
-    program = torch.export.export(
-        load_trained(name).eval(), (torch.zeros(2, 1, 8, 8),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
-    )
-    torch.export.save(program, folder / "network.pt2")
-    return folder / "network.pt2"
+@pytest.fixture(scope="session")
+def trained_onnx(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return the function from the name of a trained network of digits to it as its archive is loaded."""
+
+    def write(name: str, file: Path) -> None:
+        program = torch.export.export(
+            load_trained(name).eval(), (torch.zeros(2, 1, 8, 8),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
+        )
+        torch.export.save(program, archive := tmp_path_factory.mktemp("network") / "network.pt2")
+        ir.save(load(archive).model, file)
+
+    return lambda name: written_once(tmp_path_factory, f"{name}.onnx", partial(write, name))
 
 
 # A plain activation, one per channel, a gated one, and convolutions.
 @pytest.mark.parametrize("name", ["digits_rational_a", "digits_prelu_per_channel", "digits_gated", "conv"])
-def test_trained_networks_agree_and_their_sites_stay_whole(name: str, tmp_path: Path) -> None:
-    found = digits(archive_of(name, tmp_path), tmp_path / "out")
+def test_trained_networks_agree_and_their_sites_stay_whole(
+    name: str, trained_onnx: Callable[[str], Path], tmp_path: Path
+) -> None:
+    found = digits(trained_onnx(name), tmp_path / "out")
     assert found.drift is not None
     assert found.drift.drift <= 0.01  # share of the images whose class changes
     quantization = found.manifest.quantization
@@ -63,7 +75,11 @@ def test_trained_networks_agree_and_their_sites_stay_whole(name: str, tmp_path: 
 
 @pytest.mark.parametrize(("verdict", "expected"), [("faster", ["NhwcTransformer"]), ("no difference", [])])
 def test_an_optimizer_that_slows_the_graph_down_is_left_out(
-    verdict: Verdict, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    verdict: Verdict,
+    expected: list[str],
+    trained_onnx: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[tuple[str, ...]] = []
 
@@ -72,7 +88,7 @@ def test_an_optimizer_that_slows_the_graph_down_is_left_out(
         return Comparison(verdict, 1.1, 1.1, (1.05, 1.15), 1.0, 1.01)
 
     monkeypatch.setattr(making, "compare", compare)
-    found = digits(archive_of("conv", tmp_path), tmp_path / "out", measure_latency=True, runs=1)
+    found = digits(trained_onnx("conv"), tmp_path / "out", measure_latency=True, runs=1)
     assert asked == [("NhwcTransformer",)]  # no SkipLayerNormalization is in the graph
     assert found.manifest.disabled_optimizers == expected
     assert found.latency is not None
@@ -83,16 +99,16 @@ def test_an_optimizer_that_slows_the_graph_down_is_left_out(
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int8-bf16"])
-def test_for_openvino(scheme: str, tmp_path: Path) -> None:
+def test_for_openvino(scheme: str, demo_onnx: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
-    found = digits(demo_path(ARCHIVE), tmp_path / "out", target="openvino", quant=scheme)
+    found = digits(demo_onnx, tmp_path / "out", target="openvino", quant=scheme)
     assert found.drift is not None
     assert found.drift.graph == "model.openvino.onnx"
     assert found.drift.drift <= 0.01
 
 
-def test_requires_that_sites_stay_whole(tmp_path: Path) -> None:
-    model = archive_of("digits_swish", tmp_path)
+def test_requires_that_sites_stay_whole(trained_onnx: Callable[[str], Path], tmp_path: Path) -> None:
+    model = trained_onnx("digits_swish")
     first = digits(model, tmp_path / "out", require_int8_sites=True)
     quantization = first.manifest.quantization
     assert quantization is not None
@@ -136,19 +152,19 @@ def test_the_encoder(encoder_dynamo_onnx: Path, encoder_data: Any, tmp_path: Pat
 
 
 @pytest.mark.parametrize("target", ["ort-cpu", "openvino"])
-def test_refuses_int8_without_data(target: str, tmp_path: Path) -> None:
+def test_refuses_int8_without_data(target: str, demo_onnx: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs data"):
-        export(demo_path(ARCHIVE), tmp_path / "out", target=target, quant="int8")
+        export(demo_onnx, tmp_path / "out", target=target, quant="int8")
     with pytest.raises(UsageError, match="unknown calibrator"):
-        digits(demo_path(ARCHIVE), tmp_path / "out", target=target, calibrator="guess")
+        digits(demo_onnx, tmp_path / "out", target=target, calibrator="guess")
     with pytest.raises(UsageError, match="has no scheme"):
-        digits(demo_path(ARCHIVE), tmp_path / "out", target=target, quant="fp8")
+        digits(demo_onnx, tmp_path / "out", target=target, quant="fp8")
 
 
-def test_one_sample_is_enough_to_calibrate(tmp_path: Path) -> None:
+def test_one_sample_is_enough_to_calibrate(demo_onnx: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "one.npz", image=np.load(demo_path(CALIBRATION))["image"][:1])
     found = export(
-        demo_path(ARCHIVE), tmp_path / "out", quant="int8", data=str(tmp_path / "one.npz"), measure_latency=False,
+        demo_onnx, tmp_path / "out", quant="int8", data=str(tmp_path / "one.npz"), measure_latency=False,
         held_out=str(demo_path(EVALUATION)), metric="top1", options=ONE,
     )  # fmt: skip
     assert found.drift is not None
@@ -196,13 +212,13 @@ def test_the_sensitive_layer_stays_in_floating_point(target: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("scheme", ["int8-dynamic", "int4"])
-def test_other_schemes_within_a_budget(scheme: str, tmp_path: Path) -> None:
-    loose = digits(demo_path(ARCHIVE), tmp_path / "loose", quant=scheme, metric="l2")
+def test_other_schemes_within_a_budget(scheme: str, demo_onnx: Path, tmp_path: Path) -> None:
+    loose = digits(demo_onnx, tmp_path / "loose", quant=scheme, metric="l2")
     assert loose.drift is not None
     assert loose.manifest.quantization is not None
     assert not any(loose.manifest.quantization.layers.values())
     tight = digits(
-        demo_path(ARCHIVE),
+        demo_onnx,
         tmp_path / "tight",
         quant=scheme,
         metric="l2",

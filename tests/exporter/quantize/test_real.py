@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from actx.exporter.quantize import quantize
-from actx.models.demo import ARCHIVE, CALIBRATION, EVALUATION, demo_path
+from actx.models.demo import CALIBRATION, EVALUATION, demo_path
 from tests.exporter.quantize.graphs import UNIT, lowered, outputs, relative_l2
 from tests.networks import cosine, mean_embedding
 
@@ -55,8 +55,8 @@ def test_the_encoder_in_int8(encoder_dynamo_onnx: Path, encoder_data: Any, tmp_p
 
 
 @pytest.mark.parametrize("scheme", ["fp16", "int8", "int8-fp16"])
-def test_the_demo_network(scheme: str, tmp_path: Path) -> None:
-    plain = lowered(demo_path(ARCHIVE), tmp_path)
+def test_the_demo_network(scheme: str, demo_onnx: Path, tmp_path: Path) -> None:
+    plain = lowered(demo_onnx, tmp_path)
     held_out, calibration = ({"image": np.load(demo_path(file))["image"]} for file in (EVALUATION, CALIBRATION))
     typed = quantize(plain, scheme, batches=[calibration])
     after, before = (outputs(model, tmp_path, [held_out]) for model in (typed, plain))

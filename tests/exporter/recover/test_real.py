@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,9 +35,11 @@ pytestmark = pytest.mark.real
 # Mean cosine of the embeddings of held-out texts with the original's, at least, by form and number of texts to fit on.
 AT_LEAST = {("relu", 64): 0.983, ("hardswish", 64): 0.996, ("pwl:8", 64): 0.9997, ("relu", 256): 0.988}
 
+ONE_THREAD = RuntimeOptions(threads=1)
+
 
 def embeddings(file: Path, batches: list[dict[str, NDArray[np.int64]]], **options: Any) -> NDArray[np.float64]:
-    session = RuntimeOptions(**options).open(file)
+    session = replace(ONE_THREAD, **options).open(file)
     hidden = session.outputs[0]
     return np.concatenate([mean_embedding(session.run(b)[hidden], b["attention_mask"]) for b in batches])
 
@@ -61,10 +64,10 @@ def test_held_out_texts_keep_their_embeddings(
     sites = lift(loaded.model).sites
     data = load_data(str(tmp_path / "data"), loaded.inputs)
     with workspace(loaded) as original:
-        statistics = calibrate(original, sites, data)
+        statistics = calibrate(original, sites, data, ONE_THREAD)
     choices = choose(sites, find_target("ort-cpu"), form=Form.parse(form), statistics=statistics)
     lowered = lower(loaded.model, choices)
-    result = recover(lowered, choices, loaded.model, data, metric="cosine")
+    result = recover(lowered, choices, loaded.model, data, metric="cosine", options=ONE_THREAD)
     assert [len(entry.layers) for entry in result.sites[:6]] == [1] * 6  # behind those, the pooler gives an output
     graphs = {"original": loaded.model, "without": lowered.portable, "portable": result.lowered.portable}
     assert result.lowered.native is not None

@@ -26,7 +26,7 @@ from actx.exporter.recover import recover
 from actx.exporter.save import save
 from actx.exporter.targets import find_target
 from actx.exporter.workspace import workspace
-from actx.models.demo import CALIBRATION, DATA_FOLDER, EVALUATION, demo_path
+from actx.models.demo import CALIBRATION, DATA_FOLDER, EVALUATION
 from tests.networks import HIDDEN, OUT, SPELLINGS, SURROUNDINGS, WIDTH, Graph, feeds, onnx_mlp
 
 if TYPE_CHECKING:
@@ -469,9 +469,9 @@ def test_the_drift_is_that_of_the_held_out_samples(tmp_path: Path) -> None:
 # --- trained networks ---
 
 
-def test_the_demo_loses_at_most_half_a_point(tmp_path: Path) -> None:
+def test_the_demo_loses_at_most_half_a_point(demo_onnx: Path, tmp_path: Path) -> None:
     files = tuple(str(DATA_FOLDER / name) for name in (CALIBRATION, EVALUATION))
-    found = case(demo_path("digits_vit.pt2"), tmp_path, files=files)
+    found = case(demo_onnx, tmp_path, files=files)
     result = found.recover()
     save({"a.onnx": found.model, "b.onnx": found.lowered.portable, "c.onnx": result.lowered.portable}, tmp_path)
     reports = [check(tmp_path / "a.onnx", tmp_path / name, found.fresh) for name in ("b.onnx", "c.onnx")]

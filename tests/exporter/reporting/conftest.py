@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from actx.exporter import Form, export
+from actx.exporter.runtimes.onnxruntime import RuntimeOptions
 from actx.models.demo import DATA_FOLDER
+from tests.conftest import written_once
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-MODEL = DATA_FOLDER / "digits_vit.pt2"
 HOSTILE = {
     "script": "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">",
     "quotes": "\"'` onmouseover='document.title=1' </td></style></script>{{ 7*7 }}",
@@ -24,15 +25,20 @@ HOSTILE = {
 
 
 @pytest.fixture(scope="session")
-def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def quantized(demo_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of the demo's network, with everything but a search."""
-    folder = tmp_path_factory.mktemp("reported")
+    return written_once(
+        tmp_path_factory, "reported", lambda out: _write_quantized(demo_onnx, tmp_path_factory.mktemp("data"), out)
+    )
+
+
+def _write_quantized(model: Path, folder: Path, out: Path) -> None:
     for name in ("calibration", "evaluation"):
         with np.load(DATA_FOLDER / f"{name}.npz") as arrays:
             np.savez(folder / f"{name}.npz", **{key: array[:32] for key, array in arrays.items()})
-    exported = export(
-        MODEL,
-        folder / "out",
+    export(
+        model,
+        out,
         form=Form.parse("hardswish"),
         sites={"blocks.2.ffn.activation": Form.parse("keep")},
         data=str(folder / "calibration.npz"),
@@ -42,8 +48,8 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_drift=0.5,
         attribute=True,
         runs=2,
+        options=RuntimeOptions(threads=1),
     )
-    return exported.path
 
 
 @pytest.fixture

@@ -26,10 +26,10 @@ from actx.exporter.search.context import Contexts
 from actx.exporter.search.log import Log
 from actx.exporter.search.site_latency import Bench, candidates, measure_model, measure_site
 from actx.exporter.targets import TARGETS
+from actx.models.demo import CALIBRATION, demo_path
 from tests.exporter.ffn.graphs import NETWORKS
 from tests.exporter.lift import test_mixture as mixture
 from tests.exporter.lift import test_polynorm as polynorm
-from tests.exporter.targets.networks import demo
 from tests.networks import SPELLINGS, SURROUNDINGS, Graph, feeds
 
 if TYPE_CHECKING:
@@ -219,9 +219,9 @@ def test_other_shapes_functions_and_threads_are_measured_anew(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("target", ["ort-cpu", "openvino"])
-def test_the_digits_network(target: str, tmp_path: Path) -> None:
-    model, data = demo()
-    loaded = load(model)
+def test_the_digits_network(demo_onnx: Path, target: str, tmp_path: Path) -> None:
+    data = demo_path(CALIBRATION)
+    loaded = load(demo_onnx)
     save({"original.onnx": loaded.model}, tmp_path)
     batch = next(iter(open_data(loaded, str(data), 16)))
     sites = lift(loaded.model).sites

@@ -1,4 +1,4 @@
-"""The networks that every target with a builder of its own must take, each with its data: a file, or the trained ones."""
+"""The small networks that every target with a builder of its own must take, each with its data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import onnx
 
-from actx.models.demo import ARCHIVE, CALIBRATION, demo_path
 from tests.networks import SPELLINGS, WIDTH
 
 if TYPE_CHECKING:
@@ -43,11 +42,6 @@ def write_small(small: Small, folder: Path, batches: int = 4) -> tuple[Path, Pat
         x = rng.standard_normal((2 + 2 * i, 5 + 3 * i, WIDTH), np.float32)
         np.savez(data / f"{i}.npz", x=x)
     return model, data
-
-
-def demo() -> tuple[Path, Path]:
-    """Return the digits network and its data."""
-    return demo_path(ARCHIVE), demo_path(CALIBRATION)
 
 
 def write_batches(batches: list[dict[str, Any]], folder: Path) -> Path:

@@ -12,7 +12,8 @@ import pytest
 
 from actx.exporter import Form, InputSpec, check, export, profile, session
 from actx.exporter.errors import UsageError
-from tests.exporter.targets.networks import SMALL, demo, write_batches, write_small
+from actx.models.demo import CALIBRATION, demo_path
+from tests.exporter.targets.networks import SMALL, write_batches, write_small
 from tests.networks import WIDTH
 
 if TYPE_CHECKING:
@@ -57,9 +58,9 @@ def test_a_form_is_written_as_itself(tmp_path: Path) -> None:
     assert "Gelu" not in ops[OWN]
 
 
-def test_the_demo_network_with_its_latency(tmp_path: Path) -> None:
-    model, data = demo()
-    exported = for_openvino(model, tmp_path / "out", data, measure_latency=True, runs=2)
+def test_the_demo_network_with_its_latency(demo_onnx: Path, tmp_path: Path) -> None:
+    data = demo_path(CALIBRATION)
+    exported = for_openvino(demo_onnx, tmp_path / "out", data, measure_latency=True, runs=2)
     assert exported.latency is not None
     assert exported.latency.runtime["runtime"] == "openvino"
     assert exported.latency.runtime["cpu"]
@@ -67,9 +68,9 @@ def test_the_demo_network_with_its_latency(tmp_path: Path) -> None:
     assert exported.latency.artifact_startup.peak_memory
     opened = session(exported.path)
     assert opened.reason.startswith("in OpenVINO 20")
-    again = check(model, exported.path, data=str(data))
+    again = check(demo_onnx, exported.path, data=str(data))
     assert again.drift == pytest.approx(exported.drifts[0].drift, rel=1e-3, abs=1e-7)
-    report = profile(model, exported.path, data=str(data), runs=2)
+    report = profile(demo_onnx, exported.path, data=str(data), runs=2)
     assert report.runtime["options"]["precision"] == "f32"
 
 
@@ -82,9 +83,9 @@ def test_a_form_for_unknown_shapes_is_remarked_on(tmp_path: Path) -> None:
     assert not any("only where it knows the shapes" in note for note in known.manifest.notes)
 
 
-def test_bfloat16_is_asked_for_and_recorded(tmp_path: Path) -> None:
-    model, data = demo()
-    exported = for_openvino(model, tmp_path / "out", data, quant="bf16", measure_latency=True, runs=1)
+def test_bfloat16_is_asked_for_and_recorded(demo_onnx: Path, tmp_path: Path) -> None:
+    data = demo_path(CALIBRATION)
+    exported = for_openvino(demo_onnx, tmp_path / "out", data, quant="bf16", measure_latency=True, runs=1)
     assert exported.drifts[0].runtime["options"]["precision"] == "bf16"
     assert exported.latency is not None
     assert exported.latency.runtime["options"]["precision"] == "bf16"  # of the original too

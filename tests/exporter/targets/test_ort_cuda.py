@@ -17,7 +17,8 @@ from actx.exporter.errors import ActxError, TargetUnavailable, UsageError
 from actx.exporter.opening import best_graph
 from actx.exporter.runtimes.onnxruntime import CUDA, RuntimeOptions
 from actx.exporter.targets import TARGETS, ort_cuda
-from tests.exporter.targets.networks import SMALL, demo, write_small
+from actx.models.demo import CALIBRATION, demo_path
+from tests.exporter.targets.networks import SMALL, write_small
 from tests.op_cases import gelu_table
 
 if TYPE_CHECKING:
@@ -41,9 +42,11 @@ def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    model, data = demo()
-    return for_cuda(model, tmp_path_factory.mktemp("cuda") / "out", data, form=SPLINE, with_kernels=("sm_87", "sm_90"))
+def bundle(demo_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    data = demo_path(CALIBRATION)
+    return for_cuda(
+        demo_onnx, tmp_path_factory.mktemp("cuda") / "out", data, form=SPLINE, with_kernels=("sm_87", "sm_90")
+    )
 
 
 def test_every_node_carries_its_kernel(bundle: Exported) -> None:
@@ -67,8 +70,8 @@ def test_every_node_carries_its_kernel(bundle: Exported) -> None:
                 assert image.startswith(b"\x7fELF")
 
 
-def test_the_nodes_run_on_the_cpu_without_a_gpu_and_it_is_said(bundle: Exported) -> None:
-    model, data = demo()
+def test_the_nodes_run_on_the_cpu_without_a_gpu_and_it_is_said(demo_onnx: Path, bundle: Exported) -> None:
+    data = demo_path(CALIBRATION)
     assert bundle.drifts[0].graph == OWN
     assert bundle.drifts[0].drift <= 1e-4
     assert bundle.drifts[-1].graph == "model.onnx"
@@ -79,7 +82,9 @@ def test_the_nodes_run_on_the_cpu_without_a_gpu_and_it_is_said(bundle: Exported)
     portable = session(bundle.path, kernels=False)
     assert portable.graph == "model.onnx"
     assert portable.reason.endswith(NO_CUDA)
-    assert check(model, bundle.path, data=str(data)).drift == pytest.approx(bundle.drifts[0].drift, rel=1e-3, abs=1e-7)
+    assert check(demo_onnx, bundle.path, data=str(data)).drift == pytest.approx(
+        bundle.drifts[0].drift, rel=1e-3, abs=1e-7
+    )
 
 
 def test_unasked_nothing_is_rewritten(tmp_path: Path) -> None:
@@ -122,10 +127,10 @@ def test_a_provider_that_is_not_there_is_an_error(bundle: Exported) -> None:
         RuntimeOptions(provider=CUDA).open(bundle.path / "model.onnx")
 
 
-def test_latency_is_not_that_of_the_cpu(bundle: Exported) -> None:
-    model, data = demo()
+def test_latency_is_not_that_of_the_cpu(demo_onnx: Path, bundle: Exported) -> None:
+    data = demo_path(CALIBRATION)
     with pytest.raises(TargetUnavailable, match="ort-cuda"):
-        profile(model, bundle.path, data=str(data), runs=2)
+        profile(demo_onnx, bundle.path, data=str(data), runs=2)
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,9 @@ from actx.exporter.tensorrt.library import describe
 from actx.exporter.tensorrt.options import BuildOptions
 from actx.exporter.tensorrt.plan import read_plan
 from actx.exporter.tensorrt.shapes import ShapeRange, parse_ranges
+from actx.models.demo import CALIBRATION, demo_path
 from tests.exporter.comparing.sides import latency
-from tests.exporter.targets.networks import SMALL, Small, demo, write_batches, write_small
+from tests.exporter.targets.networks import SMALL, Small, write_batches, write_small
 from tests.networks import SPELLINGS, WIDTH, Graph
 
 if TYPE_CHECKING:
@@ -74,9 +75,9 @@ def test_small_networks(name: str, quant: str | None, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("quant", SCHEMES)
-def test_the_demo_network(quant: str | None, tmp_path: Path) -> None:
-    model, data = demo()
-    exported = for_rtx(model, tmp_path / "out", data, quant=quant)
+def test_the_demo_network(demo_onnx: Path, quant: str | None, tmp_path: Path) -> None:
+    data = demo_path(CALIBRATION)
+    exported = for_rtx(demo_onnx, tmp_path / "out", data, quant=quant)
     check_engine(exported, {"batch"})
     assert exported.drifts[0].drift <= MOST_DRIFT[quant]
 
@@ -85,9 +86,9 @@ FLOAT8 = BuildOptions(compute_capabilities=("8.9", "12.0"))
 
 
 @pytest.mark.parametrize("quant", ["fp8", "fp8-fp16"])
-def test_float8(quant: str, tmp_path: Path) -> None:
-    model, data = demo()
-    exported = for_rtx(model, tmp_path / "out", data, quant=quant, build=FLOAT8)
+def test_float8(demo_onnx: Path, quant: str, tmp_path: Path) -> None:
+    data = demo_path(CALIBRATION)
+    exported = for_rtx(demo_onnx, tmp_path / "out", data, quant=quant, build=FLOAT8)
     assert (
         exported.manifest.engines["trt-rtx"].facts["bytes"] == (exported.path / "model.trt-rtx.engine").stat().st_size
     )
@@ -406,15 +407,14 @@ def test_int8_without_data(tmp_path: Path) -> None:
     assert nothing_is_written(tmp_path)
 
 
-def test_a_full_disk_during_the_build(tmp_path: Path) -> None:
+def test_a_full_disk_during_the_build(demo_onnx: Path, tmp_path: Path) -> None:
     """The engine is the largest file of the bundle: a limit between the others and it."""
-    model, _ = demo()
     code = f"""
 import resource, signal, sys
 from actx.cli.main import run
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, 1_500_000))
-sys.argv = ["actx", "export", {str(model)!r}, "--target", "trt-rtx", "--no-profile", "-o", {str(tmp_path / "out")!r}]
+sys.argv = ["actx", "export", {str(demo_onnx)!r}, "--target", "trt-rtx", "--no-profile", "-o", {str(tmp_path / "out")!r}]
 sys.exit(run())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
