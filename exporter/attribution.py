@@ -15,8 +15,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -29,8 +30,6 @@ from actx.exporter.drift import Comparison, Steps
 from actx.exporter.errors import UsageError
 from actx.exporter.metrics import PowerRatio, json_values
 from actx.exporter.runtimes.onnxruntime import DEFAULT
-from actx.exporter.save import save
-from actx.exporter.scratch import scratch
 from actx.exporter.segments import feed, segments
 from actx.exporter.sessions import Entrant, Sessions
 
@@ -48,7 +47,7 @@ SOURCE, REWRITE, RECOVERY, QUANTIZE, ENGINE = "source", "rewrite", "recovery", "
 WORST = 5
 # Layers of float32 reach 110 to 150 dB.
 ROUNDING_DB = 100.0
-_SEGMENTS = "segments.onnx"
+_SEGMENTS = ".segments.onnx"
 
 
 @dataclass(frozen=True)
@@ -235,9 +234,8 @@ def _noises(
     held = set.intersection(*(_values(stage.graph or stage.path) - stage.rescaled for stage in changed))
     parts = segments(model, sites, held)
     names = [part.output for part in parts]
-    with scratch() as folder:
-        save({_SEGMENTS: feed(model, parts)}, folder)
-        sessions = Sessions([*(_tapped(stage, names) for stage in models), Entrant(folder / _SEGMENTS, options)])
+    with _beside(original.path, feed(model, parts)) as path:
+        sessions = Sessions([*(_tapped(stage, names) for stage in models), Entrant(path, options)])
         meters = {stage.stage: [_Meter(part) for part in parts] for stage in changed}
         for batch, (before, *given) in sessions.run(data, len(models)):
             for stage, values in zip(changed, given, strict=True):
@@ -247,6 +245,17 @@ def _noises(
                     meter.update(before, expected, values)
             steps.add(batch.samples)
     return {name: tuple(meter.result() for meter in found) for name, found in meters.items()}
+
+
+@contextlib.contextmanager
+def _beside(original: Path, part: ir.Model) -> Iterator[Path]:
+    """Give a part of the original as a file, over the same weights."""
+    path = original.with_name(_SEGMENTS)
+    try:
+        ir.save(part, path)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _values(graph: Path) -> set[str]:

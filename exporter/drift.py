@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from actx.exporter.data import Arrays, Batch, Data
@@ -39,10 +40,8 @@ from actx.exporter.sessions import Entrant, Sessions
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import onnx_ir as ir
-
     from actx.exporter.ffn.half import Half
-    from actx.exporter.runtimes.base import Runner, Runtime
+    from actx.exporter.runtimes.base import Opener, Runner, Runtime
 
 Progress: TypeAlias = Callable[[int, int], None]
 Observer: TypeAlias = Callable[[Arrays, Arrays], None]
@@ -165,7 +164,7 @@ def check(
     max_drift: float | None = None,
     logits: Sequence[str] = (),
     runtime: Runtime = DEFAULT,
-    original_runtime: Runtime = DEFAULT,
+    original_runtime: Opener = DEFAULT,
     observe: Observer | None = None,
     progress: Progress | None = None,
 ) -> DriftReport:
@@ -174,7 +173,7 @@ def check(
     Neither model is modified and nothing is written. One batch of outputs is held, of large models some (see `sessions`).
 
     Args:
-        original: the model before, float32.
+        original: the model before, an ONNX file in float32.
         artifact: the model after, with the same outputs in the same order, and inputs of the same names.
         data: made for the original's inputs; cast to the artifact's where these differ (float16).
         taps: sites to look at, in the order to report them; none where the runtime cannot show what is inside.
@@ -197,7 +196,7 @@ def check(
     taps = taps if runtime.taps else ()
     steps = Steps(progress, data.samples * (2 if taps else 1))
     pair = Sessions([Entrant(original, original_runtime), Entrant(artifact, runtime)])
-    names = _common_outputs(pair)
+    names = _common_outputs(original, pair[1])
     if unknown := [name for name in logits if name not in names]:
         msg = f"'{unknown[0]}' is no output of the models"
         raise UsageError(msg, note=f"outputs: {', '.join(names)}", remedy="Name one of these.")
@@ -254,20 +253,20 @@ def check_applies(metric: str, model: ir.Model, logits: Sequence[str] = ()) -> N
     worst(drifts, metric)
 
 
-def _common_outputs(pair: Sessions) -> list[str]:
-    """Return the names of the outputs, which are both models', as the inputs are."""
-    ours, theirs = (_ends(pair[number]) for number in range(2))
-    for word, first, second in (("takes other inputs", ours[0], theirs[0]), ("has other outputs", ours[1], theirs[1])):
+def _common_outputs(original: Path, artifact: Runner) -> list[str]:
+    """Return the names of the outputs, which are both models', as the inputs are. The original is not opened for them."""
+    graph = ir.load(original).graph
+    ours = [str(value.name) for value in graph.inputs], [str(value.name) for value in graph.outputs]
+    theirs = [spec.name for spec in artifact.inputs], list(artifact.outputs)
+    for word, first, second in (
+        ("takes other inputs", sorted(ours[0]), sorted(theirs[0])),
+        ("has other outputs", ours[1], theirs[1]),
+    ):
         if first != second:
             order = ", or in another order" if word.endswith("outputs") else ""
             note = f"original {', '.join(first)}; artifact {', '.join(second)}"
             raise ActxError(f"the artifact {word} than the original{order}", note=note, remedy=_SAME)
     return ours[1]
-
-
-def _ends(session: Runner) -> tuple[list[str], list[str]]:
-    """Return the names of the inputs, sorted, and of the outputs."""
-    return sorted(spec.name for spec in session.inputs), list(session.outputs)
 
 
 class Comparison:

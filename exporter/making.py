@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from actx.exporter.load import LoadedModel
     from actx.exporter.manifest import EngineEntry
     from actx.exporter.quantize.source import Quantized
+    from actx.exporter.runtimes.base import Opener
 
 _SECONDS_PER_OPTIMIZER = 8.0
 
@@ -92,6 +93,7 @@ class Job:
         with_kernels: architectures whose library the bundle gets.
         options: how models are run.
         steps: told of every step.
+        reference: what runs the original where others are compared with it.
     """
 
     loaded: LoadedModel
@@ -120,6 +122,7 @@ class Job:
     with_kernels: Sequence[str]
     options: RuntimeOptions
     steps: Steps
+    reference: Opener
 
 
 @dataclass(frozen=True)
@@ -289,7 +292,7 @@ def _check(job: Job, graph: Graph, taps: Sequence[SiteTap], label: str) -> Drift
     try:
         return check(
             job.original, graph.path, job.measured, taps=at_sites, metric=job.metric, max_drift=job.max_drift,
-            runtime=graph.runtime, original_runtime=job.options, progress=job.steps(label),
+            runtime=graph.runtime, original_runtime=job.reference, progress=job.steps(label),
         )  # fmt: skip
     except IncomparableError as error:
         note = "; ".join([error.note, *job.faults[:1]])

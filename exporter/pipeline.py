@@ -46,6 +46,7 @@ from actx.exporter.making import (
 from actx.exporter.manifest import MANIFEST, Manifest, RequestEntry, SourceEntry
 from actx.exporter.metrics import check_metric
 from actx.exporter.quantize.ranges import check_calibrator
+from actx.exporter.remembered import Remembered
 from actx.exporter.reporting import write_page
 from actx.exporter.runtimes.onnxruntime import DEFAULT, RuntimeOptions
 from actx.exporter.search.execute import check_executor
@@ -417,6 +418,7 @@ def _prepared(ask: _Ask) -> Iterator[_Prepared]:
             loaded, lifted.sites, original, goal, ask.quant, ask.calibrator, tuple(ask.exclude), SCHEME_SHARE, samples,
             measured, timed, observed, diagnose(lifted.sites, observed), request, ask.fold, ask.recover, mode, modes,
             ask.metric, ask.max_drift, ask.measure_latency, ask.runs, ask.kernels, ask.with_kernels, ask.options, steps,
+            Remembered(replace(ask.options, spin_between_runs=False)),
         )  # fmt: skip
         if not ask.searches or ask.max_drift is None:
             yield _Prepared(job, None, ask.unsearched)

@@ -1,10 +1,11 @@
 """The stages of one export as models to run, and what to do about the places where they cost most.
 
-The models between the original and what runs here are written to a temporary folder, over one weights file.
+The models between the original and what runs here are written beside the bundle's graphs for that time, over the weights there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -23,13 +24,11 @@ from actx.exporter.bundle import PORTABLE
 from actx.exporter.errors import ActxError
 from actx.exporter.runtimes.onnxruntime import RuntimeOptions
 from actx.exporter.runtimes.program import Program
-from actx.exporter.save import save
-from actx.exporter.scratch import scratch
+from actx.exporter.save import save, stored_in
 from actx.exporter.segments import Changed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import onnx_ir as ir
 
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from actx.exporter.making import Job, Made
 
 ORIGINAL, PROGRAM = "original", "program"
+_WEIGHTS = ".stages.data"
 
 
 def stages_of(job: Job, made: Made) -> tuple[str, ...]:
@@ -67,11 +67,11 @@ def attribute_drift(job: Job, made: Made) -> Attribution | None:
         for choice, place in zip(made.choices, made.placements, strict=True)
     ]
     source, notes = _source(job)
-    with scratch() as folder:
-        original = StageModel(SOURCE if source else ORIGINAL, job.original, _in_turns(job.options))
+    original = StageModel(SOURCE if source else ORIGINAL, job.original, job.reference)
+    with _models(job, made, names) as stages:
         found = attribute(
-            [*source, original, *_models(job, made, names, folder)], job.measured, metric=job.metric, sites=sites,
-            options=_in_turns(job.options), progress=job.steps("attribute"),
+            [*source, original, *stages], job.measured, metric=job.metric, sites=sites, options=_in_turns(job.options),
+            progress=job.steps("attribute"),
         )  # fmt: skip
     worst = tuple(replace(culprit, remedy=_REMEDIES[culprit.stage](job, made, culprit)) for culprit in found.worst)
     return replace(found, worst=worst, notes=notes)
@@ -106,20 +106,25 @@ def _source(job: Job) -> tuple[list[StageModel], tuple[str, ...]]:
     return [StageModel(PROGRAM, loaded.source, program)], ()
 
 
-def _models(job: Job, made: Made, names: Sequence[str], folder: Path) -> list[StageModel]:
-    """Return the model of every stage. The last one is what runs here, the others run in ONNX Runtime."""
+@contextlib.contextmanager
+def _models(job: Job, made: Made, names: Sequence[str]) -> Iterator[list[StageModel]]:
+    """Give the model of every stage. The last one is what runs here, the others run in ONNX Runtime."""
     own = made.graph.onnx
     assert own is not None
-    lowered = {f"{name}.onnx": _graph(job, made, made.lowered[name]) for name in names if name in made.lowered}
-    if names[-1] in made.lowered:
-        lowered.pop(f"{names[-1]}.onnx")
-    if lowered:
-        save(lowered, folder)
+    between = {name: made.folder / f".{name}.onnx" for name in names[:-1] if name in made.lowered}
     runtime = made.graph.runtime
     plain = _in_turns(runtime if isinstance(runtime, RuntimeOptions) else replace(job.options, fuse_qdq=False))
     last = StageModel(names[-1], made.graph.path, runtime if _is_engine(made) else plain, made.graph.source)
-    between = [StageModel(name, folder / f"{name}.onnx" if name in made.lowered else own, plain) for name in names[:-1]]
-    return [*between, last]
+    weights = made.folder / _WEIGHTS
+    try:
+        if between:
+            graphs = {path.name: _graph(job, made, made.lowered[name]) for name, path in between.items()}
+            *_, written = made.lowered.values()
+            save(graphs, made.folder, weights.name, stored_in(made.folder / PORTABLE, written.portable))
+        yield [*(StageModel(name, between.get(name, own), plain) for name in names[:-1]), last]
+    finally:
+        for path in (weights, *between.values()):
+            path.unlink(missing_ok=True)
 
 
 def _graph(job: Job, made: Made, lowered: Lowered) -> ir.Model:

@@ -33,11 +33,16 @@ def portable(model: ir.Model) -> ir.Model:
 
 @contextlib.contextmanager
 def workspace(loaded: LoadedModel) -> Iterator[Path]:
-    """Give the path of the original graph as ONNX; it is removed at the end, and errors name the user's file instead."""
-    with scratch() as folder:
+    """Give the path of the original graph as ONNX; it is removed at the end, and errors name the user's file instead.
+
+    Of weights that are mapped there is no copy: the graph is written beside them, and is removed with them.
+    """
+    mapped = loaded.weights.path
+    with scratch() if mapped is None else contextlib.nullcontext(mapped.parent) as folder:
         path = folder / ORIGINAL
         try:
-            save({ORIGINAL: portable(loaded.model)}, folder)
+            model = portable(loaded.model)
+            save({ORIGINAL: model}, folder, stored=loaded.weights.stored(model))
             loaded.weights.drop()
             yield path
         except ActxError as error:

@@ -19,7 +19,7 @@ from actx.exporter.lift import lift
 from actx.exporter.load import load
 from actx.exporter.load.prepare import prepare
 from actx.exporter.lower import lower
-from actx.exporter.save import INLINE_BYTES, WEIGHTS, save
+from actx.exporter.save import INLINE_BYTES, WEIGHTS, save, stored_in
 from actx.exporter.targets import find_target
 from tests.networks import SPELLINGS, Graph, feeds
 
@@ -107,6 +107,36 @@ def test_bytes_are_the_same_twice(tmp_path: Path) -> None:
     assert len(names) == 3
     for name in names:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def test_a_matrix_that_lies_the_other_way_round_is_written_as_it_is_read(tmp_path: Path) -> None:
+    model, turned = prepared(wide_network()), prepared(wide_network())
+    for value in turned.graph.initializers.values():
+        assert value.const_value is not None
+        value.const_value = ir.Tensor(value.const_value.numpy().T.copy().T, name=value.name)
+    for folder, graph in (("straight", model), ("turned", turned)):
+        (tmp_path / folder).mkdir()
+        save({"model.onnx": graph}, tmp_path / folder)
+    for name in ("model.onnx", WEIGHTS):
+        assert (tmp_path / "turned" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+
+
+def test_a_later_graph_refers_to_what_is_stored(tmp_path: Path) -> None:
+    model = prepared(wide_network())
+    save({"model.onnx": model}, tmp_path)
+    later = model.clone()
+    weight = later.graph.initializers["down.weight"]
+    assert weight.const_value is not None
+    weight.const_value = ir.tensor(2 * weight.const_value.numpy(), name="down.weight")
+    save({"later.onnx": later}, tmp_path, "later.data", stored_in(tmp_path / "model.onnx", model))
+    assert (tmp_path / "later.data").stat().st_size == weight.const_value.nbytes
+    places = {name: entry["location"] for name, entry in external(tmp_path / "later.onnx").items()}
+    assert places == {"up.weight": WEIGHTS, "up.bias": WEIGHTS, "down.weight": "later.data"}
+    expected = tmp_path / "whole"
+    expected.mkdir()
+    save({"later.onnx": later}, expected)
+    inputs = feeds(wide_network())
+    np.testing.assert_array_equal(run(tmp_path / "later.onnx", inputs), run(expected / "later.onnx", inputs))
 
 
 def test_weights_that_are_already_external(tmp_path: Path) -> None:

@@ -14,11 +14,15 @@ from actx.exporter.errors import UsageError
 from actx.exporter.fitting import Form
 from actx.exporter.manifest import Manifest
 from actx.exporter.pipeline import DriftExceeded, Exported, NotBuilt, export
+from actx.exporter.runtimes.onnxruntime import RuntimeOptions
 from actx.exporter.runtimes.openvino import description
 from tests.networks import Graph
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from actx.exporter.runtimes.base import Session
 
 WIDTH, HIDDEN, SAMPLES = 12, 32, 96
 LAYERS = ("up", "gate", "down")
@@ -55,6 +59,27 @@ def exported(folder: Path, out: Path, **asked: Any) -> Exported:
         return export(folder / "model.onnx", out, data=str(folder / "data.npz"), measure_latency=False, **asked)
     except NotBuilt as error:
         return error.exported
+
+
+def test_an_original_is_opened_once_for_what_it_gives_and_once_for_what_is_inside(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[tuple[str, bool]] = []
+    plain = RuntimeOptions.open
+
+    def watched(self: RuntimeOptions, model: Path, outputs: Sequence[str] = ()) -> Session:
+        opened.append((model.name, bool(outputs)))
+        return plain(self, model, outputs)
+
+    monkeypatch.setattr(RuntimeOptions, "open", watched)
+    found = exported(folder, tmp_path / "out", form=Form("relu"), quant="int4", ffn="keep")
+    assert [report.graph for report in found.drifts] == ["model.ort-cpu.onnx", "model.onnx"]
+    assert stages(found) == ["rewrite", "quantize"]
+    # To calibrate, to check at the sites, and to attribute the drift.
+    assert sorted(tapped for name, tapped in opened if name == "original.onnx") == [False, True, True, True]
+    assert sorted(file.name for file in found.path.iterdir()) == sorted(
+        [*found.manifest.files, "manifest.json", "report.html"]
+    )
 
 
 def stages(found: Exported) -> list[str]:

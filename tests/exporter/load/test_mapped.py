@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +18,8 @@ from actx.exporter.errors import ActxError
 from actx.exporter.load.mapped import MappedWeights, map_weights
 from actx.exporter.load.program import to_onnx, trace
 from actx.exporter.load.quiet import quiet
-from actx.exporter.save import INLINE_BYTES
+from actx.exporter.runtimes.onnxruntime import RuntimeOptions
+from actx.exporter.save import INLINE_BYTES, WEIGHTS, save
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -73,11 +76,38 @@ def test_the_graph_reads_the_file_and_copies_nothing() -> None:
     assert all(within(weights, tensor.numpy()) for tensor in large)
 
 
+def test_a_graph_beside_the_file_refers_to_it() -> None:
+    module = Tied()
+    weights = map_weights(module)
+    with quiet():
+        program = trace(Path("tied"), module, [InputSpec("ids", "int64", ("batch", "tokens"))])
+        model = to_onnx(Path("tied"), program)
+    stored = weights.stored(model)
+    assert weights.path is not None
+    folder = weights.path.parent
+    # The table in the order of its rows, and the layer as the graph has it; the table as a layer is no part of the file.
+    sizes = sorted(tensor.nbytes for tensor in stored.values() if tensor.nbytes > INLINE_BYTES)
+    assert sizes == [4 * WIDTH * WIDTH, 4 * WIDTH * INNER]
+    save({"graph.onnx": model}, folder, stored=stored)
+    assert (folder / WEIGHTS).stat().st_size == 4 * WIDTH * INNER
+    ids = np.arange(INNER).reshape(2, -1)
+    expected = module(torch.from_numpy(ids)).detach().numpy()
+    got = RuntimeOptions(threads=1).open(folder / "graph.onnx").run({"ids": ids})
+    np.testing.assert_allclose(next(iter(got.values())), expected, rtol=1e-5, atol=1e-6)
+    del weights
+    assert not folder.exists()
+
+
 def test_a_module_without_weights() -> None:
     map_weights(nn.SiLU()).drop()
 
 
 def test_no_space_for_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
     with pytest.raises(ActxError, match="cannot keep 10368 bytes of weights"):
         map_weights(Tied())
+    assert not list(tmp_path.iterdir())
