@@ -2,7 +2,8 @@
 
     python -m actx.custom_ops.gpu.build --arch 87 -o kernels
 
-1. `compile_kernel` compiles one kernel for element types and a compute capability; no GPU is needed.
+1. `compile_kernel` compiles one kernel for element types and a compute capability; no GPU is needed. The assembler spills some
+   registers where that lets more programs share a multiprocessor: such a kernel is allowed more of them until none spills.
 2. `variants` lists the nodes whose kernels the command compiles: every op and element type, with the tables that fits end in.
    What a kernel is specialised by does not depend on the numbers of a table.
 3. A file `NAME.json` says of `NAME.cubin` what cuLaunchKernel needs: the symbol, bytes of shared memory, threads, and the
@@ -50,6 +51,8 @@ _INTEGER = "i32"
 _SCRATCH = ("global_scratch", "profile_scratch")
 _PARAMETER = re.compile(r"^\s*\.param ", re.MULTILINE)
 _USAGE = re.compile(r"(\w+):(\d+)")
+# Registers of a multiprocessor, the most of a thread, and how many at a time a thread is given.
+_REGISTERS, _MOST_REGISTERS, _REGISTER_STEP = 2**16, 255, 8
 
 
 @dataclass(frozen=True)
@@ -103,15 +106,22 @@ def compile_kernel(kernel: Kernel, pointers: Sequence[np.dtype[Any]], architectu
     # Fused products and sums, as in `run.launch`.
     ptx_version = _PTX.get(architecture, _OLDEST_PTX)
     options = {"num_warps": kernel.warps, "enable_fp_fusion": True, "ptx_version": ptx_version}
+    target, most = GPUTarget("cuda", architecture, 32), min(_REGISTERS // (32 * kernel.warps), _MOST_REGISTERS)
     with knobs.compilation.scope():
         knobs.compilation.disable_line_info = True  # it names files of this machine
-        compiled = compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+        compiled = compile(source, target=target, options=options)
+        used = resources(compiled.asm["cubin"])
+        for allowed in range(used["registers"] + _REGISTER_STEP, most + _REGISTER_STEP, _REGISTER_STEP):
+            if not used["local_bytes"]:
+                break
+            compiled = compile(source, target=target, options={**options, "maxnreg": min(allowed, most)})
+            used = resources(compiled.asm["cubin"])
     cubin, ptx = compiled.asm["cubin"], compiled.asm["ptx"]
     parameters = [*types.items(), *((name, "*i8") for name in _SCRATCH)]
     assert len(_PARAMETER.findall(ptx)) == len(parameters), "Triton passes other parameters"
     description = {
         "symbol": compiled.metadata.name, "architecture": architecture, "shared_bytes": compiled.metadata.shared,
-        **resources(cubin), "threads": 32 * kernel.warps, "tile": list(kernel.tile),
+        **used, "threads": 32 * kernel.warps, "tile": list(kernel.tile),
         "aligned": aligned, "kernel": kernel.name,
         "constexprs": dict(kernel.constexprs), "parameters": parameters,
     }  # fmt: skip

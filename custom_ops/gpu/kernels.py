@@ -1,7 +1,8 @@
 """The Triton kernels of the ops of domain `actx`. They know nothing of ops: `launch.plan` says which one an op takes, and how.
 
 1. Every kernel sees its data as rows of columns. A program computes a tile of ROWS x COLS elements; the grid has one dimension,
-   cdiv(rows, ROWS) * cdiv(cols, COLS), the columns first. Offsets of rows and tiles are 64-bit, within a tile 32-bit.
+   cdiv(rows, ROWS) * cdiv(cols, COLS), the columns first. Offsets of rows and tiles are 64-bit, within a tile 32-bit; they are
+   added to a pointer in this order, so that a thread keeps a 64-bit address per row and not one per element.
 2. All arithmetic is in float32; a result is rounded once, to the element type.
 3. A segment is found in one of three ways (`SEARCH`); counted for bfloat16, degree 3, per element in the code for sm_90:
    `select`, up to 4 segments: knots and coefficients are scalars, a compare and degree + 2 selects per knot, no look-up;
@@ -163,21 +164,21 @@ def activation(
     row, start, left = tile(cols, ROWS, COLS)
     here = tl.arange(0, COLS)[None, :]
     there = (row < rows) & (here < left)
-    at = row * cols + start + here
+    at = row * cols + start
     if LAYOUT == "pairs":
         both = tl.arange(0, 2 * COLS)[None, :]
-        loaded = tl.load(x + (row * cols + start) * 2 + both, (row < rows) & (both < 2 * left), other=0.0)
+        loaded = tl.load(x + at * 2 + both, (row < rows) & (both < 2 * left), other=0.0)
         first, second = tl.split(tl.reshape(loaded, (ROWS, COLS, 2)))
         gate, other = (second, first) if GATE else (first, second)
     elif LAYOUT == "halves" or LAYOUT == "planes":
         group = channels if LAYOUT == "planes" else 1
-        first = (row + row // group * group) * cols + start + here
+        first = (row + row // group * group) * cols + start
         half = group * cols
-        gate = tl.load(x + (first + GATE * half), there, other=0.0)
-        other = tl.load(x + (first + (1 - GATE) * half), there, other=0.0)
+        gate = tl.load(x + (first + GATE * half) + here, there, other=0.0)
+        other = tl.load(x + (first + (1 - GATE) * half) + here, there, other=0.0)
     else:
-        gate = tl.load(x + at, there, other=0.0)
-        other = tl.load(u + at, there, other=0.0) if LAYOUT == "apart" else gate
+        gate = tl.load(x + at + here, there, other=0.0)
+        other = tl.load(u + at + here, there, other=0.0) if LAYOUT == "apart" else gate
     packed: tl.constexpr = x.dtype.element_ty.primitive_bitwidth == 16
     channel = (row % channels).to(tl.int32) if CHANNEL == "row" else tl.minimum(start + here, cols - 1).to(tl.int32)
     tables = table + OTHER_SIZE if CHANNEL == "one" else table + OTHER_SIZE + channel
@@ -188,7 +189,7 @@ def activation(
             other.to(tl.float32), table, 1, OTHER, OTHER_SEARCH, OTHER_DEGREE, OTHER_SEGMENTS, OTHER_CURVED,
             OTHER_ORIGINS, packed,
         )  # fmt: skip
-    tl.store(y + at, value.to(y.dtype.element_ty), there)
+    tl.store(y + at + here, value.to(y.dtype.element_ty), there)
 
 
 @triton.jit
@@ -214,7 +215,7 @@ def gate_up(
         gate = tl.dot(part, tl.load(w + at, there, other=0.0), gate)
         up = tl.dot(part, tl.load(w + at + cols, there, other=0.0), up)
     value = up * function(gate, table, 1, FUNCTION, SEARCH, DEGREE, SEGMENTS, CURVED, ORIGINS, False)
-    tl.store(y + row * cols + start + here, value.to(y.dtype.element_ty), (row < rows) & (here < left))
+    tl.store(y + (row * cols + start) + here, value.to(y.dtype.element_ty), (row < rows) & (here < left))
 
 
 @triton.jit
@@ -233,19 +234,19 @@ def spline_mix(
     start = (tl.program_id(0) % across).to(tl.int64) * COLS
     here = tl.arange(0, COLS)
     there = here < tl.minimum(cols - start, COLS).to(tl.int32)
-    at = row * cols + start + here
+    at = row * cols + start
     place = tl.arange(0, PLACES)
     inside = place < (DEGREE + 1) * SEGMENTS
     mixed = tl.zeros_like(place).to(tl.float32)
     for e in tl.static_range(ENTRIES):
         weight = tl.load(g + row * ENTRIES + e).to(tl.float32)
         mixed += weight * tl.load(table + SIZE + e * (DEGREE + 1) * SEGMENTS + place, inside, other=0.0)
-    v = tl.load(x + at, there, other=0.0).to(tl.float32)
+    v = tl.load(x + at + here, there, other=0.0).to(tl.float32)
     packed: tl.constexpr = x.dtype.element_ty.primitive_bitwidth == 16
     value = spline(v, table, mixed, 1, SEARCH, DEGREE, SEGMENTS, CURVED, ORIGINS, packed)
     if FACTOR:
-        value *= tl.load(u + at, there, other=0.0).to(tl.float32)
-    tl.store(y + at, value.to(y.dtype.element_ty), there)
+        value *= tl.load(u + at + here, there, other=0.0).to(tl.float32)
+    tl.store(y + at + here, value.to(y.dtype.element_ty), there)
 
 
 @triton.jit
@@ -287,25 +288,27 @@ def polynorm(
         sums = sums + (tl.zeros([ROWS, COLS], tl.float32),)
     if WHOLE:
         there = (row < rows) & (here < cols)
-        at = row * cols + here
-        v = tl.load(x + at, there, other=0.0).to(tl.float32)
+        at = row * cols
+        v = tl.load(x + at + here, there, other=0.0).to(tl.float32)
         sums = totals(add_moments(sums, v, ORDER), ORDER)
         value = polynomial(v, sums, w, b, cols, epsilon, ORDER)
         if FACTOR:
-            value *= tl.load(u + at, there, other=0.0).to(tl.float32)
-        tl.store(y + at, value.to(y.dtype.element_ty), there)
+            value *= tl.load(u + at + here, there, other=0.0).to(tl.float32)
+        tl.store(y + at + here, value.to(y.dtype.element_ty), there)
     else:
         for start in range(0, cols, COLS):
             there = (row < rows) & (start + here < cols)
-            sums = add_moments(sums, tl.load(x + row * cols + start + here, there, other=0.0).to(tl.float32), ORDER)
+            sums = add_moments(sums, tl.load(x + (row * cols + start) + here, there, other=0.0).to(tl.float32), ORDER)
         sums = totals(sums, ORDER)
         for start in range(0, cols, COLS):
             there = (row < rows) & (start + here < cols)
-            at = row * cols + start + here
-            value = polynomial(tl.load(x + at, there, other=0.0).to(tl.float32), sums, w, b, cols, epsilon, ORDER)
+            at = row * cols + start
+            value = polynomial(
+                tl.load(x + at + here, there, other=0.0).to(tl.float32), sums, w, b, cols, epsilon, ORDER
+            )
             if FACTOR:
-                value *= tl.load(u + at, there, other=0.0).to(tl.float32)
-            tl.store(y + at, value.to(y.dtype.element_ty), there)
+                value *= tl.load(u + at + here, there, other=0.0).to(tl.float32)
+            tl.store(y + at + here, value.to(y.dtype.element_ty), there)
 
 
 @triton.jit
@@ -323,13 +326,13 @@ def lut(x, y, table, rows, cols, channels, CHANNEL: tl.constexpr, ROWS: tl.const
     row, start, left = tile(cols, ROWS, COLS)
     here = tl.arange(0, COLS)[None, :]
     there = (row < rows) & (here < left)
-    at = row * cols + start + here
-    code = tl.load(x + at, there, other=0).to(tl.uint8, bitcast=True).to(tl.int32)
+    at = row * cols + start
+    code = tl.load(x + at + here, there, other=0).to(tl.uint8, bitcast=True).to(tl.int32)
     if CHANNEL == "row":
         code += (row % channels).to(tl.int32) * 256
     elif CHANNEL == "column":
         code += tl.minimum(start + here, cols - 1).to(tl.int32) * 256
-    tl.store(y + at, tl.load(table + code), there)
+    tl.store(y + at + here, tl.load(table + code), there)
 
 
 @triton.jit
@@ -342,9 +345,9 @@ def gated_lut(x, u, y, table, rows, cols, ROWS: tl.constexpr, COLS: tl.constexpr
     row, start, left = tile(cols, ROWS, COLS)
     here = tl.arange(0, COLS)[None, :]
     there = (row < rows) & (here < left)
-    at = row * cols + start + here
-    code = tl.load(x + at, there, other=0).to(tl.uint8, bitcast=True).to(tl.int32)
-    factor = tl.load(u + at, there, other=0).to(tl.float32) - tl.load(table + 256)
+    at = row * cols + start
+    code = tl.load(x + at + here, there, other=0).to(tl.uint8, bitcast=True).to(tl.int32)
+    factor = tl.load(u + at + here, there, other=0).to(tl.float32) - tl.load(table + 256)
     product = tl.clamp(tl.load(table + code) * factor, tl.load(table + 258), tl.load(table + 259))
     whole = (product + _ROUNDER).to(tl.int32, bitcast=True)  # its low bits
-    tl.store(y + at, (whole + tl.load(table + 257).to(tl.int32)).to(y.dtype.element_ty), there)
+    tl.store(y + at + here, (whole + tl.load(table + 257).to(tl.int32)).to(y.dtype.element_ty), there)

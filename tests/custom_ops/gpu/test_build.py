@@ -36,6 +36,11 @@ DEMANDING = (
 )
 
 
+# What once spilled: rows that take all registers of a multiprocessor, access without 16 bytes, and what the assembler would
+# spill of its own accord.
+SPILLING = ("polynorm-1-4096-float32", "polynorm-4-16384-u-float32", "mix-4-u-float16", "gelu-halves-float16")
+
+
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "actx.custom_ops.gpu.build", *arguments, "-o", str(folder / "kernels")]
     environment = {**os.environ, "TRITON_CACHE_DIR": str(folder / "cache")}
@@ -59,6 +64,15 @@ def test_kernels_compile_for_every_gpu_without_spills(tmp_path: Path) -> None:
     descriptions += built(tmp_path / "more", "--arch", "87", "--arch", "90", *DEMANDING)
     spilled = [one for one in descriptions if one["local_bytes"]]
     assert not spilled, spilled
+
+
+def test_what_once_spilled_has_the_registers_it_needs(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.custom_ops.gpu.matrix", "80", "90", *SPILLING]
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if "aligned=" in line]
+    assert [line.endswith(" 0 bytes of local memory") for line in lines] == [True] * 2 * 2 * len(SPILLING)
 
 
 def test_gate_up_compiles_without_spills(tmp_path: Path) -> None:
