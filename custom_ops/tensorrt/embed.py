@@ -35,7 +35,7 @@ def embed(model: ir.Model, architecture: int, names: Container[str] | None = Non
     chosen = [
         node
         for node in model.graph
-        if node.domain == DOMAIN and node.op_type in OPS and (names is None or node.name in names)
+        if node.domain == DOMAIN and _has_kernels(node) and (names is None or node.name in names)
     ]
     for node in chosen:
         try:
@@ -49,6 +49,10 @@ def embed(model: ir.Model, architecture: int, names: Container[str] | None = Non
 def is_plugin(node: ir.Node) -> bool:
     """Tell whether a node is one that `embed` made."""
     return node.domain == DOMAIN and ATTRIBUTE in node.attributes
+
+
+def _has_kernels(node: ir.Node) -> bool:
+    return node.op_type in OPS and OPS[node.op_type].ON_GPU
 
 
 def _replace(graph: ir.Graph, node: ir.Node, architecture: int) -> None:

@@ -1,7 +1,7 @@
 """Compile the actx nodes of a graph for ONNX Runtime's CUDA provider: each carries its kernel then.
 
-A node stays what it was, and runs on a CPU as before. Nodes of one kernel and element type, whatever their tables, are
-compiled once.
+A node stays what it was, and runs on a CPU as before; one whose op has no kernels for GPUs does so always. Nodes of one kernel
+and element type, whatever their tables, are compiled once.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ def compile_nodes(model: ir.Model, architectures: Sequence[int]) -> ir.Model:
     compile_one = partial(_compiled_once, {})
     for node in (node for node in compiled.graph if node.domain == DOMAIN):
         op = check_node(node)
+        if not op.ON_GPU:
+            continue
         try:
             found = compile_node(op, input_types(op, node), architectures, compile_one=compile_one)
         except GpuUnavailable as error:

@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from actx.custom_ops.gpu.node import compile_node
-from actx.custom_ops.ops import DOMAIN, OPS, TensorType, register_schemas
+from actx.custom_ops.ops import DOMAIN, OPS, OPSET, TensorType, register_schemas
 from actx.exporter import Form, check, export, profile, session
 from actx.exporter.errors import ActxError, TargetUnavailable, UsageError
+from actx.exporter.lower.cuda import compile_nodes
 from actx.exporter.opening import best_graph
 from actx.exporter.runtimes.onnxruntime import CUDA, RuntimeOptions
 from actx.exporter.targets import TARGETS, ort_cuda
@@ -68,6 +70,20 @@ def test_every_node_carries_its_kernel(bundle: Exported) -> None:
                 assert image.endswith(b"\0")
             else:
                 assert image.startswith(b"\x7fELF")
+
+
+def test_a_layer_of_codes_stays_without_a_kernel() -> None:
+    given = [
+        helper.make_tensor_value_info("x", TensorProto.UINT8, [2, 8]),
+        helper.make_tensor_value_info("w", TensorProto.INT8, [1, 1, 128]),
+        helper.make_tensor_value_info("b", TensorProto.INT32, [4]),
+        helper.make_tensor_value_info("s", TensorProto.FLOAT, [4]),
+    ]
+    node = helper.make_node("QLinearToFloat", ["x", "w", "b", "s"], ["y"], domain=DOMAIN)
+    graph = helper.make_graph([node], "g", given, [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 4])])
+    imports = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, OPSET)]
+    compiled = compile_nodes(ir.from_proto(helper.make_model(graph, opset_imports=imports, ir_version=9)), [])
+    assert not compiled.graph[0].attributes
 
 
 def test_the_nodes_run_on_the_cpu_without_a_gpu_and_it_is_said(demo_onnx: Path, bundle: Exported) -> None:
