@@ -136,7 +136,8 @@ def written_once(factory: pytest.TempPathFactory, name: str, write: Callable[[Pa
     with file.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not file.exists():
-            unfinished = folder / f"unfinished_{name}"
+            unfinished = folder / "unfinished" / name  # a bundle's page has the name of its folder
+            unfinished.parent.mkdir(exist_ok=True)
             write(unfinished)
             unfinished.rename(file)
     return file
