@@ -62,10 +62,10 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def case(demo_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     """pwl:8, recovered, int8; the engine is the same graph again."""
     folder = tmp_path_factory.mktemp("stages")
-    loaded = load(demo_onnx)
+    loaded = load(demo_path("digits_vit.pt2"))
     samples = load_data(str(demo_path(CALIBRATION)), loaded.inputs)
     np.savez(folder / "fresh.npz", image=np.load(demo_path(EVALUATION))["image"][:SAMPLES])
     data = load_data(str(folder / "fresh.npz"), loaded.inputs)
