@@ -117,7 +117,7 @@ def _new_file(size: int) -> MappedWeights:
 
 def _of_linear_layers(module: nn.Module) -> Iterator[Tensor]:
     """Yield the weights that linear layers have and no other module: a table of them is read row by row."""
-    from torch import nn  # noqa: PLC0415
+    from torch import nn  # noqa: PLC0415 - slow to import
 
     own = [(layer, dict(layer.named_parameters(recurse=False))) for layer in module.modules()]
     shared = {weight for layer, weights in own if not isinstance(layer, nn.Linear) for weight in weights.values()}
