@@ -715,10 +715,8 @@ class _Writer:
     def _own(self, step: _Step, into_table: bool) -> None:
         """2, by our own kernels: the zero point of the input is in the bias, and the scale of what is given in the factors."""
         emit = self._emitter(step)
-        x, weight = (
-            self.params[str(step.x.name), CODES],
-            WeightCodes.of(step.matrix(), 1, narrow=True, least=self._least(step)),
-        )
+        x = self.params[str(step.x.name), CODES]
+        weight = WeightCodes.of(step.matrix(), 1, narrow=True, least=self._least(step))
         steps, bias = weight.scales.astype(np.float64) * x.scale, self._bias(step, weight)
         origin = x.zero_point * weight.codes.sum(0, dtype=np.int64)
         whole = (0 if bias is None else np.rint(bias / steps).astype(np.int64)) - origin

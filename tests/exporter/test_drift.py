@@ -248,6 +248,14 @@ def test_one_sample(tmp_path: Path) -> None:
     assert check(path, path, load_data(str(tmp_path / "one.npz"), [X])).samples == 1
 
 
+def test_an_old_file_may_list_its_constants_as_inputs(tmp_path: Path, data: Data) -> None:
+    path = save(tmp_path / "m", GELUS)
+    old = onnx.load(path)
+    old.graph.input.extend(helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in old.graph.initializer)
+    onnx.save(old, tmp_path / "old.onnx")
+    assert check(tmp_path / "old.onnx", path, data).drift == 0
+
+
 def test_synthetic_data_is_marked(tmp_path: Path) -> None:
     path = save(tmp_path / "m", GELUS)
     report = check(path, path, synthetic_data([X], {"n": 2, "t": 3}))
