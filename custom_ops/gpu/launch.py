@@ -42,6 +42,7 @@ Types: TypeAlias = "Sequence[TensorType | None]"
 TILE = 2048  # elements of a program, 16 per thread: one access of 16 bytes for codes, two for 16-bit types
 WARPS = 4
 _COLUMNS = (16, 64, 256, 1024)  # of the tiles of rows; where all is one row, a tile is a part of it
+MOST_SELECTED = 64  # coefficients in registers besides 16 elements
 MIX_TILE = 4096
 LONGEST_ROW = 16384  # of PolyNorm, in registers: a row of 32768 would spill
 PIECE = 8192  # of a longer one
@@ -260,7 +261,9 @@ def activation(
         "ROWS": tall, "COLS": wide,
     }  # fmt: skip
     inputs = (0, 1 if layout == "apart" else 0)
-    return Kernel("activation", choice, WARPS, inputs, (tall, wide), ("rows", "cols", "channels"))
+    # Coefficients that are selected from stay in registers: where they are many, a thread has half as many elements.
+    many = choice["SEARCH"] == "select" and choice["SEGMENTS"] * (choice["DEGREE"] + 1) > MOST_SELECTED
+    return Kernel("activation", choice, 2 * WARPS if many else WARPS, inputs, (tall, wide), ("rows", "cols", "channels"))
 
 
 # The functions of `exact.py`, and how far from its definition one may be, times 1 + |x|.
