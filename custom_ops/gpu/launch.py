@@ -263,7 +263,9 @@ def activation(
     inputs = (0, 1 if layout == "apart" else 0)
     # Coefficients that are selected from stay in registers: where they are many, a thread has half as many elements.
     many = choice["SEARCH"] == "select" and choice["SEGMENTS"] * (choice["DEGREE"] + 1) > MOST_SELECTED
-    return Kernel("activation", choice, 2 * WARPS if many else WARPS, inputs, (tall, wide), ("rows", "cols", "channels"))
+    return Kernel(
+        "activation", choice, 2 * WARPS if many else WARPS, inputs, (tall, wide), ("rows", "cols", "channels")
+    )
 
 
 # The functions of `exact.py`, and how far from its definition one may be, times 1 + |x|.

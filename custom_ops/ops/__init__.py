@@ -11,6 +11,7 @@ from actx.custom_ops.ops.gated_spline import GatedSplineOp
 from actx.custom_ops.ops.lut import LutOp
 from actx.custom_ops.ops.op import DOMAIN, OPSET, Op, TensorType
 from actx.custom_ops.ops.polynorm import PolyNormOp
+from actx.custom_ops.ops.qattention import QAttentionOp
 from actx.custom_ops.ops.qlinear import QLinearOp, QLinearToFloatOp
 from actx.custom_ops.ops.spline import SplineOp
 from actx.custom_ops.ops.spline_mix import SplineMixOp
@@ -31,6 +32,7 @@ OPS: Mapping[str, type[Op]] = {
         PolyNormOp,
         LutOp,
         GatedLutOp,
+        QAttentionOp,
         QLinearOp,
         QLinearToFloatOp,
     )

@@ -22,7 +22,8 @@
    those give codes themselves from which a factor is only moved.
 7. Sums are exact on every CPU: see `params` for weights. Both factors of a product are uint8, which no kernel saturates.
 8. Tables that rows are gathered from have 8 bits (`lookups`).
-9. A constant factor behind a product, such as that of attention, goes into the scale of its first factor.
+9. What is left of an attention between our own layers becomes one op (`attention`).
+10. A constant factor behind a product, such as that of attention, goes into the scale of its first factor.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from actx.exporter.errors import UsageError
 from actx.exporter.lift.ops import MICROSOFT, MUL, op_of, tensor_of
 from actx.exporter.linear import ADD, CONV, GEMM, MATMUL
 from actx.exporter.lower.emitter import Constants, Emitter, substitute
+from actx.exporter.quantize.attention import SOFTMAX, fuse_attention
 from actx.exporter.quantize.lookups import Lookups, find_lookups
 from actx.exporter.quantize.migration import migration
 from actx.exporter.quantize.origin import MOVES, origin
@@ -70,7 +72,6 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 Q_DQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 EXCLUDED = "it is excluded"
-SOFTMAX = ("", "Softmax")
 _LARGEST_BIAS = 2**30  # of int32 codes; what is left holds the products
 _FIRST_OPSET = 13
 CODES, WEIGHTS, SUMS = ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.INT32
@@ -203,6 +204,8 @@ def write(observed: Observed, settings: Settings, leave: Collection[str] = ()) -
     writer = _Writer(model, style, params, means)
     left = _open(steps, tables, observed.sites, style)
     writer.write(steps, tables, find_lookups(model.graph, {name for name, reason in reasons.items() if reason}))
+    if style.own_layers:
+        fuse_attention(model, writer.constants)
     return Quantized(model, reasons, writer.behind, left, observed.migrated, settings.calibrator, bool(writer.means))
 
 
@@ -853,7 +856,7 @@ class _Writer:
 
 
 def _factor_behind(value: ir.Value) -> tuple[float, ir.Value]:
-    """9. Return the positive number that the one reader of a value multiplies it by, and the product; 1 and itself without."""
+    """10. Return the positive number that the one reader of a value multiplies it by, and the product; 1 and itself without."""
     readers = value.consumers()
     if len(readers) == 1 and op_of(readers[0]) == MUL and not value.is_graph_output():
         (other,) = [operand for operand in readers[0].inputs if operand is not value] or [None]

@@ -72,6 +72,37 @@ struct LinearTable {
   std::int32_t zero_point = 0;           // of the output's codes, from 0 to 255
 };
 
+// Queries that a kernel takes at once, and keys whose products with codes fit 32 bits: 32768 * 255 * 255 < 2^31.
+constexpr int kQueries = 8;
+constexpr std::int64_t kKeysAtOnce = 32768;
+// 255 * 2^f for f from -1/2 to 1/2, within 0.0007: ascending powers; the least exponent that is told from lower ones; and 1.5 * 2^23,
+// to which numbers are added to be rounded.
+constexpr float kExponential[] = {255, 176.745987f, 61.2561531f, 14.2595205f, 2.46888733f};
+constexpr float kLog2E = 1.44269504f, kLeastScore = -28, kRounder = 12582912;
+
+// One head of an attention of codes. Rows of the heads lie beside each other: strides are the elements from row to row.
+struct AttentionTable {
+  std::int64_t queries = 0, keys = 0;    // 1 or more of each
+  std::int64_t size = 0, value_size = 0;  // of a query and a key, and of a value
+  std::int64_t q_stride = 0, k_stride = 0, v_stride = 0, y_stride = 0;
+  std::int32_t q_zero_point = 0, k_zero_point = 0, v_zero_point = 0, y_zero_point = 0;  // from 0 to 255
+  float scale = 1, output_scale = 1;     // the first one times log2(e)
+  const float* mask = nullptr;           // added to the scores of the first query
+  std::int64_t mask_row = 0, mask_column = 0;  // elements to the next query's and key's; that of a key is 0 or 1
+};
+
+constexpr std::int64_t places_of(std::int64_t count, std::int64_t each) { return (count + each - 1) / each * each; }
+
+// Memory of a call, of which nothing needs to be set.
+struct AttentionScratch {
+  std::int16_t* keys;     // [keys to a multiple of 16, size to one of 2]
+  std::int16_t* values;   // [value size to a multiple of 16, keys to one of 2]
+  std::int16_t* queries;  // [8, size to a multiple of 2]
+  std::int32_t* sums;     // [8, keys to a multiple of 16]
+  float* scores;          // [keys to a multiple of 16]
+  std::int16_t* weights;  // [8, keys to a multiple of 16]
+};
+
 using SplineFunction = void (*)(const SplineTable& table, const float* x, const float* u, float* y, std::int64_t n,
                                 bool stream);
 
@@ -116,7 +147,10 @@ struct Kernels {
                        std::int64_t last, std::uint8_t* y);
   void (*linear_floats)(const LinearTable& table, const std::uint8_t* x, std::int64_t rows, std::int64_t first,
                         std::int64_t last, float* y);
-  // Whether these two add products in 16 bits, and so need narrow weights (ops/qlinear.cc).
+  // All queries of a head.
+  void (*attention)(const AttentionTable& table, const std::uint8_t* q, const std::uint8_t* k, const std::uint8_t* v,
+                    std::uint8_t* y, const AttentionScratch& scratch);
+  // Whether the linear ones add products in 16 bits, and so need narrow weights (ops/qlinear.cc).
   bool narrow_sums;
 };
 

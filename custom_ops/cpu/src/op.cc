@@ -36,6 +36,7 @@ const std::vector<OpInfo>& op_infos() {
       {"SplineMix", 2, 1, floats, create_spline_mix},   {"PolyNorm", 3, 1, floats, create_poly_norm},
       {"Lut", 1, 0, codes, create_lut},                 {"GatedLut", 2, 0, codes, create_gated_lut},
       {"QLinear", 4, 0, {Type::kUint8}, create_qlinear, false, linear, Type::kUint8, false},
+      {"QAttention", 3, 1, {Type::kUint8}, create_qattention, false, {Type::kUint8, Type::kUint8, Type::kFloat}, Type::kUint8, false},
       {"QLinearToFloat", 4, 0, {Type::kUint8}, create_qlinear_to_float, false, linear, Type::kFloat, false},
   };
   return infos;

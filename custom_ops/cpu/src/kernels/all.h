@@ -4,6 +4,7 @@
 // was compiled for this instruction set must never run on another machine.
 #pragma once
 
+#include "attention.h"
 #include "linear.h"
 #include "lut.h"
 #include "rows.h"
@@ -50,6 +51,7 @@ constexpr Kernels make_kernels(const char* isa) {
   k.gated_lut = gated_lut<Vector>;
   k.linear_codes = linear_codes<Vector>;
   k.linear_floats = linear_floats<Vector>;
+  k.attention = attention<Vector>;
   k.narrow_sums = Vector::kNarrowSums;
   return k;
 }

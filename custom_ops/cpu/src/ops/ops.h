@@ -18,6 +18,7 @@ std::unique_ptr<Op> create_lut(const Attributes& attributes, const Kernels& kern
 std::unique_ptr<Op> create_gated_lut(const Attributes& attributes, const Kernels& kernels, std::string_view kernel);
 std::unique_ptr<Op> create_qlinear(const Attributes& attributes, const Kernels& kernels, std::string_view kernel);
 std::unique_ptr<Op> create_qlinear_to_float(const Attributes& attributes, const Kernels& kernels, std::string_view kernel);
+std::unique_ptr<Op> create_qattention(const Attributes& attributes, const Kernels& kernels, std::string_view kernel);
 
 // Elements of a block that is widened, run and narrowed while it is in the first cache.
 constexpr std::int64_t kBlockElements = 1024;

@@ -29,6 +29,7 @@ struct Vector {
   static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static F fused(F a, F b, F c) { return fma(a, b, c); }
   // The second where one of the two is NaN.
   static F max(F a, F b) { return _mm256_max_ps(a, b); }
   static F min(F a, F b) { return _mm256_min_ps(a, b); }
@@ -84,6 +85,7 @@ struct Vector {
   };
 
   static I load_index(const std::int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static void store_index(std::int32_t* p, I i) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), i); }
   static F gather(const float* base, I i) { return _mm256_i32gather_ps(base, i, 4); }
   static I add(I a, I b) { return _mm256_add_epi32(a, b); }
   static I multiply(I a, int b) { return _mm256_mullo_epi32(a, _mm256_set1_epi32(b)); }
@@ -154,6 +156,18 @@ struct Vector {
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(words, words));
   }
 
+  static void narrow_short(std::int16_t* p, I i) {
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(i, i), _MM_SHUFFLE(3, 1, 2, 0));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(words));
+  }
+  // The least finite number for NaN and what is below it.
+  static F or_least(F v) { return max(v, set(-__FLT_MAX__)); }
+  // v * 2^n for the n that is in the low bits of `biased`; both sides are normal numbers.
+  static F times_power(F v, F biased) {
+    const __m256i powers = _mm256_slli_epi32(_mm256_castps_si256(biased), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(v), powers));
+  }
+
   // Four products of an output are added in 16 bits before they are widened: a third less work than two, as which
   // multiplications take most of the time.
   static constexpr int kRows = 4;
@@ -179,6 +193,21 @@ struct Vector {
   static void store_sums(std::int32_t* p, const Sums& sums) {
     for (int i = 0; i < 2; ++i) _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8 * i), sums.halves[i]);
   }
+
+  // Products of 16 bits, two of each output at a time.
+  static constexpr int kPairRows = 4;
+  using PairSums = Sums;
+  static PairSums no_pairs() { return no_sums(); }
+  static void add_pair(PairSums& sums, const std::int16_t* x, const std::int16_t* w) {
+    int pair;
+    __builtin_memcpy(&pair, x, sizeof pair);
+    const auto* weights = reinterpret_cast<const __m256i*>(w);
+    for (int i = 0; i < 2; ++i) {
+      const __m256i two = _mm256_madd_epi16(_mm256_set1_epi32(pair), _mm256_loadu_si256(weights + i));
+      sums.halves[i] = _mm256_add_epi32(sums.halves[i], two);
+    }
+  }
+  static void store_pairs(std::int32_t* p, const PairSums& sums) { store_sums(p, sums); }
 };
 
 }  // namespace

@@ -31,6 +31,7 @@ struct Vector {
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F fused(F a, F b, F c) { return fma(a, b, c); }
   // The second where one of the two is NaN.
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
   static F min(F a, F b) { return _mm512_min_ps(a, b); }
@@ -83,6 +84,7 @@ struct Vector {
 #endif
 
   static I load_index(const std::int32_t* p) { return _mm512_loadu_si512(p); }
+  static void store_index(std::int32_t* p, I i) { _mm512_storeu_si512(p, i); }
   static F gather(const float* base, I i) { return _mm512_i32gather_ps(i, base, 4); }
   static I add(I a, I b) { return _mm512_add_epi32(a, b); }
   static I multiply(I a, int b) { return _mm512_mullo_epi32(a, _mm512_set1_epi32(b)); }
@@ -163,6 +165,16 @@ struct Vector {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(i));
   }
 
+  static void narrow_short(std::int16_t* p, I i) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(i));
+  }
+  // As in avx2.h.
+  static F or_least(F v) { return max(v, set(-__FLT_MAX__)); }
+  static F times_power(F v, F biased) {
+    const __m512i powers = _mm512_slli_epi32(_mm512_castps_si512(biased), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(v), powers));
+  }
+
   using Sums = __m512i;
   static Sums no_sums() { return _mm512_setzero_si512(); }
   static __m512i quad(const std::uint8_t* x) {
@@ -171,6 +183,17 @@ struct Vector {
     return _mm512_set1_epi32(codes);
   }
   static void store_sums(std::int32_t* p, Sums sums) { _mm512_storeu_si512(p, sums); }
+
+  static constexpr int kPairRows = 8;
+  using PairSums = Sums;
+  static PairSums no_pairs() { return no_sums(); }
+  static void add_pair(PairSums& sums, const std::int16_t* x, const std::int16_t* w) {
+    int pair;
+    __builtin_memcpy(&pair, x, sizeof pair);
+    sums = _mm512_add_epi32(sums, _mm512_madd_epi16(_mm512_set1_epi32(pair), _mm512_loadu_si512(w)));
+  }
+  static void store_pairs(std::int32_t* p, PairSums sums) { store_sums(p, sums); }
+
 #ifdef __AVX512VNNI__
   static constexpr int kRows = 12;
   static constexpr bool kNarrowSums = false;

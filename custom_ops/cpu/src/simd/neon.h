@@ -34,6 +34,7 @@ struct Vector {
   static F sub(F a, F b) { return vsubq_f32(a, b); }
   static F mul(F a, F b) { return vmulq_f32(a, b); }
   static F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
+  static F fused(F a, F b, F c) { return fma(a, b, c); }
   // NaN where one of the two is.
   static F max(F a, F b) { return vmaxq_f32(a, b); }
   static F min(F a, F b) { return vminq_f32(a, b); }
@@ -92,6 +93,7 @@ struct Vector {
   };
 
   static I load_index(const std::int32_t* p) { return vreinterpretq_u32_s32(vld1q_s32(p)); }
+  static void store_index(std::int32_t* p, I i) { vst1q_s32(p, vreinterpretq_s32_u32(i)); }
   static F gather(const float* base, I i) {
     const float found[4] = {base[vgetq_lane_u32(i, 0)], base[vgetq_lane_u32(i, 1)], base[vgetq_lane_u32(i, 2)],
                             base[vgetq_lane_u32(i, 3)]};
@@ -149,6 +151,14 @@ struct Vector {
     p[3] = static_cast<std::uint8_t>(vgetq_lane_u32(i, 3));
   }
 
+  static void narrow_short(std::int16_t* p, I i) { vst1_s16(p, vmovn_s32(vreinterpretq_s32_u32(i))); }
+  // The least finite number for NaN and what is below it.
+  static F or_least(F v) { return vmaxnmq_f32(v, vdupq_n_f32(-__FLT_MAX__)); }
+  // v * 2^n for the n that is in the low bits of `biased`; both sides are normal numbers.
+  static F times_power(F v, F biased) {
+    return vreinterpretq_f32_u32(vaddq_u32(vreinterpretq_u32_f32(v), vshlq_n_u32(vreinterpretq_u32_f32(biased), 23)));
+  }
+
   // Every CPU of the architecture has this; those with dot products are faster with them.
   static constexpr int kRows = 1;
   static constexpr bool kNarrowSums = false;
@@ -173,6 +183,29 @@ struct Vector {
   }
   static void store_sums(std::int32_t* p, const Sums& sums) {
     for (int i = 0; i < 16; ++i) p[i] = vaddvq_s32(sums.outputs[i]);
+  }
+
+  // Products of 16 bits, two of each output at a time.
+  static constexpr int kPairRows = 4;
+  struct PairSums {
+    int32x4_t parts[4];
+  };
+  static PairSums no_pairs() {
+    const int32x4_t none = vdupq_n_s32(0);
+    return {{none, none, none, none}};
+  }
+  static void add_pair(PairSums& sums, const std::int16_t* x, const std::int16_t* w) {
+    std::int32_t pair;
+    __builtin_memcpy(&pair, x, sizeof pair);
+    const int16x8_t both = vreinterpretq_s16_s32(vdupq_n_s32(pair));
+    for (int i = 0; i < 4; ++i) {
+      const int16x8_t weights = vld1q_s16(w + 8 * i);
+      const int32x4_t low = vmull_s16(vget_low_s16(both), vget_low_s16(weights));
+      sums.parts[i] = vaddq_s32(sums.parts[i], vpaddq_s32(low, vmull_high_s16(both, weights)));
+    }
+  }
+  static void store_pairs(std::int32_t* p, const PairSums& sums) {
+    for (int i = 0; i < 4; ++i) vst1q_s32(p + 4 * i, sums.parts[i]);
   }
 };
 

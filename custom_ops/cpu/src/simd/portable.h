@@ -35,6 +35,8 @@ struct Vector {
   static F sub(F a, F b) { return a - b; }
   static F mul(F a, F b) { return a * b; }
   static F fma(F a, F b, F c) { return a * b + c; }
+  // Rounded once, as others' fma: but for one in 2^29 numbers, where the sum in double is halfway.
+  static F fused(F a, F b, F c) { return static_cast<F>(static_cast<double>(a) * b + c); }
   // The second where one of the two is NaN.
   static F max(F a, F b) { return a > b ? a : b; }
   static F min(F a, F b) { return a < b ? a : b; }
@@ -74,6 +76,7 @@ struct Vector {
   };
 
   static I load_index(const std::int32_t* p) { return *p; }
+  static void store_index(std::int32_t* p, I i) { *p = i; }
   static F gather(const float* base, I i) { return base[i]; }
   static I add(I a, I b) { return static_cast<I>(static_cast<std::uint32_t>(a) + static_cast<std::uint32_t>(b)); }
   static I multiply(I a, int b) { return a * b; }
@@ -127,6 +130,12 @@ struct Vector {
   static I round(F v) { return static_cast<I>(bits(v + 12582912.0f) - 0x4b400000u); }
   static void narrow_byte(std::uint8_t* p, I i) { *p = static_cast<std::uint8_t>(i); }
 
+  static void narrow_short(std::int16_t* p, I i) { *p = static_cast<std::int16_t>(i); }
+  // The least finite number for NaN and what is below it.
+  static F or_least(F v) { return max(v, -__FLT_MAX__); }
+  // v * 2^n for the n that is in the low bits of `biased`; both sides are normal numbers.
+  static F times_power(F v, F biased) { return from_bits(bits(v) + (bits(biased) << 23)); }
+
   static constexpr int kRows = 1;
   static constexpr bool kNarrowSums = false;
   struct Sums {
@@ -139,6 +148,16 @@ struct Vector {
     }
   }
   static void store_sums(std::int32_t* p, const Sums& sums) { std::memcpy(p, sums.outputs, sizeof sums.outputs); }
+
+  static constexpr int kPairRows = 1;
+  using PairSums = Sums;
+  static PairSums no_pairs() { return {}; }
+  static void add_pair(PairSums& sums, const std::int16_t* x, const std::int16_t* w) {
+    for (int i = 0; i < 16; ++i) {
+      sums.outputs[i] += static_cast<std::uint32_t>(x[0] * w[2 * i]) + static_cast<std::uint32_t>(x[1] * w[2 * i + 1]);
+    }
+  }
+  static void store_pairs(std::int32_t* p, const PairSums& sums) { store_sums(p, sums); }
 };
 
 }  // namespace
