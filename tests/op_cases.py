@@ -311,6 +311,35 @@ def _qlinear_to_float(dtype: np.dtype[Any]) -> Iterator[Case]:
     return (Case(f"{name}-{dtype}", OPS["QLinearToFloat"](), inputs) for name, inputs in _linear_shapes())
 
 
+def attention_inputs(
+    seed: int, sizes: Sequence[int], mask: Sequence[int] | None = None, specials: Sequence[float] = ()
+) -> tuple[Array | None, ...]:
+    """Q, K, V and M: `sizes` are those of batch, queries, keys, and the columns of Q and V."""
+    batch, queries, keys, width, values = sizes
+    shapes = ((batch, queries, width), (batch, keys, width), (batch, keys, values))
+    added = (
+        None if mask is None else numbers(seed, mask, np.dtype(np.float32), np.float32(specials) if specials else None)
+    )
+    return (*(codes(seed + i, shape, np.uint8) for i, shape in enumerate(shapes)), added)
+
+
+def _qattention(dtype: np.dtype[Any]) -> Iterator[Case]:
+    make, seeds = OPS["QAttention"], count(step=3)
+    for queries, keys in ((1, 1), (3, 7), (8, 16), (9, 17), (5, 0), (0, 5), (13, 130)):
+        for size, values in ((1, 1), (2, 16), (7, 17), (32, 33), (0, 3), (3, 0)):
+            inputs = attention_inputs(next(seeds), (2, queries, keys, 3 * size, 3 * values))
+            yield Case(f"{queries}-{keys}-{size}-{values}-{dtype}", make(3, 1e-3, 1.5, 120, 130, 117, 128), inputs)
+    everything = [-np.inf, np.inf, np.nan, -3.4e38, 3.4e38, 0.0]
+    for mask in ((), (1,), (9,), (5, 9), (5, 1), (2, 1, 9), (4, 2, 5, 9), (4, 1, 1, 9), (1, 2, 1, 1), (4, 2, 5, 1)):
+        for name, specials in {"finite": (), "special": everything, "masked": [-np.inf], "nan": [np.nan]}.items():
+            inputs = attention_inputs(next(seeds), (4, 5, 9, 8, 6), mask, specials)
+            yield Case(f"{mask}-{name}-{dtype}", make(2, -3e-4, 0.7, 0, 255, 3, 9), inputs)
+    inputs = attention_inputs(next(seeds), (1, 9, 40, 8, 6))
+    for scale in (0.0, 1.0, 1e-9, -1e30, 2e38):
+        yield Case(f"scale {scale}-{dtype}", make(2, float(scale), 1.0, 100, 100, 100, 100), inputs)
+        yield Case(f"output scale {scale}-{dtype}", make(2, 1e-3, float(scale), 100, 100, 100, 100), inputs)
+
+
 _MAKERS: Mapping[str, tuple[Callable[[np.dtype[Any]], Iterator[Case]], tuple[np.dtype[Any], ...]]] = {
     "Spline": (_spline, FLOATS),
     "GatedSpline": (_gated_spline, FLOATS),
@@ -318,6 +347,7 @@ _MAKERS: Mapping[str, tuple[Callable[[np.dtype[Any]], Iterator[Case]], tuple[np.
     "PolyNorm": (_polynorm, FLOATS),
     "Lut": (_lut, CODES),
     "GatedLut": (_gated_lut, CODES),
+    "QAttention": (_qattention, CODES[1:]),
     "QLinear": (_qlinear, CODES[1:]),
     "QLinearToFloat": (_qlinear_to_float, CODES[1:]),
 }
@@ -392,6 +422,13 @@ REFUSED: Mapping[str, tuple[Mapping[str, Any], ...]] = {
         {"table": [0.5] * 256, "u_zero_point": 256},
         {"table": [0.5] * 256, "y_zero_point": -129},
         {"table": [0.5] * 256, "y_zero_point": -1, "to": 2},
+    ),
+    "QAttention": (
+        {},
+        {"heads": 0},
+        {"heads": -1},
+        *({"heads": 1, f"{name}_zero_point": value} for name in "qkvy" for value in (-1, 256)),
+        *({"heads": 1, name: value} for name in ("scale", "output_scale") for value in (float("inf"), float("nan"), 3e38)),
     ),
     "QLinear": (
         {"zero_point": -1},

@@ -60,6 +60,10 @@ def any_case(draw: st.DrawFn, op_type: str) -> Case:
     whole = list(shape)
     if op_type == "GatedSpline":
         whole[op.axis] *= 2  # type: ignore[attr-defined]
+    if op_type == "QAttention":
+        keys, *_ = others
+        assert keys is not None
+        whole = [keys.shape[0], shape[-1], keys.shape[2]]
     return Case("any", op, (array(whole), *others))
 
 
@@ -133,6 +137,21 @@ def _any_qlinear_to_float(draw: st.DrawFn, shape: Sequence[int], array: Any) -> 
     return OPS["QLinearToFloat"](), _any_linear(draw, shape)
 
 
+def _any_qattention(draw: st.DrawFn, shape: Sequence[int], array: Any) -> tuple[Op, tuple[Array | None, ...]]:
+    """Of as many queries as the last axis has elements."""
+    heads, batch, keys = draw(st.integers(1, 3)), draw(st.integers(0, 3)), draw(st.integers(0, 40))
+    size, values = draw(st.integers(0, 9)), draw(st.integers(0, 20))
+    scores = (batch, heads, shape[-1], keys)
+    mask = None
+    if draw(st.booleans()):
+        places = range(draw(st.integers(0, 4)), 4)
+        mask = any_array(draw, [scores[i] if draw(st.booleans()) else 1 for i in places], np.dtype(np.float32))
+    factors = (draw(st.sampled_from((1e-4, 0.02, -1.0))), draw(st.sampled_from((0.3, 2.0, -1e-3))))
+    zero_points = [draw(st.integers(0, 255)) for _ in range(4)]
+    op = OPS["QAttention"](heads, *factors, *zero_points)
+    return op, (array([batch, keys, heads * size]), array([batch, keys, heads * values]), mask)
+
+
 _ANY: Mapping[str, Callable[..., tuple[Op, tuple[Array | None, ...]]]] = {
     "Spline": _any_spline,
     "GatedSpline": _any_gated_spline,
@@ -140,6 +159,7 @@ _ANY: Mapping[str, Callable[..., tuple[Op, tuple[Array | None, ...]]]] = {
     "PolyNorm": _any_polynorm,
     "Lut": _any_lut,
     "GatedLut": _any_gated_lut,
+    "QAttention": _any_qattention,
     "QLinear": _any_qlinear,
     "QLinearToFloat": _any_qlinear_to_float,
 }

@@ -43,7 +43,7 @@ _CODES = range(256)
 _ZERO_POINTS = ("q_zero_point", "k_zero_point", "v_zero_point", "y_zero_point")
 _FACTORS = ("scale", "output_scale")
 _RANK, _SCORES_RANK = 3, 4
-_LARGEST = np.finfo(np.float32).max
+_LARGEST = float(np.finfo(np.float32).max)
 KEYS_AT_ONCE = 32768
 # 255 * 2^f for f from -1/2 to 1/2, ascending powers; and the lowest exponent that is told from others.
 EXPONENTIAL = tuple(float(np.float32(c)) for c in (255, 176.74599, 61.256153, 14.259521, 2.4688873))
@@ -56,7 +56,7 @@ class QAttentionOp(Op):
 
     Attributes:
         heads: how many, 1 or more.
-        scale: of the sums of Q and K; a finite float32 number, as is the next.
+        scale: of the sums of Q and K; a float32 number, finite times log2(e), as is the next.
         output_scale: of the weighted mean of V.
         q_zero_point: the code of 0, from 0 to 255, as are the next.
         k_zero_point: of K.
@@ -98,12 +98,11 @@ class QAttentionOp(Op):
         if heads < 1:
             msg = f"actx::{cls.NAME} attribute heads must be 1 or more, got {heads}"
             raise ValueError(msg)
-        factors = {
-            name: float(np.float32(1.0 if attributes.get(name) is None else attributes[name])) for name in _FACTORS
-        }
+        given = {name: attributes.get(name) for name in _FACTORS}
+        factors = {name: 1.0 if value is None else float(value) for name, value in given.items()}
         for name, value in factors.items():
-            if not np.isfinite(value):
-                msg = f"actx::{cls.NAME} attribute {name} must be finite, got {value}"
+            if not abs(value) * LOG2_E <= _LARGEST:
+                msg = f"actx::{cls.NAME} attribute {name} must be finite, also times log2(e), got {value}"
                 raise ValueError(msg)
         zero_points = {name: integer(cls.NAME, attributes, name, 0, _CODES) for name in _ZERO_POINTS}
         q, k, v, y = zero_points.values()
@@ -173,7 +172,7 @@ class QAttentionOp(Op):
         log2_e = np.float32(LOG2_E)
         added = np.float32(0) if mask is None else np.asarray(mask, np.float32) * log2_e
         scores = _fused(sums, np.float32(self.scale) * log2_e, added)
-        scores = np.clip(np.where(np.isnan(scores), -_LARGEST, scores), -_LARGEST, _LARGEST)
+        scores = np.clip(np.where(np.isnan(scores), np.float32(-_LARGEST), scores), -_LARGEST, _LARGEST)
         exponent = np.maximum(scores - scores.max(axis=-1, keepdims=True), np.float32(LEAST_EXPONENT))
         whole = np.rint(exponent)
         part = exponent - whole

@@ -16,12 +16,13 @@ from actx.custom_ops.ops.gated_lut import GatedLutOp
 from actx.custom_ops.ops.gated_spline import GatedSplineOp
 from actx.custom_ops.ops.lut import CODE_COUNT, LutOp
 from actx.custom_ops.ops.polynorm import PolyNormOp
+from actx.custom_ops.ops.qattention import EXPONENTIAL, LEAST_EXPONENT, LOG2_E, QAttentionOp
 from actx.custom_ops.ops.qlinear import OCTET, PANEL, QLinearOp, QLinearToFloatOp
 from actx.custom_ops.ops.spline import SplineOp
 from actx.custom_ops.ops.spline_mix import SplineMixOp
 from actx.exporter.errors import ActxError
 from actx.exporter.lift.regions import attributes_of
-from actx.exporter.lower.emitter import Constants, Emitter, substitute
+from actx.exporter.lower.emitter import AXES_ARE_AN_INPUT, Constants, Emitter, substitute
 from actx.exporter.lower.polynorm import emit_row_polynomial
 from actx.exporter.lower.portable import emit_spline
 
@@ -250,6 +251,85 @@ def _write_qlinear(emit: Emitter, op: QLinearOp | QLinearToFloatOp, inputs: Inpu
     return _entry(emit, emit.constants.get(np.array(op.table, np.uint8), ir.DataType.UINT8), found)
 
 
+def _write_qattention(emit: Emitter, op: QAttentionOp, inputs: Inputs) -> ir.Value:
+    """Multiply in float64, where all sums are exact and a product and a sum are rounded once."""
+    q, k, v, mask = inputs
+    assert q is not None
+    assert k is not None
+    assert v is not None
+
+    def cast(value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        return emit.op("Cast", value, to=int(dtype), dtype=dtype)
+
+    def fused(a: ir.Value, b: ir.Value | float, c: ir.Value | float) -> ir.Value:
+        factor, added = (
+            cast(x, ir.DataType.DOUBLE)
+            if isinstance(x, ir.Value)
+            else emit.constants.get(np.array(x, np.float64), ir.DataType.DOUBLE)
+            for x in (b, c)
+        )
+        product = emit.op("Mul", cast(a, ir.DataType.DOUBLE), factor)
+        return cast(emit.op("Add", product, added), ir.DataType.FLOAT)
+
+    def moved(op_type: str, value: ir.Value, dims: list[Any] | None, *given: ir.Value, **attributes: Any) -> ir.Value:
+        found = emit.op(op_type, value, *given, **attributes)
+        found.shape = None if dims is None else ir.Shape(dims)
+        return found
+
+    def by_heads(codes: ir.Value, zero_point: int, perm: list[int]) -> ir.Value:
+        dims = None if codes.shape is None else [*codes.shape.dims[:2], op.heads, _part(codes.shape[2], op.heads)]
+        size = -1 if dims is None or not isinstance(dims[-1], int) else dims[-1]
+        split = moved("Reshape", codes, dims, emit.integers(0, 0, op.heads, size))
+        turned = moved("Transpose", split, None if dims is None else [dims[i] for i in perm], perm=perm)
+        return cast(emit.op("Sub", cast(turned, ir.DataType.FLOAT), float(zero_point)), ir.DataType.DOUBLE)
+
+    def product(a: ir.Value, b: ir.Value) -> ir.Value:
+        found = moved("MatMul", a, None if a.shape is None or b.shape is None else [*a.shape.dims[:3], b.shape[3]], b)
+        return cast(found, ir.DataType.FLOAT)
+
+    def row(op_type: str, value: ir.Value) -> ir.Value:
+        dims = None if value.shape is None else [*value.shape.dims[:3], 1]
+        if op_type == "ReduceMax" and emit.opset < AXES_ARE_AN_INPUT:
+            return moved(op_type, value, dims, axes=[-1], keepdims=1)
+        return moved(op_type, value, dims, emit.integers(-1), keepdims=1)
+
+    queries, keys = by_heads(q, op.q_zero_point, [0, 2, 1, 3]), by_heads(k, op.k_zero_point, [0, 2, 3, 1])
+    log2_e, largest = np.float32(LOG2_E), float(np.finfo(np.float32).max)
+    added = 0.0 if mask is None else emit.op("Mul", mask, float(log2_e))
+    scores = fused(product(queries, keys), float(np.float32(op.scale) * log2_e), added)
+    number = emit.op(
+        "Where", emit.op("IsNaN", scores, dtype=ir.DataType.BOOL), -largest, scores, dtype=ir.DataType.FLOAT
+    )
+    number.shape = scores.shape
+    scores = emit.op("Clip", number, -largest, largest)
+    exponent = emit.op("Max", emit.op("Sub", scores, row("ReduceMax", scores)), LEAST_EXPONENT)
+    whole = emit.op("Round", exponent)
+    part, value = emit.op("Sub", exponent, whole), None
+    for coefficient in EXPONENTIAL[-2::-1]:
+        value = fused(part, EXPONENTIAL[-1], coefficient) if value is None else fused(value, part, coefficient)
+    assert value is not None
+    power = emit.op("Pow", 2.0, whole, dtype=ir.DataType.FLOAT)
+    power.shape = whole.shape
+    weights = cast(emit.op("Round", emit.op("Mul", value, power)), ir.DataType.DOUBLE)
+    factor = emit.op(
+        "Div", op.output_scale, cast(row("ReduceSum", weights), ir.DataType.FLOAT), dtype=ir.DataType.FLOAT
+    )
+    factor.shape = None if weights.shape is None else ir.Shape([*weights.shape.dims[:3], 1])
+    means = emit.op("Mul", product(weights, by_heads(v, op.v_zero_point, [0, 2, 1, 3])), factor)
+    zero = float(op.y_zero_point)
+    rounded = emit.op("Add", emit.op("Round", emit.op("Clip", means, -zero, 255 - zero)), zero)
+    codes = cast(rounded, ir.DataType.UINT8)
+    dims = None if codes.shape is None else [codes.shape[i] for i in (0, 2, 1, 3)]
+    back = moved("Transpose", codes, dims, perm=[0, 2, 1, 3])
+    width = None if v.shape is None else v.shape[2]
+    ends = None if dims is None else [*dims[:2], width]
+    return moved("Reshape", back, ends, emit.integers(0, 0, width if isinstance(width, int) else -1))
+
+
+def _part(width: Any, heads: int) -> Any:
+    return width // heads if isinstance(width, int) else ir.SymbolicDim(None)
+
+
 _WRITERS: Mapping[type[Any], Callable[[Emitter, Any, Inputs], ir.Value]] = {
     SplineOp: _write_spline,
     GatedSplineOp: _write_gated_spline,
@@ -257,6 +337,7 @@ _WRITERS: Mapping[type[Any], Callable[[Emitter, Any, Inputs], ir.Value]] = {
     PolyNormOp: _write_polynorm,
     LutOp: _write_lut,
     GatedLutOp: _write_gated_lut,
+    QAttentionOp: _write_qattention,
     QLinearOp: _write_qlinear,
     QLinearToFloatOp: _write_qlinear,
 }

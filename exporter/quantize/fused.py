@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _CODE_TYPES = frozenset({TensorProto.UINT8, TensorProto.INT8})
 _Q_DQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _ISLANDS = _Q_DQ | {"DynamicQuantizeLinear", "Cast"}
-_GIVE_CODES = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "Lut", "GatedLut"})
+_GIVE_CODES = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "Lut", "GatedLut", "QAttention"})
 _GIVES_NUMBERS = "QLinearToFloat"
 _LAYERS = frozenset({"QGemm", "QLinear", "QLinearConv", "QLinearMatMul"})
 # What keeps the type of its first input.

@@ -28,7 +28,7 @@ _SECONDS, _FEWEST_RUNS = 10, 3
 _CAST_PREFIX = "InsertedPrecisionFreeCast_"
 # An activation that the runtime folded into one of these cannot be timed apart from it.
 _LINEAR = ("Conv", "Gemm", "MatMul", "Attention", "LSTM", "GRU", "MoE")
-_OWN_LINEAR = frozenset({"QLinear", "QLinearToFloat"})
+_OWN_LINEAR = frozenset({"QAttention", "QLinear", "QLinearToFloat"})
 # What the runtime inserts to change a layout, a type or a device.
 _MOVES = ("ReorderInput", "ReorderOutput", "Transpose", "Cast", "MemcpyFromHost", "MemcpyToHost")
 

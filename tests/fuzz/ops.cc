@@ -248,6 +248,7 @@ class Node {
       set("y_zero_point", random_.below(128));
     }
     if (op_ == "QLinear") make_linear();
+    if (op_ == "QAttention") make_attention();
   }
 
   void make_linear() {
@@ -256,6 +257,14 @@ class Node {
     Attribute table{"table", 'i', {}, {}, {}};
     for (int i = 0; i < 256; ++i) table.ints.push_back(random_.below(256));
     attributes.push_back(table);
+  }
+
+  void make_attention() {
+    set("heads", entries_);
+    for (const char* name : {"q_zero_point", "k_zero_point", "v_zero_point", "y_zero_point"}) set(name, random_.below(256));
+    for (const char* name : {"scale", "output_scale"}) {
+      set(name, std::vector<float>{random_.one_in(8) ? any_float(random_) : static_cast<float>(random_.below(100)) * 1e-4f});
+    }
   }
 
   void spoil_attributes() {
@@ -317,6 +326,7 @@ class Node {
     const std::int32_t type = linear  ? 2
                               : codes ? static_cast<std::int32_t>(to_)
                                       : random_.of(std::vector<std::int32_t>{1, 10, 16});
+    if (op_ == "QAttention") return make_attention_inputs();
     std::vector<std::int64_t> shape = any_shape();
     const auto rank = static_cast<std::int64_t>(shape.size());
     const std::int64_t place = axis_ < 0 ? axis_ + rank : axis_;
@@ -343,6 +353,19 @@ class Node {
       add(1, {outputs});
     }
     if ((op_ == "Spline" || op_ == "SplineMix" || op_ == "PolyNorm") && random_.one_in(2)) add(type, shape);
+  }
+
+  void make_attention_inputs() {
+    const std::int64_t batch = any_size(), queries = any_size() + random_.below(10), heads = entries_;
+    const std::int64_t keys = random_.one_in(4) ? random_.below(40) : any_size(), size = any_size(), values = any_size();
+    add(2, {batch, queries, heads * size});
+    add(2, {batch, keys, heads * size});
+    add(2, {batch, keys, heads * (random_.one_in(4) ? values + 15 : values)});
+    if (random_.one_in(2)) return;
+    const std::vector<std::int64_t> scores = {batch, heads, queries, keys};
+    std::vector<std::int64_t> mask;
+    for (auto i = static_cast<std::size_t>(random_.below(5)); i < 4; ++i) mask.push_back(random_.one_in(2) ? 1 : scores[i]);
+    add(1, mask);
   }
 
   void add(std::int32_t type, const std::vector<std::int64_t>& shape) { inputs.push_back({type, shape, nullptr}); }

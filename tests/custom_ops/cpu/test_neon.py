@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.custom_ops.cpu.process import Process
 
 # Exact by definition: the same bits everywhere.
-EXACT = ("Lut", "GatedLut", "QLinear", "QLinearToFloat")
+EXACT = ("Lut", "GatedLut", "QAttention", "QLinear", "QLinearToFloat")
 
 
 def test_offers_neon_and_the_portable_kernels(neon: Process) -> None:

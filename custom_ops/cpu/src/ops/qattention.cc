@@ -141,7 +141,7 @@ std::unique_ptr<Op> create_qattention(const Attributes& attributes, const Kernel
   };
   const auto factor = [&](const char* name) {
     const float value = attributes.number(name).value_or(1);
-    if (!std::isfinite(value)) throw Error("the attribute '" + std::string(name) + "' must be finite");
+    if (!std::isfinite(value * kLog2E)) throw Error("the attribute '" + std::string(name) + "' must be finite");
     return value;
   };
   const std::int64_t heads = attributes.integer("heads").value_or(0);
