@@ -395,3 +395,83 @@ def test_a_product_without_zero_points_has_its_codes_from_the_layers_and_a_softm
 def test_a_table_per_channel_is_calibrated_on_what_it_reads(tmp_path: Path) -> None:
     found = quantized(SPELLINGS["prelu_per_channel"].model(20), tmp_path, Settings(ROWS, "mse"))
     assert len(found.tables) == 1
+
+
+def by_heads(difference: str = "", mask: list[Any] | None = None) -> onnx.ModelProto:
+    """Attention of several heads between four layers; `difference` is what is unlike it."""
+    graph, rng = Graph(20), np.random.default_rng(0)
+    x = graph.input("x", ["batch", "tokens", WIDTH])
+
+    def layer(name: str, value: str) -> str:
+        return graph.op("MatMul", value, graph.weight(name, rng.standard_normal((WIDTH, WIDTH)) / np.sqrt(WIDTH)))
+
+    def split(value: str, perm: list[int]) -> str:
+        shape = [0, 0, HEADS, WIDTH // HEADS] if difference != "groups" else [-1, 1, HEADS, WIDTH // HEADS]
+        return graph.op("Transpose", graph.op("Reshape", value, np.array(shape)), perm=perm)
+
+    query, key, value = (layer(name, x) for name in ("query", "key", "value"))
+    keys = split(key, [0, 2, 1, 3] if difference == "keys" else [0, 2, 3, 1])
+    if difference == "keys":
+        keys = graph.op("Transpose", keys, perm=[0, 1, 3, 2])
+    scores = graph.op("MatMul", split(query, [0, 2, 1, 3]), keys)
+    scores = graph.op("Mul", scores, np.float32((WIDTH // HEADS) ** -0.5))
+    if mask is not None:
+        scores = graph.op("Add", graph.input("mask", mask), scores)
+    weights = graph.op("Softmax", scores, axis=2 if difference == "axis" else -1)
+    mixed = graph.op("MatMul", weights, split(value, [0, 2, 1, 3]))
+    back = graph.op("Transpose", mixed, perm=[0, 2, 1, 3])
+    joined = graph.op("Reshape", back, np.array([0, 0, WIDTH] if difference != "groups" else [2, -1, WIDTH]))
+    y = layer("output", joined)
+    graph.output(graph.op("Add", y, joined) if difference == "residual" else y, "y", 3)
+    return graph.model()
+
+
+MASKS: Mapping[str, list[Any] | None] = {
+    "no mask": None,
+    "of keys": ["batch", 1, 1, "tokens"],
+    "of queries": ["batch", 1, "tokens", 1],
+    "of all": ["batch", HEADS, "tokens", "tokens"],
+}
+
+
+@pytest.mark.parametrize("difference", ["", "keys"])
+@pytest.mark.parametrize("mask", MASKS)
+def test_attention_between_layers_of_ours_is_one_op(mask: str, difference: str, tmp_path: Path) -> None:
+    rng, x = np.random.default_rng(3), values(2, 7, WIDTH)
+    dims = MASKS[mask]
+    batch = {"x": x}
+    if dims is not None:
+        shape = [{"batch": 2, "tokens": 7}.get(dim, dim) for dim in dims]
+        batch["mask"] = np.where(rng.random(shape) < 0.3, np.finfo(np.float32).min, rng.standard_normal(shape)).astype(
+            np.float32
+        )
+    proto = by_heads(difference, dims)
+    found = quantized(proto, tmp_path, Settings(OWN, "minmax"), **batch)
+    kinds = ops(found.model) - Counter({"Identity": 1})
+    assert kinds == {"QuantizeLinear": 1, "QLinear": 3, "QAttention": 1, "QLinearToFloat": 1}
+    assert set(found.layers.values()) == {""}
+    before = run(opened(proto, tmp_path)[0].portable, tmp_path, batch)
+    # As above: x, four layers and the factors of two products, of codes of 8 bits.
+    assert np.linalg.norm(run(found.model, tmp_path, batch) - before) <= 6 * 7 * 0.5 / 255 * np.linalg.norm(before)
+
+
+@pytest.mark.parametrize("difference", ["axis", "groups", "residual", "larger mask"])
+def test_what_only_resembles_attention_stays_as_it_is(difference: str, tmp_path: Path) -> None:
+    """A softmax over queries, groups of tokens that are no batch, a result read twice, a mask that makes scores larger."""
+    batch = {"x": values(2, 7, WIDTH)}
+    if difference == "larger mask":
+        batch["mask"] = np.random.default_rng(3).standard_normal((2, 1, 1, 7)).astype(np.float32)
+    proto = by_heads(difference, ["copies", 1, 1, "tokens"] if "mask" in batch else None)
+    found = quantized(proto, tmp_path, Settings(OWN, "minmax"), **batch)
+    assert ops(found.model)["QAttention"] == 0
+    before = run(opened(proto, tmp_path)[0].portable, tmp_path, batch)
+    assert np.linalg.norm(run(found.model, tmp_path, batch) - before) <= 6 * 7 * 0.5 / 255 * np.linalg.norm(before)
+
+
+def test_attention_with_a_factor_in_floating_point_stays_as_it_is(tmp_path: Path) -> None:
+    proto = by_heads()
+    lowered, _ = opened(proto, tmp_path)
+    products = [n.name for n in lowered.portable.graph if n.op_type == "MatMul" and n.inputs[1].const_value is None]
+    found = quantized(proto, tmp_path, Settings(OWN, exclude=(str(products[0]),)), x=values(2, 7, WIDTH))
+    assert ops(found.model)["QAttention"] == 0
+    run(found.model, tmp_path, {"x": values(2, 7, WIDTH)})
