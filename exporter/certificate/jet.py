@@ -74,6 +74,24 @@ class Jet(_Operand):
         return cls(value, _ONE)
 
 
+class _Exponential(Jet):
+    """exp(v), or 1 + exp(v), that remembers v.
+
+    Over an interval on which exp grows by more than the bits of a ball's radius, a ball of it holds zero and negative numbers
+    too, and nothing follows for 1 / (1 + exp(v)) or log(1 + exp(v)). From v these are known all the same.
+
+    Attributes:
+        exponent: v.
+        shifted: whether it is 1 + exp(v).
+    """
+
+    __slots__ = ("exponent", "shifted")
+
+    def __init__(self, jet: Jet, exponent: Jet, *, shifted: bool) -> None:
+        super().__init__(jet.value, jet.first, jet.second, jet.third)
+        self.exponent, self.shifted = exponent, shifted
+
+
 class Truth(_Operand):
     """A condition over an interval.
 
@@ -315,11 +333,32 @@ def _softplus(v: arb) -> Expansion:
 # --- arithmetic ---
 
 
+def _exponential(a: Jet) -> Jet:
+    return _Exponential(_smooth(_exp)(a), a, shifted=False)
+
+
+def _logarithm(a: Jet) -> Jet:
+    return _smooth(_softplus)(a.exponent) if isinstance(a, _Exponential) and a.shifted else _smooth(_log)(a)
+
+
+def _logarithm_of_next(a: Jet) -> Jet:
+    return _smooth(_softplus)(a.exponent) if isinstance(a, _Exponential) and not a.shifted else _smooth(_log1p)(a)
+
+
+def _inverse(a: Jet) -> Jet:
+    if isinstance(a, _Exponential):
+        return (_smooth(_expit) if a.shifted else _exponential)(_negative(a.exponent))
+    return _smooth(_reciprocal)(a)
+
+
 def _add(a: Jet, b: Jet) -> Jet:
-    if _is_number(b):
-        return Jet(a.value + b.value, a.first, a.second, a.third)
     if _is_number(a):
-        return Jet(a.value + b.value, b.first, b.second, b.third)
+        a, b = b, a
+    if _is_number(b):
+        found = Jet(a.value + b.value, a.first, a.second, a.third)
+        if isinstance(a, _Exponential) and not a.shifted and b.value == 1:
+            return _Exponential(found, a.exponent, shifted=True)
+        return found
     return Jet(a.value + b.value, a.first + b.first, a.second + b.second, a.third + b.third)
 
 
@@ -367,7 +406,7 @@ def _scaled(a: Jet, factor: arb) -> Jet:
 
 
 def _divide(a: Jet, b: Jet) -> Jet:
-    return _multiply(a, _smooth(_reciprocal)(b))
+    return _multiply(a, _inverse(b))
 
 
 def _is_constant(a: Jet) -> bool:
@@ -390,7 +429,7 @@ def _power_integer(a: Jet, n: int) -> Jet:
         return (_monotone if power % 2 else _even)(lambda end: end**power, v)
 
     if n < 0:
-        return _smooth(_reciprocal)(_power_integer(a, -n))
+        return _inverse(_power_integer(a, -n))
     if n < 2:
         return a if n else Jet(_ONE)
     if not a.value.is_finite():
@@ -548,8 +587,8 @@ def _clip(a: Jet, low: Jet | None, high: Jet | None) -> Jet:
 ARITHMETIC: Mapping[np.ufunc, Callable[..., Jet | Truth]] = {
     np.add: _add, np.subtract: _subtract, np.multiply: _multiply, np.divide: _divide, np.power: _power,
     np.negative: _negative, np.positive: lambda a: a, np.absolute: _absolute, np.fabs: _absolute,
-    np.square: lambda a: _power_integer(a, 2), np.reciprocal: _smooth(_reciprocal),
-    np.exp: _smooth(_exp), np.expm1: _smooth(_expm1), np.log: _smooth(_log), np.log1p: _smooth(_log1p),
+    np.square: lambda a: _power_integer(a, 2), np.reciprocal: _inverse,
+    np.exp: _exponential, np.expm1: _smooth(_expm1), np.log: _logarithm, np.log1p: _logarithm_of_next,
     np.sqrt: _smooth(_sqrt), np.sin: _smooth(_sin), np.cos: _smooth(_cos), np.tan: _smooth(_tan),
     np.sinh: _smooth(_sinh), np.cosh: _smooth(_cosh), np.tanh: _smooth(_tanh),
     np.arcsin: _smooth(_asin), np.arccos: _smooth(_acos), np.arctan: _smooth(_atan),

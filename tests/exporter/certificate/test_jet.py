@@ -127,6 +127,30 @@ def test_a_smooth_function_is_bounded_tightly() -> None:
         assert float(narrow.third.rad()) < 2e-2 * float(wide.third.rad())
 
 
+OF_EXPONENTIALS = {
+    "1 / (1 + e)": lambda e: 1 / (1 + e), "e + 1": lambda e: np.reciprocal(e + 1), "power": lambda e: (1 + e) ** -1,
+    "1 / e": lambda e: 1 / e, "log": lambda e: np.log(1 + e), "log1p": np.log1p, "of log1p": lambda e: np.log1p(1 + e),
+    "of log": np.log, "2 + e": lambda e: 1 / (2 + e), "twice": lambda e: 1 / (1 + (1 + e)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_EXPONENTIALS)
+@given(low=ends, high=ends)
+def test_functions_of_an_exponential(name: str, low: float, high: float) -> None:
+    assert_holds(lambda x: OF_EXPONENTIALS[name](np.exp(x)), low, high)
+    assert_holds(lambda x: OF_EXPONENTIALS[name](np.exp(0.3 * x * x - x)), max(low, -4), min(high, 4))
+
+
+def test_what_is_made_of_exponentials_is_known_where_they_grow_by_any_factor() -> None:
+    for function in (
+        lambda x: x / (1 + np.exp(-x)),
+        lambda x: np.log(1 + np.exp(x)),
+        lambda x: np.tanh(np.log1p(np.exp(x))),
+    ):
+        assert float(function(over(-65504, -20)).value.abs_upper()) < 1e-3
+        assert function(over(-65504, -20)).third.is_finite()
+
+
 def test_where_a_function_is_undefined_nothing_is_claimed() -> None:
     for jet in (np.log(over(-1, 1)), np.sqrt(over(-2, -1)), 1 / over(-1, 1), np.arcsin(over(0, 2)), over(-1, 1) ** 0.3):
         assert not math.isfinite(float(jet.value.abs_upper()))
