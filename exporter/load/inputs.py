@@ -27,11 +27,12 @@ def _real_inputs(model: ir.Model) -> list[ir.Value]:
 
 
 def _spec(value: ir.Value) -> InputSpec:
-    if value.dtype is None or value.shape is None or value.name is None:
+    if value.dtype in {None, ir.DataType.UNDEFINED} or value.shape is None or value.name is None:
         raise ActxError(
             f"the model does not say the type or rank of its input {value.name!r}",
             remedy=f"State it: --input '{value.name}:float32[batch,64]'.",
         )
+    assert value.dtype is not None
     dims = tuple(d if isinstance(d, int) else (d.value or f"{value.name}_{i}") for i, d in enumerate(value.shape))
     return InputSpec(value.name, np.dtype(value.dtype.numpy()).name, dims)
 

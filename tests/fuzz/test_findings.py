@@ -58,6 +58,13 @@ def test_tensor_of_no_type(tmp_path: Path) -> None:
     refused(model, tmp_path, "is damaged")
 
 
+def test_input_of_no_type(tmp_path: Path) -> None:
+    model = gelu()
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.UNDEFINED
+    model.graph.node.insert(0, helper.make_node("Identity", ["x"], ["alias"]))
+    refused(model, tmp_path, "does not say the type or rank of its input")
+
+
 def test_attribute_tensor_of_no_type(tmp_path: Path) -> None:
     model = gelu()
     tensor = helper.make_tensor("value", TensorProto.FLOAT, [1], [0])
