@@ -334,6 +334,8 @@ def _qattention(dtype: np.dtype[Any]) -> Iterator[Case]:
         for name, specials in {"finite": (), "special": everything, "masked": [-np.inf], "nan": [np.nan]}.items():
             inputs = attention_inputs(next(seeds), (4, 5, 9, 8, 6), mask, specials)
             yield Case(f"{mask}-{name}-{dtype}", make(2, -3e-4, 0.7, 0, 255, 3, 9), inputs)
+    # More than are added at a time.
+    yield Case(f"long-{dtype}", make(1, 1e-5, 30.0, 0, 0, 128, 7), attention_inputs(next(seeds), (1, 2, 40_001, 2, 3)))
     inputs = attention_inputs(next(seeds), (1, 9, 40, 8, 6))
     for scale in (0.0, 1.0, 1e-9, -1e30, 2e38):
         yield Case(f"scale {scale}-{dtype}", make(2, float(scale), 1.0, 100, 100, 100, 100), inputs)

@@ -47,6 +47,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 KEYS_AT_ONCE = 32768
 # 255 * 2^f for f from -1/2 to 1/2, ascending powers; and the lowest exponent that is told from others.
 EXPONENTIAL = tuple(float(np.float32(c)) for c in (255, 176.74599, 61.256153, 14.259521, 2.4688873))
+LARGEST_FACTOR = 2.0e38  # a float32 number also times log2(e)
 LOG2_E, LEAST_EXPONENT = float(np.float32(1.44269504)), -28.0
 
 
@@ -56,7 +57,7 @@ class QAttentionOp(Op):
 
     Attributes:
         heads: how many, 1 or more.
-        scale: of the sums of Q and K; a float32 number, finite times log2(e), as is the next.
+        scale: of the sums of Q and K; a float32 number of at most 2e38 in magnitude, as is the next.
         output_scale: of the weighted mean of V.
         q_zero_point: the code of 0, from 0 to 255, as are the next.
         k_zero_point: of K.
@@ -101,8 +102,8 @@ class QAttentionOp(Op):
         given = {name: attributes.get(name) for name in _FACTORS}
         factors = {name: 1.0 if value is None else float(value) for name, value in given.items()}
         for name, value in factors.items():
-            if not abs(value) * LOG2_E <= _LARGEST:
-                msg = f"actx::{cls.NAME} attribute {name} must be finite, also times log2(e), got {value}"
+            if not abs(value) <= LARGEST_FACTOR:
+                msg = f"actx::{cls.NAME} attribute {name} must be at most 2e38 in magnitude, got {value}"
                 raise ValueError(msg)
         zero_points = {name: integer(cls.NAME, attributes, name, 0, _CODES) for name in _ZERO_POINTS}
         q, k, v, y = zero_points.values()

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from actx.custom_ops.ops import DOMAIN, OPSET
-from actx.custom_ops.ops.qattention import QAttentionOp
+from actx.custom_ops.ops.qattention import LARGEST_FACTOR, QAttentionOp
 from actx.exporter.lift.ops import op_of, tensor_of
 from actx.exporter.linear import ADD, MATMUL
 from actx.exporter.lower.emitter import Constants, Emitter
@@ -32,6 +32,7 @@ SOFTMAX = ("", "Softmax")
 _QUANTIZE, _DEQUANTIZE = ("", "QuantizeLinear"), ("", "DequantizeLinear")
 _RESHAPE, _TRANSPOSE = ("", "Reshape"), ("", "Transpose")
 _HEADS_FIRST, _KEYS_LAST = [0, 2, 1, 3], [0, 2, 3, 1]
+_RANK, _SPLIT_RANK = 3, 4  # of values, and of their heads
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def fuse_attention(model: ir.Model, constants: Constants) -> None:
 
 def _fuse(graph: ir.Graph, softmax: ir.Node, constants: Constants) -> None:
     (scores,) = softmax.inputs
-    if scores is None or softmax.attributes.get_int("axis", default=-1) not in {-1, len(_HEADS_FIRST) - 1}:
+    if scores is None or softmax.attributes.get_int("axis", default=-1) not in {-1, _SPLIT_RANK - 1}:
         return
     product, mask = _masked(scores)
     path = _path(softmax, _QUANTIZE, _DEQUANTIZE, MATMUL, _TRANSPOSE, _RESHAPE, _QUANTIZE)
@@ -68,15 +69,10 @@ def _fuse(graph: ir.Graph, softmax: ir.Node, constants: Constants) -> None:
         return
     if second.inputs[0] is not weights.outputs[0] or _axes(turning) != _HEADS_FIRST:
         return
-    op = QAttentionOp(
-        q.heads,
-        float(np.float32(q.scale * k.scale)),
-        float(np.float32(v.scale / y[0])),
-        q.zero_point,
-        k.zero_point,
-        v.zero_point,
-        y[1],
-    )
+    scale, output_scale = float(np.float32(q.scale * k.scale)), float(np.float32(v.scale / y[0]))
+    if max(scale, output_scale) > LARGEST_FACTOR:
+        return
+    op = QAttentionOp(q.heads, scale, output_scale, q.zero_point, k.zero_point, v.zero_point, y[1])
     emit = Emitter(graph, constants, quantize, str(softmax.name), ir.DataType.FLOAT, marked=False)
     given = [q.rows, k.rows, v.rows, *([] if mask is None else [mask])]
     codes = emit.op(op.NAME, *given, domain=DOMAIN, dtype=ir.DataType.UINT8, **op.attributes())
@@ -102,7 +98,7 @@ def _operand(value: ir.Value | None, order: list[int]) -> _Operand | None:
     codes = None if node is None else node.inputs[0]
     if pair is None or codes is None or codes.dtype is not ir.DataType.UINT8:
         return None
-    axes = list(range(len(order)))
+    axes = list(range(_SPLIT_RANK))
     while (turning := _made_by(codes, _TRANSPOSE)) is not None and (source := turning.inputs[0]) is not None:
         axes, codes = [_axes(turning)[axis] for axis in axes], source
     splitting = _made_by(codes, _RESHAPE)
@@ -113,7 +109,7 @@ def _operand(value: ir.Value | None, order: list[int]) -> _Operand | None:
 
 def _heads(rows: ir.Value, split: ir.Value) -> int | None:
     """Return H where values are surely of [B, R, H * size] and [B, R, H, size]."""
-    if rows.shape is None or split.shape is None or len(rows.shape) != len(split.shape) - 1 != len(_HEADS_FIRST) - 1:
+    if rows.shape is None or split.shape is None or (len(rows.shape), len(split.shape)) != (_RANK, _SPLIT_RANK):
         return None
     width, (heads, size) = rows.shape[-1], split.shape[-2:]
     if not (isinstance(width, int) and isinstance(heads, int) and isinstance(size, int)) or heads * size != width:

@@ -12,6 +12,7 @@
 namespace actx {
 namespace {
 
+constexpr float kLargestFactor = 2e38f;  // finite also times log2(e)
 constexpr std::int64_t kProductsPerElement = 16;  // that take as long as an element of the cheapest kernel
 
 class QAttention final : public Op {
@@ -141,7 +142,9 @@ std::unique_ptr<Op> create_qattention(const Attributes& attributes, const Kernel
   };
   const auto factor = [&](const char* name) {
     const float value = attributes.number(name).value_or(1);
-    if (!std::isfinite(value * kLog2E)) throw Error("the attribute '" + std::string(name) + "' must be finite");
+    if (!(std::fabs(value) <= kLargestFactor)) {
+      throw Error("the attribute '" + std::string(name) + "' must be at most 2e38 in magnitude, got " + std::to_string(value));
+    }
     return value;
   };
   const std::int64_t heads = attributes.integer("heads").value_or(0);
