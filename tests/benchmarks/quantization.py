@@ -3,7 +3,8 @@
 all-MiniLM-L6-v2 with its gelu and with mish in its place, and trained networks of `actx.models` on digits. Everybody gets the
 same source and calibration data, and is measured on other data. In one process all models take turns; printed are medians,
 and their ratios to the last row of the same runtime, which is ours. `actx[peers]` has what runs in this environment; Optimum
-needs older versions of other packages, and so the Python of an environment of its own: `--optimum`.
+and Olive have the Python of an environment of their own, `--optimum` and `--olive`: the first needs older versions of other
+packages.
 
 1. ONNX Runtime: every model is opened with and without the optimizer SkipLayerNormFusion, and its better time counts. Without
    VNNI, sums of int8 products saturate where a quantizer does not care; ONNX Runtime's has the setting reduce_range for it.
@@ -222,6 +223,7 @@ def static(network: Network, folder: Path, *, method: str | None, reduce_range: 
     return folder / "quantized.onnx"
 
 
+# Scripts get the model, the folder with the data, the folder for the result, and "dynamic" or "static".
 _OPTIMUM = """
 import sys
 from pathlib import Path
@@ -244,14 +246,49 @@ quantizer.quantize(settings, out, calibration_tensors_range=ranges)
 """
 
 
-def optimum(network: Network, folder: Path, *, python: str, kind: str) -> Path:
-    """Optimum's setting for AVX-512 VNNI, in an environment of its own."""
-    data = network.folder / "calibration"
-    command = [python, "-c", _OPTIMUM, str(network.single), str(data), str(folder), kind]
+# Olive imports it again, for the data.
+_OLIVE = """
+import sys
+from pathlib import Path
+import numpy as np
+from olive.data.registry import Registry
+from olive.workflows import run
+
+@Registry.register_dataset()
+def samples(data_dir=None, **_):
+    return [(dict(np.load(file)), 0) for file in sorted(Path(data_dir).iterdir())]
+
+@Registry.register_dataloader()
+def batches(dataset, **_):
+    return dataset
+
+if __name__ == "__main__":
+    source, data, out, kind = sys.argv[1:]
+    quantize = {"type": f"Onnx{kind.capitalize()}Quantization"}
+    config = {"input_model": {"type": "ONNXModel", "model_path": source}, "passes": {"quantize": quantize}, "output_dir": out}
+    if kind == "static":
+        quantize["data_config"] = "calibration"
+        config["data_configs"] = [{
+            "name": "calibration", "user_script": __file__, "dataloader_config": {"type": "batches"},
+            "load_dataset_config": {"type": "samples", "params": {"data_dir": data}},
+            "pre_process_data_config": {"type": "skip_pre_process"},
+            "post_process_data_config": {"type": "skip_post_process"},
+        }]
+    run(config)
+"""
+
+
+def elsewhere(network: Network, folder: Path, *, python: str, script: str, kind: str) -> Path:
+    """Run a script in an environment of its own; return the one model that it writes."""
+    (folder / "script.py").write_text(script)
+    out = folder / "out"
+    out.mkdir()
+    command = [python, "script.py", str(network.single), str(network.folder / "calibration"), str(out), kind]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=folder)
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1])
-    return folder / f"{network.single.stem}_quantized.onnx"
+    (found,) = out.glob("*.onnx")
+    return found
 
 
 def nncf(network: Network, folder: Path, *, controlled: bool) -> Path:
@@ -300,7 +337,7 @@ def source(network: Network, _: Path) -> Path:
     return network.file
 
 
-def peers(network: Network, optimum_python: str | None) -> dict[str, Peer]:
+def peers(network: Network, pythons: Mapping[str, str | None]) -> dict[str, Peer]:
     """Return everybody by name; the last row of a runtime is what its others are compared with."""
     found = {
         "float32": Peer(ORT, source),
@@ -317,9 +354,10 @@ def peers(network: Network, optimum_python: str | None) -> dict[str, Peer]:
         found[f"quantize_static, per channel, U8S8, linear layers, {method.lower()}"] = Peer(ORT, make)
     make = partial(static, method="MinMax", reduce_range=True)
     found["quantize_static, per channel, U8S8, linear layers, minmax, reduce_range"] = Peer(ORT, make)
-    if optimum_python is not None:
-        for kind in ("dynamic", "static"):
-            found[f"Optimum, avx512_vnni {kind}"] = Peer(ORT, partial(optimum, python=optimum_python, kind=kind))
+    for name, script in {"Optimum, avx512_vnni": _OPTIMUM, "Olive": _OLIVE}.items():
+        if (python := pythons[name.split(",")[0].lower()]) is not None:
+            for kind in ("dynamic", "static"):
+                found[f"{name} {kind}"] = Peer(ORT, partial(elsewhere, python=python, script=script, kind=kind))
     for options, recover in (("", False), (" --recover", True)):
         make = partial(ours, target="ort-cpu", scheme="int8", recover=recover)
         found[f"actx --target ort-cpu --quant int8{options}"] = Peer(ORT, make)
@@ -404,9 +442,9 @@ def times(network: Network, results: Mapping[str, Result], threads: int, rounds:
     return {name: min(ms for way, ms in found.items() if way.split("\n")[0] == name) for name in results}
 
 
-def compare(network: Network, threads: list[int], rounds: int, optimum_python: str | None, only: str) -> None:
+def compare(network: Network, threads: list[int], rounds: int, pythons: Mapping[str, str | None], only: str) -> None:
     """Print a table."""
-    chosen = {name: peer for name, peer in peers(network, optimum_python).items() if re.search(only, name)}
+    chosen = {name: peer for name, peer in peers(network, pythons).items() if re.search(only, name)}
     results = made(network, chosen)
     calls = 1 if network.labels is None else 20
     measured = {count: times(network, results, count, rounds, calls) for count in threads}
@@ -433,12 +471,14 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--optimum", help="the Python of an environment with optimum-onnx[onnxruntime]")
+    parser.add_argument("--olive", help="the Python of an environment with olive-ai, requests and onnxruntime")
     parser.add_argument("--only", default="", help="a regular expression that a quantizer's name holds")
     arguments = parser.parse_args()
     print(f"{machine()}, OpenVINO {ov.__version__.split('-')[0]}, medians of {arguments.rounds}")
     for name in arguments.networks:
         with tempfile.TemporaryDirectory() as folder:
-            compare(prepare(name, Path(folder)), arguments.threads, arguments.rounds, arguments.optimum, arguments.only)
+            pythons = {"optimum": arguments.optimum, "olive": arguments.olive}
+            compare(prepare(name, Path(folder)), arguments.threads, arguments.rounds, pythons, arguments.only)
 
 
 if __name__ == "__main__":
