@@ -278,8 +278,9 @@ def _print_quantization(found: QuantizationEntry) -> None:
     left = {name: reason for name, reason in found.layers.items() if reason}
     layers = f"{len(found.layers) - len(left)} of {printing.count(len(found.layers), 'layer')}"
     moved = f", magnitude moved at {printing.count(len(found.migrated), 'value')}" if found.migrated else ""
+    printing.print_line("")
     printing.print_line(
-        f"\n{layers} in int8, ranges by {found.calibrator}{moved}{', biases corrected' if found.corrected else ''}"
+        f"{layers} in int8, ranges by {found.calibrator}{moved}{', biases corrected' if found.corrected else ''}"
     )
     if left:
         names = "|".join(re.escape(name) for name in left)

@@ -302,7 +302,7 @@ def _compared(pair: Prepared, graph: Graph) -> _Compared:
         _check_names(pair.loaded, proto)
         owned, halves = _marked(proto), halves_by_site(proto)
     manifest, samples, sites = pair.manifest, pair.data, {site.name: site for site in pair.sites}
-    taps = () if manifest is None else tuple(_taps(manifest, sites, owned, halves))
+    taps = () if manifest is None else tuple(_taps(manifest, sites, owned, halves, tables=graph.kernels))
     if manifest is not None and ((len(manifest.graphs) > 1 and not graph.kernels) or not graph.on_target):
         samples = replace(samples, notes=(*samples.notes, f"{graph.path.name} was run, {graph.reason}"))
     return _Compared(samples, taps, products(pair.sites) | owned)
@@ -316,13 +316,19 @@ def _last_engine(manifest: Manifest | None) -> Profile | None:
 
 
 def _taps(
-    manifest: Manifest, sites: Mapping[str, Site], owned: Mapping[str, str], halves: Mapping[str, Half]
+    manifest: Manifest, sites: Mapping[str, Site], owned: Mapping[str, str], halves: Mapping[str, Half], *, tables: bool
 ) -> Iterator[SiteTap]:
+    """Yield the taps of a bundle's graph; with `tables`, of that whose sites became tables where a scheme made them."""
+    behind = manifest.quantization.tables if tables and manifest.quantization is not None else {}
     for entry in manifest.sites:
         site = sites.get(entry.name)
-        if site is None or entry.form == str(KEEP) or site.function.key != entry.function:
+        if site is None or site.function.key != entry.function:
             continue
-        if entry.recovery is not None and entry.recovery.layers:
+        if entry.name in behind:
+            yield tap_behind(site, behind[entry.name])
+        elif entry.form == str(KEEP):
+            continue
+        elif entry.recovery is not None and entry.recovery.layers:
             yield tap_behind(site, entry.recovery.layers[0])
         else:
             interval = None if entry.fit is None else entry.fit.interval

@@ -72,7 +72,7 @@ OF_OTHERS = frozenset(
         *("--first", "--guided", "--seconds"),  # python -m tests.fuzz
         "--arch",  # python -m actx.custom_ops.cpu.build
         *("--activation", "--epochs", "--ffn", "--norm"),  # python -m actx.models.train
-        *("--dynamic", "--forms", "--networks", "--nodes", "--only", "--optimum"),  # the benchmarks
+        *("--dynamic", "--forms", "--networks", "--nodes", "--olive", "--only", "--optimum"),  # the benchmarks
         *("--parameters", "--precision", "--rounds"),
         *("--save-inputs", "--load-outputs"),  # polygraphy run
         "--system-site-packages",  # python -m venv

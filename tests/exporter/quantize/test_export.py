@@ -15,6 +15,7 @@ from actx.exporter import making
 from actx.exporter.errors import RequirementError, UsageError
 from actx.exporter.latency import Comparison
 from actx.exporter.load import load
+from actx.exporter.measuring import check
 from actx.exporter.opening import best_graph
 from actx.exporter.pipeline import export
 from actx.exporter.runtimes.onnxruntime import RuntimeOptions
@@ -62,8 +63,11 @@ def trained_onnx(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
 def test_trained_networks_agree_and_their_sites_stay_whole(
     name: str, trained_onnx: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    found = digits(trained_onnx(name), tmp_path / "out")
+    found = digits(model := trained_onnx(name), tmp_path / "out")
     assert found.drift is not None
+    again = check(model, tmp_path / "out", data=str(demo_path(EVALUATION)), metric="top1", options=ONE)
+    assert [site.name for site in again.sites] == [site.name for site in found.drift.sites]
+    assert again.drift == found.drift.drift
     assert found.drift.drift <= 0.01  # share of the images whose class changes
     quantization = found.manifest.quantization
     assert quantization is not None
