@@ -1,7 +1,8 @@
 """Write the ops of domain `actx` that a source holds as standard ops, for the portable graph.
 
 Each op has one function below; arithmetic is in float32, whatever the element type, and rounded once at the end. What the
-portable graph does not promise is what an infinity of X gives where tables are mixed.
+portable graph does not promise is what an infinity of X gives where tables are mixed, and an attention without keys, which ONNX
+Runtime refuses to run.
 """
 
 from __future__ import annotations
