@@ -51,6 +51,7 @@ class Case:
 # --- tables ---
 
 
+@cache
 def gelu_table(segments: int, degree: int) -> Spline:
     """GELU, interpolated at Chebyshev points between equal knots on [-5, 5], with its own asymptotes."""
     knots = np.linspace(-5, 5, segments - 1).astype(np.float32).astype(np.float64)
@@ -67,6 +68,7 @@ def gelu_table(segments: int, degree: int) -> Spline:
     return Spline.of(knots, [*pieces, line], [*origins, 0.0])
 
 
+@cache
 def random_table(seed: int, segments: int, degree: int) -> Spline:
     """Knots anywhere, jumps at them, and tails of any degree."""
     rng = np.random.default_rng(seed)
@@ -99,6 +101,7 @@ def tables() -> Mapping[str, Spline]:
     return found
 
 
+@cache
 def channel_table(seed: int, channels: int, axis: int, segments: int = 5, degree: int = 3) -> Spline:
     """Another random table for each channel."""
     rows = [random_table(seed + i, segments, degree) for i in range(channels)]

@@ -93,12 +93,16 @@ def run_file(path: Path) -> Callable[[Mapping[str, NDArray[Any]]], list[NDArray[
     return lambda feeds: list(opened.run(feeds).values())
 
 
+@pytest.fixture(scope="module")
+def before(encoder_dynamo_onnx: Path, held_out: Path) -> NDArray[np.float64]:
+    return embeddings(run_file(encoder_dynamo_onnx), held_out)
+
+
 @pytest.mark.parametrize("form", AT_LEAST)
 def test_embeddings_survive(
-    form: str, exported: Callable[[str], Exported], encoder_dynamo_onnx: Path, held_out: Path
+    form: str, exported: Callable[[str], Exported], before: NDArray[np.float64], held_out: Path
 ) -> None:
     opened = session(exported(form).path, ONE_THREAD)
-    before = embeddings(run_file(encoder_dynamo_onnx), held_out)
     after = embeddings(lambda feeds: list(opened.run(feeds).values()), held_out)
     mean = float(cosine(before, after).mean())
     print(f"{form}: mean cosine {mean:.6f}")  # noqa: T201 - the figure

@@ -15,9 +15,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from actx.custom_ops.cpu.elf import ARCHITECTURES
 from actx.custom_ops.cpu.library import LIBRARY_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _LAST_LINES = 20
 
@@ -27,25 +31,33 @@ class BuildError(Exception):
 
 
 def build(
-    architecture: str, folder: Path | str, *, sanitize: bool = False, gpu_provider: str = "CUDAExecutionProvider"
+    architecture: str,
+    folder: Path | str,
+    *,
+    isas: Sequence[str] | None = None,
+    sanitize: bool = False,
+    gpu_provider: str = "CUDAExecutionProvider",
 ) -> Path:
     """Build the library and return its path.
 
     Args:
         architecture: "x86_64" or "aarch64".
         folder: where to put it; made if it is not there.
+        isas: the instruction sets that get kernels, beside the portable ones: "avx2", "avx512" and "avx512vbmi", or "neon".
+            None for all; fewer make a smaller library.
         sanitize: whether to check addresses and undefined behaviour at run time. A program that loads such a library
             must be built with ``-fsanitize=address,undefined`` itself.
         gpu_provider: ONNX Runtime's provider that has the kernels of a graph; tests name the CPU's, over a stand-in for CUDA.
 
     Raises:
-        BuildError: CMake or the compiler is missing, or the build fails.
+        BuildError: CMake or the compiler is missing, the architecture has no such instruction set, or the build fails.
     """
     target = Path(folder)
     options = [
         *_compiler_options(architecture),
         f"-DACTX_SANITIZE={'ON' if sanitize else 'OFF'}",
         f"-DACTX_CUDA_PROVIDER={gpu_provider}",
+        *([] if isas is None else [f"-DACTX_ISAS={';'.join(isas)}"]),
     ]
     with (
         importlib.resources.as_file(importlib.resources.files("actx.custom_ops.cpu") / "CMakeLists.txt") as lists,
@@ -91,10 +103,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m actx.custom_ops.cpu.build", description="Build the CPU kernels.")
     parser.add_argument("--arch", default=platform.machine(), choices=ARCHITECTURES.values(), help="the architecture")
     parser.add_argument("-o", "--output", type=Path, default=Path(), metavar="FOLDER", help="where to put the library")
+    parser.add_argument("--isa", action="append", metavar="NAME", help="one that gets kernels; repeatable (default: all)")
     parser.add_argument("--sanitize", action="store_true", help="with AddressSanitizer and UndefinedBehaviorSanitizer")
     arguments = parser.parse_args()
     try:
-        path = build(arguments.arch, arguments.output, sanitize=arguments.sanitize)
+        path = build(arguments.arch, arguments.output, isas=arguments.isa, sanitize=arguments.sanitize)
     except BuildError as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -7,17 +7,17 @@
 
 namespace actx {
 
-#if defined(__x86_64__)
-extern const Kernels k_avx512vbmi, k_avx512, k_avx2;
-#elif defined(__aarch64__)
-extern const Kernels k_neon;
-#endif
+// Which of them the library has, and so which addresses are not null, is up to its build: ACTX_ISAS.
+extern __attribute__((weak)) const Kernels k_avx512vbmi, k_avx512, k_avx2, k_neon;
 extern const Kernels k_portable;
 
 namespace {
 
 std::vector<const Kernels*> detect() {
   std::vector<const Kernels*> found;
+  const auto add = [&found](bool runs, const Kernels* kernels) {
+    if (runs && kernels != nullptr) found.push_back(kernels);
+  };
 #if defined(__x86_64__)
   __builtin_cpu_init();
   // Every CPU with AVX2 and FMA has F16C, which not every compiler can ask for.
@@ -26,13 +26,12 @@ std::vector<const Kernels*> detect() {
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   // CPUs with VBMI have VNNI, but for one of 2018.
   const bool vbmi = avx512 && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
-  if (vbmi) found.push_back(&k_avx512vbmi);
-  if (avx512) found.push_back(&k_avx512);
-  if (avx2) found.push_back(&k_avx2);
-#elif defined(__aarch64__)
-  found.push_back(&k_neon);
+  add(vbmi, &k_avx512vbmi);
+  add(avx512, &k_avx512);
+  add(avx2, &k_avx2);
 #endif
-  found.push_back(&k_portable);
+  add(true, &k_neon);
+  add(true, &k_portable);
   return found;
 }
 

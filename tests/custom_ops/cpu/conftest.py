@@ -40,9 +40,13 @@ def library() -> cpu.Library:
 
 
 def sanitized_library(factory: pytest.TempPathFactory) -> Path:
-    """The library with AddressSanitizer and UndefinedBehaviorSanitizer; kernels of graphs are for the CPU's provider."""
+    """The library with AddressSanitizer and UndefinedBehaviorSanitizer; kernels of graphs are for the CPU's provider.
+
+    It has the instruction sets of this machine alone.
+    """
     need("c++", "cmake")
-    asked: dict[str, Any] = {"sanitize": True, "gpu_provider": "CPUExecutionProvider"}
+    isas = [isa for isa in cpu.load().isas if isa != "portable"]
+    asked: dict[str, Any] = {"isas": isas, "sanitize": True, "gpu_provider": "CPUExecutionProvider"}
     folder = written_once(factory, "sanitized", lambda folder: build(platform.machine(), folder, **asked))
     return folder / LIBRARY_NAME
 

@@ -60,6 +60,12 @@ def test_refuses_an_unknown_architecture(tmp_path: Path) -> None:
         build("vax", tmp_path)
 
 
+def test_refuses_an_unknown_instruction_set(tmp_path: Path) -> None:
+    need("c++", "cmake")
+    with pytest.raises(BuildError, match="no kernels for the instruction set 'mmx' of .*; available: "):
+        build(os.uname().machine, tmp_path, isas=["mmx"])
+
+
 def test_says_which_compiler_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     other = "x86_64" if os.uname().machine == "aarch64" else "aarch64"

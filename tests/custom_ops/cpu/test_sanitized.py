@@ -14,7 +14,12 @@ from tests.custom_ops.cpu.agreement import check_case, check_contract, check_ref
 from tests.op_strategies import any_case
 
 if TYPE_CHECKING:
+    from actx.custom_ops.cpu import Library
     from tests.custom_ops.cpu.process import Process
+
+
+def test_has_the_instruction_sets_of_this_machine(sanitized: Process, library: Library) -> None:
+    assert sanitized.isas == library.isas
 
 
 @pytest.mark.parametrize("op_type", OPS)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.real
 
 # Mean cosine of the embeddings of held-out texts with the original's, at least, by form and number of texts to fit on.
-AT_LEAST = {("relu", 64): 0.983, ("hardswish", 64): 0.996, ("pwl:8", 64): 0.9997, ("relu", 256): 0.988}
+AT_LEAST = {("hardswish", 64): 0.996, ("pwl:8", 64): 0.9997, ("relu", 256): 0.988}
 
 ONE_THREAD = RuntimeOptions(threads=1)
 
