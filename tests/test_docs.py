@@ -70,7 +70,7 @@ ALWAYS = frozenset({"--help", "--version", "--install-completion", "--show-compl
 OF_OTHERS = frozenset(
     {
         *("--first", "--guided", "--seconds"),  # python -m tests.fuzz
-        "--arch",  # python -m actx.custom_ops.cpu.build
+        *("--arch", "--isa"),  # python -m actx.custom_ops.cpu.build
         *("--activation", "--epochs", "--ffn", "--norm"),  # python -m actx.models.train
         *("--dynamic", "--forms", "--networks", "--nodes", "--olive", "--only", "--optimum"),  # the benchmarks
         *("--parameters", "--precision", "--rounds"),

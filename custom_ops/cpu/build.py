@@ -103,7 +103,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m actx.custom_ops.cpu.build", description="Build the CPU kernels.")
     parser.add_argument("--arch", default=platform.machine(), choices=ARCHITECTURES.values(), help="the architecture")
     parser.add_argument("-o", "--output", type=Path, default=Path(), metavar="FOLDER", help="where to put the library")
-    parser.add_argument("--isa", action="append", metavar="NAME", help="one that gets kernels; repeatable (default: all)")
+    parser.add_argument(
+        "--isa", action="append", metavar="NAME", help="one that gets kernels; repeatable (default: all)"
+    )
     parser.add_argument("--sanitize", action="store_true", help="with AddressSanitizer and UndefinedBehaviorSanitizer")
     arguments = parser.parse_args()
     try:

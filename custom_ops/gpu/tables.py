@@ -88,12 +88,9 @@ def pack(spline: Spline, dtype: np.dtype[Any], search: Search | None = None) -> 
         raise ValueError(msg)
     width = spline.segments if chosen == "select" else max(2 ** (spline.segments - 1).bit_length(), 2)
     degree = next(d for d in DEGREES if d >= spline.degree)
-    columns = [
-        _column(k, c, o, width, degree, buckets if chosen == "buckets" else None)
-        for k, c, o in zip(knots, coefficients, origins, strict=True)
-    ]
+    numbers = _packed(knots, coefficients, origins, width, degree, buckets if chosen == "buckets" else None)
     curved = bool((coefficients[:, [0, -1], 2:] != 0).any())
-    return Table(chosen, degree, width, curved, bool(origins.any()), np.stack(columns, axis=1).reshape(-1))
+    return Table(chosen, degree, width, curved, bool(origins.any()), numbers.T.reshape(-1))
 
 
 def rows_of_coefficients(spline: Spline, width: int, degree: int) -> NDArray[np.float32]:
@@ -122,21 +119,25 @@ def _widened(rows: NDArray[np.float32], width: int) -> NDArray[np.float32]:
     return np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, width - rows.shape[-1])], mode="edge")
 
 
-def _column(
+def _packed(
     knots: NDArray[np.float32], coefficients: NDArray[np.float32], origins: NDArray[np.float32],
     width: int, degree: int, buckets: _Buckets | None,
 ) -> NDArray[np.float32]:  # fmt: skip
-    """1."""
-    rows = np.zeros((degree + 3, width), np.float32)
-    rows[0] = np.inf
-    rows[0, : len(knots)] = knots
-    rows[1] = _widened(origins, width)
-    rows[2 : 2 + coefficients.shape[1]] = _widened(coefficients.T, width)
-    bounds = (knots[0], knots[-1]) if len(knots) else (-1.0, 1.0)
-    header = np.zeros(HEADER, np.float32)
-    header[:3] = (*bounds, 1.0) if buckets is None else (buckets.low, buckets.high, buckets.scale)
-    words = [] if buckets is None else [buckets.words]
-    return np.concatenate([rows.reshape(-1), header, *words])
+    """1, for each channel: [channels, numbers]."""
+    channels = len(origins)
+    rows = np.zeros((channels, degree + 3, width), np.float32)
+    rows[:, 0] = np.inf
+    rows[:, 0, : knots.shape[1]] = knots
+    rows[:, 1] = _widened(origins, width)
+    rows[:, 2 : 2 + coefficients.shape[2]] = _widened(coefficients.swapaxes(1, 2), width)
+    header = np.zeros((channels, HEADER), np.float32)
+    if buckets is None:
+        header[:, :2] = knots[:, [0, -1]] if knots.shape[1] else (-1.0, 1.0)
+        header[:, 2] = 1.0
+    else:
+        header[:, :3] = buckets.low, buckets.high, buckets.scale
+    words = [] if buckets is None else [buckets.words[None]]  # of one channel
+    return np.concatenate([rows.reshape(channels, -1), header, *words], axis=1)
 
 
 def place(knots: NDArray[np.float32], dtype: np.dtype[Any]) -> _Buckets | None:

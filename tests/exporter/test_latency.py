@@ -15,6 +15,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from scipy.signal import lfilter
 
+from actx.exporter import latency, turns
 from actx.exporter.data import InputSpec, synthetic_data
 from actx.exporter.errors import ActxError, UsageError
 from actx.exporter.latency import (
@@ -31,10 +32,12 @@ from actx.exporter.latency import (
 from actx.exporter.runtimes.onnxruntime import RuntimeOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+MAX_ROUNDS, MAX_TURNS = 50, 40
 WIDTH = 16
 WEIGHT = np.random.default_rng(0).standard_normal((WIDTH, WIDTH)).astype(np.float32)
 Layers = list[tuple[str, list[str], str]]
@@ -52,6 +55,14 @@ ERF_GELU: Layers = [
     ("MatMul", ["c", "w"], "y"),
 ]
 ERF_OWNERS = {**dict.fromkeys("defgh", "gelu"), "c": "relu"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def measurements_are_as_long_as_a_users() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "_MAX_ROUNDS", MAX_ROUNDS)
+        patch.setattr(turns, "MAX_TURNS", MAX_TURNS)
+        yield
 
 
 def save(

@@ -62,7 +62,7 @@ def test_refuses_an_unknown_architecture(tmp_path: Path) -> None:
 
 def test_refuses_an_unknown_instruction_set(tmp_path: Path) -> None:
     need("c++", "cmake")
-    with pytest.raises(BuildError, match="no kernels for the instruction set 'mmx' of .*; available: "):
+    with pytest.raises(BuildError, match=r"no kernels for the instruction set 'mmx' of \w+; available: "):
         build(os.uname().machine, tmp_path, isas=["mmx"])
 
 
