@@ -76,7 +76,7 @@ def test_launches_what_is_planned(worker: Worker, op_type: str) -> None:
 
 
 @pytest.mark.parametrize("op_type", GPU_OPS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_launches_what_is_planned_for_any_sizes(worker: Worker, op_type: str, data: st.DataObject) -> None:
     """Whatever sizes were not known when it was compiled, and whatever it was compiled for."""

@@ -78,8 +78,7 @@ def saved(name: str, folder: Path, **options: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("sharded", [False, True])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "sharded"), [*((name, False) for name in MODELS), ("decoder", True)])
 def test_sites_and_outputs(name: str, sharded: bool, tmp_path: Path) -> None:
     _, kinds, feeds = MODELS[name]
     folder = tmp_path / "folder"
