@@ -97,6 +97,11 @@ def _print_error(error: Exception) -> int:
             err=True,
         )
         return 1
+    if (
+        isinstance(error, OSError) and error.filename is not None
+    ):  # the machine's: a name that is too long, a disk that fails
+        typer.echo(f"Error: {one_line(f'{error.strerror}: {error.filename}')}", err=True)
+        return 1
     if hasattr(error, "format_message"):  # of the command line itself: typer has no public name for all of these
         return _print_usage(error)
     typer.echo(f"Error: {type(error).__name__}: {one_line(str(error))}", err=True)

@@ -23,10 +23,18 @@ Real: TypeAlias = float | Literal["inf", "-inf"]
 _NUMBERS = re.compile(r'\[\n([^][{}"]*)\]')
 
 
+# Bytes of a name, and of a path: what file systems take.
+_LONGEST_NAME, _LONGEST_PATH = 255, 1024
+
+
 def _inside(name: str) -> str:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
         msg = "it is no path of a file in the bundle"
+        raise ValueError(msg)
+    sizes = [len(part.encode("utf-8", "surrogatepass")) for part in path.parts]
+    if max(sizes) > _LONGEST_NAME or sum(sizes) + len(sizes) > _LONGEST_PATH:
+        msg = "it is longer than the name of a file can be"
         raise ValueError(msg)
     return name
 
@@ -36,7 +44,7 @@ FileName: TypeAlias = Annotated[str, AfterValidator(_inside)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class SourceEntry(_Strict):

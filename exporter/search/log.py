@@ -72,7 +72,7 @@ class Log:
             return None
         try:
             return read(self._values[key])
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             return None
 
     def put(self, key: str, kind: str, about: Mapping[str, Any], value: Any) -> None:

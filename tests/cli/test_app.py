@@ -192,6 +192,14 @@ def test_errors(actx: Actx, model: Path, case: str, json_flag: bool, monkeypatch
     assert "not an error that actx expects" not in result.err
 
 
+@pytest.mark.parametrize("verb", ["inspect", "check", "export", "report"])
+def test_a_name_that_no_file_has(actx: Actx, verb: str) -> None:
+    result = actx(verb, *(["model.onnx"] if verb == "check" else []), "a" * 300)
+    assert result.code == 1
+    assert result.err.count("\n") == 1
+    assert result.err.startswith("Error: File name too long: a")
+
+
 def test_the_traceback_on_demand(actx: Actx, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Traceback" not in actx("inspect", "missing.onnx").err
     monkeypatch.setenv("ACTX_DEBUG", "1")

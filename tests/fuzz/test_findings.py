@@ -24,6 +24,7 @@ from actx.exporter.load import load
 from actx.exporter.load.archive import dangers
 from actx.exporter.manifest import Manifest
 from actx.exporter.search.log import Log
+from actx.exporter.search.trials import TrialResult
 from actx.exporter.tensorrt.inspector import parse_layers
 from actx.exporter.tensorrt.options import parse_size
 from actx.exporter.tensorrt.shapes import parse_range
@@ -237,6 +238,23 @@ def test_a_pipe_in_the_bundle(tmp_path: Path) -> None:
         verify(tmp_path, Manifest.parse(tree, tmp_path / "manifest.json"))
 
 
+def test_a_file_of_the_bundle_with_a_name_that_no_file_has() -> None:
+    tree = json.loads(seeds.manifests()[0])
+    for name in ("a" * 256, "/".join(["a" * 200] * 6)):
+        with pytest.raises(ActxError, match="longer than the name of a file"):
+            Manifest.parse({**tree, "files": {name: "0" * 64}}, Path("manifest.json"))
+
+
+@pytest.mark.parametrize("number", ["Infinity", "1e999", "NaN"])
+def test_a_number_that_json_has_not(number: str, tmp_path: Path) -> None:
+    """What is read can be written."""
+    tree = json.loads(seeds.manifests()[0])
+    tree["request"]["max_drift"] = "HERE"
+    (tmp_path / "manifest.json").write_text(json.dumps(tree).replace('"HERE"', number))
+    with pytest.raises(ActxError, match="finite number"):
+        Manifest.read(tmp_path / "manifest.json")
+
+
 # --- data and text ---
 
 
@@ -291,6 +309,13 @@ def test_devices_that_are_too_much(tmp_path: Path, content: str) -> None:
 def test_a_line_of_the_log_nested_too_deep(tmp_path: Path) -> None:
     (tmp_path / "log").write_text(f'{{"key": {DEEP}\n')
     assert Log(tmp_path / "log").get("a", float) is None
+
+
+def test_a_drift_in_the_log_that_no_float_holds(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text(
+        f'{{"key": "a", "kind": "trial", "about": {{}}, "value": {{"drift": {"9" * 400}, "reason": ""}}}}\n'
+    )
+    assert Log(tmp_path / "log").get("a", TrialResult.from_dict) is None
 
 
 def test_layers_nested_too_deep() -> None:
