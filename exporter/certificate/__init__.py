@@ -82,6 +82,9 @@ class _Error:
         self.knots = spline.knots
         self._origins = [arb(float(origin)) for origin in spline.origins]
         self._pieces = [arb_poly([arb(float(c)) for c in row]) for row in spline.coefficients]
+        self._shifted = [
+            piece(arb_poly([-origin, 1])) for piece, origin in zip(self._pieces, self._origins, strict=True)
+        ]
         self._firsts = [piece.derivative() for piece in self._pieces]
         self._seconds = [piece.derivative() for piece in self._firsts]
         self._thirds = [piece.derivative() for piece in self._seconds]
@@ -92,12 +95,17 @@ class _Error:
             msg = f"f gives a {type(f).__name__}"
             raise TypeError(msg)
         t = x - self._origins[piece]
-        return Jet(
+        error = Jet(
             f.value - self._pieces[piece](t),
             f.first - self._firsts[piece](t),
             f.second - self._seconds[piece](t),
             f.third - self._thirds[piece](t),
         )
+        if f.fraction is None or not f.value.is_finite():
+            return error
+        # Far out f and s are large and near each other: what is left of their difference is seen in the polynomials alone.
+        p, q = f.fraction
+        return error.tighter(Jet.of_fraction((p - self._shifted[piece] * q, q), x))
 
     def bound(self, low: float, high: float, piece: int) -> float:
         """Bound |e| over the float32 numbers from low to high, which belong to one piece."""

@@ -16,15 +16,19 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from flint import arb
+from flint import arb, arb_poly
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from scipy import special
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+# p and q of a function of x that is p(x) / q(x).
+Fraction: TypeAlias = tuple[arb_poly, arb_poly]
 # The value of a smooth function over a ball, and its first three derivatives there.
 Expansion: TypeAlias = tuple[arb, arb, arb, arb]
+
+MAX_DEGREE = 64  # of the polynomials of a fraction
 
 _ZERO, _ONE = arb(0), arb(1)
 _UNKNOWN = arb(0, float("inf"))
@@ -61,17 +65,32 @@ class Jet(_Operand):
 
     Attributes:
         value, first, second, third: balls.
+        fraction: the function as a quotient of polynomials in x, where it is known to be one all over the interval.
     """
 
-    __slots__ = ("first", "second", "third", "value")
+    __slots__ = ("first", "fraction", "second", "third", "value")
 
     def __init__(self, value: arb, first: arb = _ZERO, second: arb = _ZERO, third: arb = _ZERO) -> None:
         self.value, self.first, self.second, self.third = value, first, second, third
+        self.fraction: Fraction | None = None
 
     @classmethod
     def variable(cls, value: arb) -> Jet:
         """Return x itself."""
-        return cls(value, _ONE)
+        jet = cls(value, _ONE)
+        jet.fraction = arb_poly([0, 1]), arb_poly([1])
+        return jet
+
+    @classmethod
+    def of_fraction(cls, fraction: Fraction, x: arb) -> Jet:
+        """Evaluate a quotient of polynomials."""
+        p, q = (cls(*(derivative(x) for derivative in _derivatives(part))) for part in fraction)
+        return _divide(p, q)
+
+    def tighter(self, other: Jet) -> Jet:
+        """Return the smaller of two enclosures of each, for the same function."""
+        parts = ("value", "first", "second", "third")
+        return Jet(*(min(getattr(self, part), getattr(other, part), key=_radius) for part in parts))
 
 
 class _Exponential(Jet):
@@ -125,7 +144,20 @@ def operand(value: Any) -> Jet | Truth | None:
 @lru_cache(maxsize=1024)
 def _jet_of(number: float) -> Jet:
     """Return a number as a constant: a formula has few, and is evaluated on thousands of intervals."""
-    return Jet(arb(number))
+    jet = Jet(arb(number))
+    jet.fraction = arb_poly([number]), arb_poly([1])
+    return jet
+
+
+def _derivatives(polynomial: arb_poly) -> Iterator[arb_poly]:
+    """Yield a polynomial and its first three derivatives."""
+    for _ in range(4):
+        yield polynomial
+        polynomial = polynomial.derivative()
+
+
+def _radius(ball: arb) -> float:
+    return float(ball.rad()) if ball.is_finite() else math.inf
 
 
 def _number(value: Any) -> Any:
@@ -458,6 +490,37 @@ def _root(a: Jet, exponent: arb) -> Jet:
     return _smooth(expand)(a)
 
 
+# --- quotients of polynomials ---
+
+
+def _rational(rule: Callable[..., Jet], combine: Callable[..., Fraction | None]) -> Callable[..., Jet]:
+    """Return a rule that also says what becomes of the fractions of its operands."""
+
+    def apply(*jets: Jet) -> Jet:
+        found = rule(*jets)
+        if found.fraction is None and all(jet.fraction is not None for jet in jets):
+            fraction = combine(*(jet.fraction for jet in jets))
+            if fraction is not None and max(part.degree() for part in fraction) <= MAX_DEGREE:
+                found.fraction = fraction
+        return found
+
+    return apply
+
+
+def _raised(a: Fraction, b: Fraction) -> Fraction | None:
+    """a^b for a small whole number b."""
+    if b[0].degree() > 0 or b[1].degree() > 0:
+        return None
+    exponent = b[0][0] / b[1][0]
+    if not exponent.is_exact() or not exponent.is_integer() or not 0 <= exponent <= MAX_DEGREE:
+        return None
+    power = int(float(exponent))
+    return a[0] ** power, a[1] ** power
+
+
+_opposite = _rational(_negative, lambda a: (-a[0], a[1]))
+
+
 # --- kinks and jumps ---
 
 
@@ -473,14 +536,14 @@ def _maximum(a: Jet, b: Jet) -> Jet:
 
 
 def _minimum(a: Jet, b: Jet) -> Jet:
-    return _negative(_maximum(_negative(a), _negative(b)))
+    return _opposite(_maximum(_opposite(a), _opposite(b)))
 
 
 def _absolute(a: Jet) -> Jet:
     if a.value >= 0:
         return a
     if a.value <= 0:
-        return _negative(a)
+        return _opposite(a)
     return _kink(_even(lambda end: end, a.value) if a.value.is_finite() else _UNDEFINED)
 
 
@@ -585,9 +648,14 @@ def _clip(a: Jet, low: Jet | None, high: Jet | None) -> Jet:
 
 
 ARITHMETIC: Mapping[np.ufunc, Callable[..., Jet | Truth]] = {
-    np.add: _add, np.subtract: _subtract, np.multiply: _multiply, np.divide: _divide, np.power: _power,
-    np.negative: _negative, np.positive: lambda a: a, np.absolute: _absolute, np.fabs: _absolute,
-    np.square: lambda a: _power_integer(a, 2), np.reciprocal: _inverse,
+    np.add: _rational(_add, lambda a, b: (a[0] * b[1] + b[0] * a[1], a[1] * b[1])),
+    np.subtract: _rational(_subtract, lambda a, b: (a[0] * b[1] - b[0] * a[1], a[1] * b[1])),
+    np.multiply: _rational(_multiply, lambda a, b: (a[0] * b[0], a[1] * b[1])),
+    np.divide: _rational(_divide, lambda a, b: (a[0] * b[1], a[1] * b[0])),
+    np.power: _rational(_power, _raised),
+    np.negative: _opposite, np.positive: lambda a: a, np.absolute: _absolute, np.fabs: _absolute,
+    np.square: _rational(lambda a: _power_integer(a, 2), lambda a: (a[0] ** 2, a[1] ** 2)),
+    np.reciprocal: _rational(_inverse, lambda a: (a[1], a[0])),
     np.exp: _exponential, np.expm1: _smooth(_expm1), np.log: _logarithm, np.log1p: _logarithm_of_next,
     np.sqrt: _smooth(_sqrt), np.sin: _smooth(_sin), np.cos: _smooth(_cos), np.tan: _smooth(_tan),
     np.sinh: _smooth(_sinh), np.cosh: _smooth(_cosh), np.tanh: _smooth(_tanh),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -15,6 +15,10 @@ from actx.exporter.certificate.jet import ARITHMETIC, FUNCTIONS, LOGIC, Jet, Tru
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+Array: TypeAlias = "NDArray[Any]"
 
 UNARY = [ufunc for ufunc in ARITHMETIC if ufunc.nin == 1]
 BINARY = [ufunc for ufunc in ARITHMETIC if ufunc.nin == 2]
@@ -54,6 +58,14 @@ def assert_holds(function: Callable[[Any], Any], low: float, high: float) -> Non
         return
     jet = operand(found)
     assert isinstance(jet, Jet)
+    if jet.fraction is not None and jet.value.is_finite():
+        assert_jet_holds(Jet.of_fraction(jet.fraction, union(arb(low), arb(high))), x, values, beside, wider)
+    assert_jet_holds(jet, x, values, beside, wider)
+
+
+def assert_jet_holds(jet: Jet, x: Array, values: Array, beside: Array, wider: Array) -> None:
+    """Beside: the values at a step from x to either side; wider: at two steps."""
+    low, high = x[0], x[-1]
     middles = values.astype(float)
     for i in range(len(x)):
         if not np.isfinite(middles[i]):  # float64 overflows, or the function is not defined
@@ -149,6 +161,36 @@ def test_what_is_made_of_exponentials_is_known_where_they_grow_by_any_factor() -
     ):
         assert float(function(over(-65504, -20)).value.abs_upper()) < 1e-3
         assert function(over(-65504, -20)).third.is_finite()
+
+
+QUOTIENTS: dict[str, Callable[[Any], Any]] = {
+    "polynomial": lambda x: (0.1 * x - 2) * x * x + 3 - x,
+    "powers": lambda x: x**3 / (1 + np.square(x) ** 2),
+    "horner": lambda x: ((0.5 * x + 1) * x - 2) / ((x + 1) * x + 4),
+    "absolute": lambda x: (x + 2) / (1 + np.abs(x) + np.abs(0.25 * x * x - x)),
+    "sum": lambda x: 1 / (2 + x * x) - x / (3 + np.abs(x)) + np.reciprocal(1 + np.square(x)),
+    "nested": lambda x: 1 / (1 + 1 / (1 + 2 / (3 + x * x))),
+    "selected": lambda x: np.maximum(x / (1 + np.abs(x)), -x),
+    "negative": lambda x: -(x - 1) / -(x * x + 1) - np.minimum(x, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", QUOTIENTS)
+@given(low=ends, high=ends)
+def test_quotients_of_polynomials(name: str, low: float, high: float) -> None:
+    assert_holds(QUOTIENTS[name], low, high)
+
+
+def test_far_out_a_quotient_is_told_from_its_asymptote() -> None:
+    x = over(1e3, 2e3)
+    rest = (x * x * x + x) / (2 + x * x) - x
+    assert rest.fraction is not None
+    assert float(rest.value.abs_upper()) > 100
+    tight = rest.tighter(Jet.of_fraction(rest.fraction, x.value))
+    assert float(tight.value.abs_upper()) < 1e-2
+    assert float(tight.first.abs_upper()) < 1e-4
+    for other in (np.exp(x), np.tanh(x) * x, x**0.5, over(-1, 1) + np.abs(over(-1, 1)), x**65):
+        assert other.fraction is None
 
 
 def test_where_a_function_is_undefined_nothing_is_claimed() -> None:
