@@ -75,6 +75,7 @@ OF_OTHERS = frozenset(
         *("--dynamic", "--forms", "--networks", "--nodes", "--olive", "--only", "--optimum"),  # the benchmarks
         *("--parameters", "--precision", "--rounds"),
         *("--save-inputs", "--load-outputs"),  # polygraphy run
+        "--slow",  # pytest
         "--system-site-packages",  # python -m venv
     }
 )

@@ -98,7 +98,7 @@ def before(encoder_dynamo_onnx: Path, held_out: Path) -> NDArray[np.float64]:
     return embeddings(run_file(encoder_dynamo_onnx), held_out)
 
 
-@pytest.mark.parametrize("form", AT_LEAST)
+@pytest.mark.parametrize("form", ["pwl:8", "pwl:16", pytest.param("pwl:32", marks=pytest.mark.slow), "hardswish"])
 def test_embeddings_survive(
     form: str, exported: Callable[[str], Exported], before: NDArray[np.float64], held_out: Path
 ) -> None:
@@ -155,8 +155,9 @@ def test_both_graphs_give_the_same(
 def test_the_profile_names_the_kernels(
     exported: Callable[[str], Exported], encoder_dynamo_onnx: Path, held_out: Path
 ) -> None:
+    data = str(min(held_out.iterdir()))  # one batch
     nodes = profile(
-        encoder_dynamo_onnx, exported("pwl:16").path, data=str(held_out), runs=1, options=ONE_THREAD
+        encoder_dynamo_onnx, exported("pwl:16").path, data=data, runs=1, options=ONE_THREAD
     ).artifact_nodes.nodes
     assert [node.site for node in nodes if node.op_type == "Spline"] == [*LAYERS, "pooler.activation"]
 

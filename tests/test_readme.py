@@ -42,9 +42,8 @@ def tracked_files() -> list[str]:
     return [name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(
-    bool(os.environ.get(RUN_BY_THIS_TEST)), reason="it is running already: a test of the tests it started"
+    bool(os.environ.get(RUN_BY_THIS_TEST)), reason="the two commands run already: this is a test of the tests"
 )
 def test_two_commands_set_up_a_fresh_machine(tmp_path: Path) -> None:
     clone = tmp_path / "actx"
@@ -60,9 +59,7 @@ def test_two_commands_set_up_a_fresh_machine(tmp_path: Path) -> None:
     for fact in ("accuracy on the labels", "drift (top1)", "latency:", "bundle: actx-demo"):
         assert fact in demo.stdout
     assert (clone / "actx-demo" / "model.onnx").is_file()
-    if os.environ.get("CI"):  # there the second command is what runs these tests, in a fresh clone
-        return
-    # Here a few of them show that the command installs what they need.
+    # A few of the tests show that the command installs what they need.
     selected = clean | {RUN_BY_THIS_TEST: "1", "PYTEST_ADDOPTS": " ".join(A_FEW)}
     script = ["bash", "-ec", command("tests")]
     tests = subprocess.run(script, cwd=clone, env=selected, capture_output=True, text=True, check=False)
@@ -70,7 +67,6 @@ def test_two_commands_set_up_a_fresh_machine(tmp_path: Path) -> None:
     assert re.search(r"\d+ passed", tests.stdout)
 
 
-@pytest.mark.slow
 def test_the_worked_example(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "models" / "data", tmp_path / "models" / "data")
     scripts = Path(sys.executable).parent
@@ -98,11 +94,13 @@ def test_the_python_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert names["logits"].shape == (450, 10)
 
 
-def test_ci_runs_the_tests_command() -> None:
+def test_ci_runs_both_commands() -> None:
     script = (ROOT / ".ci" / "run").read_text()
-    assert "<!-- tests -->" in script
-    extracted = subprocess.run(
-        ["bash", "-c", next(line for line in script.splitlines() if line.startswith("tests=")) + '\nprintf %s "$tests"'],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert extracted.stdout == command("tests")
+    lines = re.search(r"^command_of\(\) \{.*?^demo=.*?$", script, re.DOTALL | re.MULTILINE)
+    assert lines
+    for name in ("demo", "tests"):
+        assert f'bash -c "${name}"' in script
+        extracted = subprocess.run(
+            ["bash", "-c", f'{lines[0]}\nprintf %s "${name}"'], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert extracted.stdout == command(name)

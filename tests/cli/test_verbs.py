@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 from actx.custom_ops import ACTIVATIONS
+from actx.models.demo import ARCHIVE, EVALUATION, demo_path
 from tests.cli.conftest import process
 from tests.networks import NOT_SITES, WIDTH
 
@@ -147,7 +148,19 @@ def test_a_missed_budget(actx: Actx, model: Path, tmp_path: Path) -> None:
 
 def test_an_archive_in_a_process_of_its_own_prints_nothing_but_its_object(tmp_path: Path) -> None:
     """torch and its exporter log, warn and print."""
-    result = process("demo", "-o", tmp_path / "out", "--runs", 3, "--json", cwd=tmp_path)
+    data = demo_path(EVALUATION)
+    result = process(
+        "export",
+        demo_path(ARCHIVE),
+        "--form",
+        "pwl:16",
+        "--data",
+        data,
+        "--no-profile",
+        "--json",
+        "-o",
+        tmp_path / "out",
+    )
     assert (result.code, result.err) == (0, "")
     tree = json.loads(result.out)
     assert tree["source"]["file"] == "digits_vit.pt2"

@@ -134,7 +134,7 @@ def write(source: Source, file: Path) -> Path:
     return file
 
 
-@pytest.fixture(scope="module", params=SOURCES)
+@pytest.fixture(scope="module", params=["module", pytest.param("dynamo", marks=pytest.mark.slow), "legacy"])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = tmp_path_factory.mktemp("everything")
     model = write(request.param, folder / "model.onnx")

@@ -466,7 +466,6 @@ def test_without_a_compiler(model: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert not list(tmp_path.glob("*out*"))
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("aarch64-linux-gnu-g++") is None, reason="no compiler for aarch64 is installed")
 def test_a_library_for_another_architecture(model: Path, tmp_path: Path) -> None:
     out = quick(model, tmp_path / "out", with_kernels=("aarch64",), measure_drift=False).path

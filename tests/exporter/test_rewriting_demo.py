@@ -51,7 +51,7 @@ def test_the_module_gives_what_the_bundle_gives(
         assert (rewritten(images) - expected).abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize("name", ["pwl:16", "hardswish"])
+@pytest.mark.parametrize("name", [pytest.param("pwl:16", marks=pytest.mark.slow), "hardswish"])
 def test_fine_tuning(name: str, digits: tuple[Tensor, Tensor], tmp_path: Path) -> None:
     images, labels = digits
     form = Form.parse(name)

@@ -128,7 +128,6 @@ def test_a_row_that_does_not_fit_is_refused(isa: str, row: str) -> None:
         LIBRARY.create("Spline", gelu_table(16, 3).attributes(), isa=isa, kernel=row)
 
 
-@pytest.mark.slow
 def test_one_float32_number_in_256_on_the_best_instruction_set() -> None:
     """2^24 numbers; `python -m tests.exhaustive` takes them all."""
     table = gelu_table(24, 3)
@@ -150,7 +149,6 @@ def test_lut_looks_up_all_codes(isa: str, dtypes: tuple[type, type]) -> None:
     assert np.array_equal(y, table[x.astype(int) - source.min].astype(dtypes[1]))
 
 
-@pytest.mark.slow
 def test_more_than_2_to_the_31_elements() -> None:
     """The input is never written, so it takes no memory of its own."""
     x = np.zeros(2**31 + 70_001, np.uint8)

@@ -38,9 +38,10 @@ def test_cases_keep_the_contract(op_type: str, interpreter: Interpreter) -> None
         check_case(interpreter, case)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op_type", GPU_OPS)
 def test_any_node_keeps_the_contract(op_type: str, interpreter: Interpreter) -> None:
-    @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
     @given(any_case(op_type))
     def check(case: Case) -> None:
         check_case(interpreter, case)  # type: ignore[arg-type]

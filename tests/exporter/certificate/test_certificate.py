@@ -55,7 +55,9 @@ def assert_bounds(certificate: Certificate, function: Callable[[Any], Any], spli
     assert (error[defined] <= certificate.error).all()
 
 
-@pytest.mark.parametrize("form", ["pwl:16", "poly:8", "spline:16x3", "hardswish"])
+@pytest.mark.parametrize(
+    "form", ["pwl:16", "spline:16x3", *(pytest.param(form, marks=pytest.mark.slow) for form in ("poly:8", "hardswish"))]
+)
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_the_catalogue(name: str, form: str) -> None:
     found = fitted(ACTIVATIONS[name], form)

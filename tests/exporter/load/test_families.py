@@ -19,7 +19,7 @@ pytestmark = pytest.mark.real
 MAX_DRIFT = 1e-6
 
 
-@pytest.mark.parametrize("name", ["nemotron", "t5", "convnext"])
+@pytest.mark.parametrize("name", ["nemotron", pytest.param("t5", marks=pytest.mark.slow), "convnext"])
 def test_sites_and_outputs(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
     folder = tmp_path / name

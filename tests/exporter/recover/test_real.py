@@ -44,7 +44,9 @@ def embeddings(file: Path, batches: list[dict[str, NDArray[np.int64]]], **option
     return np.concatenate([mean_embedding(session.run(b)[hidden], b["attention_mask"]) for b in batches])
 
 
-@pytest.mark.parametrize(("form", "count"), AT_LEAST)
+@pytest.mark.parametrize(
+    ("form", "count"), [pytest.param(*case, marks=[pytest.mark.slow] * (case[1] > 64)) for case in AT_LEAST]
+)
 def test_held_out_texts_keep_their_embeddings(
     form: str,
     count: int,

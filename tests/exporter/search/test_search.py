@@ -222,7 +222,7 @@ def test_the_front_is_monotone_and_drawn(setting: Setting) -> None:
     bundle.verify(exported.path, exported.manifest)
 
 
-@pytest.mark.parametrize("factor", [0.1, 10.0])
+@pytest.mark.parametrize("factor", [0.1, pytest.param(10.0, marks=pytest.mark.slow)])
 def test_a_prediction_that_is_off_is_corrected(setting: Setting, factor: float) -> None:
     case = setting(1, 1, 1)
     budget = 1.2e-3
@@ -248,7 +248,6 @@ def test_a_prediction_that_is_off_is_corrected(setting: Setting, factor: float) 
 # --- the same wherever and however often ---
 
 
-@pytest.mark.slow
 # Ray leaves its own processes and files to the garbage collector.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_jobs_and_the_executor_change_nothing(setting: Setting) -> None:
@@ -285,7 +284,6 @@ print(Case(Path(sys.argv[1])).export(3e-3).path)
 """
 
 
-@pytest.mark.slow
 def test_a_search_that_was_killed_goes_on(setting: Setting, temporary: Path) -> None:
     undisturbed = setting(1, 100, name="undisturbed").export(3e-3)
     case = setting(1, 100, name="killed")
@@ -381,7 +379,6 @@ def test_nothing_is_faster(setting: Setting) -> None:
     bundle.verify(exported.path, exported.manifest)
 
 
-@pytest.mark.slow
 def test_a_network_of_relus_stays(tmp_path: Path) -> None:
     exported = Case.make(tmp_path / "case", 1, activation="Relu").export(1e-6)
     assert forms_of(exported) == ["keep"]
@@ -526,7 +523,6 @@ def test_other_metrics(setting: Setting, monkeypatch: pytest.MonkeyPatch, metric
     assert forms_of(exported) != ["keep", "keep"]
 
 
-@pytest.mark.slow
 def test_openvino(tmp_path: Path) -> None:
     case = Case.make(tmp_path / "case", 1)
     exported = case.export(1e-2, target="openvino")

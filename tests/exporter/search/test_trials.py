@@ -242,7 +242,6 @@ def test_a_key_tells_apart_whatever_the_result_depends_on(network: Network, tmp_
 # --- many trials ---
 
 
-@pytest.mark.slow
 def test_the_number_of_jobs_changes_nothing(network: Network, tmp_path: Path) -> None:
     bench = network.bench(tmp_path / "bench", "cosine")
     pairs = pairs_of(bench, RELU, HARDSWISH, PWL)
@@ -252,10 +251,9 @@ def test_the_number_of_jobs_changes_nothing(network: Network, tmp_path: Path) ->
     assert len({result.drift for result in found[0].values()}) == len(pairs)
 
 
-@pytest.mark.slow
 # Ray leaves its own processes and files to the garbage collector.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("executor", ["local", "ray"])
+@pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_a_lost_process_only_repeats_its_trials(
     network: Network, tmp_path: Path, user: str, capsys: pytest.CaptureFixture[str], executor: Executor
 ) -> None:
@@ -330,7 +328,6 @@ run_trials(bench, pairs, Log(Path(sys.argv[2])), jobs=int(sys.argv[3]))
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("end", "jobs"), [(signal.SIGKILL, 1), (signal.SIGINT, 2)])
 def test_a_search_that_was_killed_goes_on(
     network: Network, tmp_path: Path, user: str, temporary: Path, end: signal.Signals, jobs: int

@@ -103,7 +103,7 @@ def test_float8_on_a_gpu_without_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("quant", SCHEMES)
+@pytest.mark.parametrize("quant", [pytest.param(one, marks=[pytest.mark.slow] * (one is None)) for one in SCHEMES])
 def test_the_encoder(quant: str | None, encoder_dynamo_onnx: Path, encoder_data: Any, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     data = write_batches(encoder_data("calibration")[:2], tmp_path / "data")
