@@ -5,6 +5,7 @@ Exit codes: 0 ok, 1 error, 2 usage, 3 a stated requirement missed, 4 target not 
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import io
 import os
@@ -16,6 +17,10 @@ import typer
 
 from actx.cli import build, check, compare, demo, export, fit, inspect, profile, report, targets
 
+# What only the machine, or who names a file, can mend.
+OF_THE_MACHINE = frozenset(
+    {errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE}
+)
 INTERRUPTED = 130  # as typer ends where the user presses Ctrl-C
 
 app = typer.Typer(
@@ -97,9 +102,7 @@ def _print_error(error: Exception) -> int:
             err=True,
         )
         return 1
-    if (
-        isinstance(error, OSError) and error.filename is not None
-    ):  # the machine's: a name that is too long, a disk that fails
+    if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
         typer.echo(f"Error: {one_line(f'{error.strerror}: {error.filename}')}", err=True)
         return 1
     if hasattr(error, "format_message"):  # of the command line itself: typer has no public name for all of these

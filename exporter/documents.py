@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,14 +32,26 @@ def read_document(path: Path, limit: int = MAX_BYTES) -> bytes:
     return content
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, finite: bool = False) -> Any:
     """Return the values of a JSON document.
+
+    Args:
+        text: the document.
+        finite: whether to refuse NaN and infinities, for which JSON has no numbers and Python's writer has words of its own.
 
     Raises:
         ValueError: it is none, or nested deeper than Python's parser goes.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_finite, parse_float=_finite) if finite else json.loads(text)
     except RecursionError as error:
         msg = "it is nested too deep"
         raise ValueError(msg) from error
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        msg = f"{number[:20]} is no finite number"
+        raise ValueError(msg)
+    return value

@@ -44,7 +44,7 @@ FileName: TypeAlias = Annotated[str, AfterValidator(_inside)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class SourceEntry(_Strict):
@@ -507,7 +507,7 @@ class Manifest(_Strict):
             ActxError: it is missing, no JSON, or not of this version's schema.
         """
         try:
-            content = parse_json(read_document(path))
+            content = parse_json(read_document(path), finite=True)
         except (OSError, ValueError) as error:
             raise ActxError(f"cannot read {path}", note=str(error), remedy="Export the model again.") from error
         return cls.parse(content, path)

@@ -99,7 +99,7 @@ def test_ci_runs_both_commands() -> None:
     lines = re.search(r"^command_of\(\) \{.*?^demo=.*?$", script, re.DOTALL | re.MULTILINE)
     assert lines
     for name in ("demo", "tests"):
-        assert f'bash -c "${name}"' in script
+        assert f'bash -ec "${name}"' in script
         extracted = subprocess.run(
             ["bash", "-c", f'{lines[0]}\nprintf %s "${name}"'], cwd=ROOT, capture_output=True, text=True, check=True
         )

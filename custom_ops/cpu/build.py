@@ -43,8 +43,8 @@ def build(
     Args:
         architecture: "x86_64" or "aarch64".
         folder: where to put it; made if it is not there.
-        isas: the instruction sets that get kernels, beside the portable ones: "avx2", "avx512" and "avx512vbmi", or "neon".
-            None for all; fewer make a smaller library.
+        isas: the instruction sets that get kernels, of "avx2", "avx512" and "avx512vbmi", or "neon"; "portable" is always
+            among them. None for all; fewer make a smaller library.
         sanitize: whether to check addresses and undefined behaviour at run time. A program that loads such a library
             must be built with ``-fsanitize=address,undefined`` itself.
         gpu_provider: ONNX Runtime's provider that has the kernels of a graph; tests name the CPU's, over a stand-in for CUDA.
@@ -57,7 +57,7 @@ def build(
         *_compiler_options(architecture),
         f"-DACTX_SANITIZE={'ON' if sanitize else 'OFF'}",
         f"-DACTX_CUDA_PROVIDER={gpu_provider}",
-        *([] if isas is None else [f"-DACTX_ISAS={';'.join(isas)}"]),
+        f"-DACTX_ISAS={'all' if isas is None else ';'.join(isa for isa in isas if isa != 'portable')}",
     ]
     with (
         importlib.resources.as_file(importlib.resources.files("actx.custom_ops.cpu") / "CMakeLists.txt") as lists,

@@ -105,7 +105,7 @@ class _Error:
             return error
         # Far out f and s are large and near each other: what is left of their difference is seen in the polynomials alone.
         p, q = f.fraction
-        return error.tighter(Jet.of_fraction((p - self._shifted[piece] * q, q), x))
+        return error.intersection(Jet.of_fraction((p - self._shifted[piece] * q, q), x))
 
     def bound(self, low: float, high: float, piece: int) -> float:
         """Bound |e| over the float32 numbers from low to high, which belong to one piece."""

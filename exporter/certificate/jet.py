@@ -87,10 +87,10 @@ class Jet(_Operand):
         p, q = (cls(*(derivative(x) for derivative in _derivatives(part))) for part in fraction)
         return _divide(p, q)
 
-    def tighter(self, other: Jet) -> Jet:
-        """Return the smaller of two enclosures of each, for the same function."""
+    def intersection(self, other: Jet) -> Jet:
+        """Return what is in both enclosures of the same function."""
         parts = ("value", "first", "second", "third")
-        return Jet(*(min(getattr(self, part), getattr(other, part), key=_radius) for part in parts))
+        return Jet(*(_intersection(getattr(self, part), getattr(other, part)) for part in parts))
 
 
 class _Exponential(Jet):
@@ -156,8 +156,10 @@ def _derivatives(polynomial: arb_poly) -> Iterator[arb_poly]:
         polynomial = polynomial.derivative()
 
 
-def _radius(ball: arb) -> float:
-    return float(ball.rad()) if ball.is_finite() else math.inf
+def _intersection(one: arb, other: arb) -> arb:
+    if not (one.is_finite() and other.is_finite()):
+        return one if one.is_finite() else other
+    return one.intersection(other)
 
 
 def _number(value: Any) -> Any:
@@ -512,7 +514,8 @@ def _raised(a: Fraction, b: Fraction) -> Fraction | None:
     if b[0].degree() > 0 or b[1].degree() > 0:
         return None
     exponent = b[0][0] / b[1][0]
-    if not exponent.is_exact() or not exponent.is_integer() or not 0 <= exponent <= MAX_DEGREE:
+    degree = max(part.degree() for part in a)
+    if not exponent.is_exact() or not exponent.is_integer() or not 0 <= exponent * max(degree, 1) <= MAX_DEGREE:
         return None
     power = int(float(exponent))
     return a[0] ** power, a[1] ** power

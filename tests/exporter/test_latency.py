@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-MAX_ROUNDS, MAX_TURNS = 50, 40
+MAX_ROUNDS, MAX_TURNS = latency._MAX_ROUNDS, turns.MAX_TURNS  # as they are before tests/conftest.py has less of them
 WIDTH = 16
 WEIGHT = np.random.default_rng(0).standard_normal((WIDTH, WIDTH)).astype(np.float32)
 Layers = list[tuple[str, list[str], str]]

@@ -249,10 +249,11 @@ def test_a_file_of_the_bundle_with_a_name_that_no_file_has() -> None:
 def test_a_number_that_json_has_not(number: str, tmp_path: Path) -> None:
     """What is read can be written."""
     tree = json.loads(seeds.manifests()[0])
-    tree["request"]["max_drift"] = "HERE"
-    (tmp_path / "manifest.json").write_text(json.dumps(tree).replace('"HERE"', number))
-    with pytest.raises(ActxError, match="finite number"):
-        Manifest.read(tmp_path / "manifest.json")
+    for place in ({"max_drift": "HERE"}, {"build": {"a": ["HERE"]}}):
+        changed = {**tree, "request": {**tree["request"], **place}}
+        (tmp_path / "manifest.json").write_text(json.dumps(changed).replace('"HERE"', number))
+        with pytest.raises(ActxError, match="is no finite number"):
+            Manifest.read(tmp_path / "manifest.json")
 
 
 # --- data and text ---

@@ -7,31 +7,35 @@
 
 namespace actx {
 
-// Which of them the library has, and so which addresses are not null, is up to its build: ACTX_ISAS.
-extern __attribute__((weak)) const Kernels k_avx512vbmi, k_avx512, k_avx2, k_neon;
-extern const Kernels k_portable;
+// Which of them the library has is up to its build: ACTX_ISAS.
+extern const Kernels k_avx512vbmi, k_avx512, k_avx2, k_neon, k_portable;
 
 namespace {
 
 std::vector<const Kernels*> detect() {
   std::vector<const Kernels*> found;
-  const auto add = [&found](bool runs, const Kernels* kernels) {
-    if (runs && kernels != nullptr) found.push_back(kernels);
-  };
 #if defined(__x86_64__)
   __builtin_cpu_init();
   // Every CPU with AVX2 and FMA has F16C, which not every compiler can ask for.
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+  [[maybe_unused]] const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  [[maybe_unused]] const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   // CPUs with VBMI have VNNI, but for one of 2018.
-  const bool vbmi = avx512 && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
-  add(vbmi, &k_avx512vbmi);
-  add(avx512, &k_avx512);
-  add(avx2, &k_avx2);
+  [[maybe_unused]] const bool vbmi = avx512 && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
 #endif
-  add(true, &k_neon);
-  add(true, &k_portable);
+#if defined(ACTX_HAS_avx512vbmi)
+  if (vbmi) found.push_back(&k_avx512vbmi);
+#endif
+#if defined(ACTX_HAS_avx512)
+  if (avx512) found.push_back(&k_avx512);
+#endif
+#if defined(ACTX_HAS_avx2)
+  if (avx2) found.push_back(&k_avx2);
+#endif
+#if defined(ACTX_HAS_neon)
+  found.push_back(&k_neon);
+#endif
+  found.push_back(&k_portable);
   return found;
 }
 

@@ -53,7 +53,7 @@ def built(folder: Path, *arguments: str) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in files if file.suffix == ".json"]
 
 
-def test_kernels_compile_for_every_gpu_without_spills(tmp_path: Path) -> None:
+def test_kernels_compile_without_spills(tmp_path: Path) -> None:
     architectures = [word for one in ARCHITECTURES for word in ("--arch", str(one))]
     descriptions = built(tmp_path, *architectures, *EVERYWHERE)
     assert {one["architecture"] for one in descriptions} == set(ARCHITECTURES)

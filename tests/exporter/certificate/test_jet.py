@@ -186,7 +186,7 @@ def test_far_out_a_quotient_is_told_from_its_asymptote() -> None:
     rest = (x * x * x + x) / (2 + x * x) - x
     assert rest.fraction is not None
     assert float(rest.value.abs_upper()) > 100
-    tight = rest.tighter(Jet.of_fraction(rest.fraction, x.value))
+    tight = rest.intersection(Jet.of_fraction(rest.fraction, x.value))
     assert float(tight.value.abs_upper()) < 1e-2
     assert float(tight.first.abs_upper()) < 1e-4
     for other in (np.exp(x), np.tanh(x) * x, x**0.5, over(-1, 1) + np.abs(over(-1, 1)), x**65):

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.real
 
 # Mean cosine of the embeddings of held-out texts with the original's, at least, by form and number of texts to fit on.
-AT_LEAST = {("hardswish", 64): 0.996, ("pwl:8", 64): 0.9997, ("relu", 256): 0.988}
+AT_LEAST = {("relu", 64): 0.983, ("hardswish", 64): 0.996, ("pwl:8", 64): 0.9997, ("relu", 256): 0.988}
 
 ONE_THREAD = RuntimeOptions(threads=1)
 
@@ -45,7 +45,7 @@ def embeddings(file: Path, batches: list[dict[str, NDArray[np.int64]]], **option
 
 
 @pytest.mark.parametrize(
-    ("form", "count"), [pytest.param(*case, marks=[pytest.mark.slow] * (case[1] > 64)) for case in AT_LEAST]
+    ("form", "count"), [pytest.param(*case, marks=[pytest.mark.slow] * (case[0] == "relu")) for case in AT_LEAST]
 )
 def test_held_out_texts_keep_their_embeddings(
     form: str,
