@@ -238,6 +238,12 @@ def _polynorm(dtype: np.dtype[Any]) -> Iterator[Case]:
             x = numbers(next(seeds), (3, 70), dtype)
             x[1, 5] = special
             yield Case(f"{order}-{special!r}-{next(seeds)}-{dtype}", make(1e-3), (x, w, b, None))
+    x = numbers(next(seeds), (3, 70), dtype)
+    yield Case(
+        f"overflow-{dtype}",
+        make(1e-12),
+        (x, np.array([ml_dtypes.finfo(dtype).max], dtype), np.array([np.inf], dtype), None),
+    )
     yield Case(f"zeros-{dtype}", make(), (np.zeros((2, 33), dtype), np.ones(3, dtype), np.zeros(1, dtype), None))
 
 

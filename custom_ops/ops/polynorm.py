@@ -4,8 +4,8 @@
    Y = sum_i W[i] N(X^(K - i)) + B, or that times U: the first weight is that of the highest power.
 2. Shape rule: X, U and Y have one shape [..., D]; W is [K] with K from 1 to 4, B is [1].
 3. Contract: relative to sum_i |W[i] N(X^(K - i))| + |B|, see `PolyNormOp.tolerance`. Open in rows where the sum of
-   x^(2K) leaves float32 and where a weight is infinite, and where the terms themselves may: an infinity of one may meet
-   another of the other sign.
+   x^(2K) leaves float32 and where a weight is infinite, and where terms of both signs may: an infinity of one may meet
+   that of another, or of the bias.
 """
 
 from __future__ import annotations
@@ -110,7 +110,11 @@ class PolyNormOp(Op):
         roundings = (summands + 1) / 2 + 3 * len(terms) + 4
         error = opened(roundings * UNIT * np.where(np.isfinite(size), size, 0.0), np.where(np.isinf(size), 0.0, size))
         finite = sum((np.where(np.isfinite(term), np.abs(term), 0.0) for term in terms), start=np.zeros_like(terms[0]))
-        error = np.where(self._overflows(x, w) | (finite >= LARGEST / 2), np.inf, error + self._underflow(x, w))
+        signs = [np.sign(part) for part in (*terms, bias + np.zeros_like(terms[0]))]
+        mixed = (np.max(signs, axis=0) > 0) & (np.min(signs, axis=0) < 0)
+        error = np.where(
+            self._overflows(x, w) | (mixed & (finite >= LARGEST / 2)), np.inf, error + self._underflow(x, w)
+        )
         if u is not None:
             error = product_error(values, error, u, np.zeros_like(u))
             values = values * u
