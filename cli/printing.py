@@ -157,6 +157,8 @@ def print_drift(report: DriftReport) -> None:
         print_table(
             "SQNR per site: of what it adds itself, and of all up to it", ("site", "added", "accumulated"), rows
         )
+        if any(site.added_db is None for site in report.sites):
+            print_line("-: the site is seen behind the layer that reads it, which adds noise of its own")
     if report.accuracy is not None:
         before, after = report.accuracy.original, report.accuracy.artifact
         print_line(f"accuracy on the labels: {share(before)} before, {share(after)} after")

@@ -7,7 +7,10 @@ import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+    from pydantic import ValidationError
 
 # A manifest has some kilobytes per site.
 MAX_BYTES = 1 << 28
@@ -43,15 +46,28 @@ def parse_json(text: str | bytes, *, finite: bool = False) -> Any:
         ValueError: it is none, or nested deeper than Python's parser goes.
     """
     try:
-        return json.loads(text, parse_constant=_finite, parse_float=_finite) if finite else json.loads(text)
+        content = json.loads(text)
+        number = next(_not_finite(content, ""), None) if finite else None
     except RecursionError as error:
         msg = "it is nested too deep"
         raise ValueError(msg) from error
-
-
-def _finite(number: str) -> float:
-    value = float(number)
-    if not math.isfinite(value):
-        msg = f"{number[:20]} is no finite number"
+    if number is not None:
+        msg = f"{number} is no finite number"
         raise ValueError(msg)
-    return value
+    return content
+
+
+def _not_finite(value: Any, place: str) -> Iterator[str]:
+    """Give the places of NaN and infinities."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield place.lstrip(".") or "it"
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, part in parts:
+        yield from _not_finite(part, f"{place}.{name}")
+
+
+def first_fault(error: ValidationError) -> str:
+    """Return where the first fault of a document is, and what it is."""
+    fault = error.errors()[0]
+    place = ".".join(map(str, fault["loc"])) or "it"
+    return f"{place}: {fault['msg'].removeprefix('Value error, ')}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from actx.exporter.documents import parse_json, read_document
+from actx.exporter.documents import first_fault, parse_json, read_document
 from actx.exporter.errors import ActxError
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class RequestEntry(_Strict):
     recover: bool = False
     calibrator: str | None = None
     exclude: list[str] = []
+    require_int8_sites: bool = False
 
 
 class EngineEntry(_Strict):
@@ -509,7 +510,9 @@ class Manifest(_Strict):
         try:
             content = parse_json(read_document(path), finite=True)
         except (OSError, ValueError) as error:
-            raise ActxError(f"cannot read {path}", note=str(error), remedy="Export the model again.") from error
+            raise ActxError(
+                f"cannot read {path}", note=str(error), remedy="Export the model to another place."
+            ) from error
         return cls.parse(content, path)
 
     @classmethod
@@ -529,6 +532,6 @@ class Manifest(_Strict):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            first = error.errors()[0]
-            note = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-            raise ActxError(f"{path} is not a valid manifest", note=note, remedy="Export the model again.") from error
+            raise ActxError(
+                f"{path} is not a valid manifest", note=first_fault(error), remedy="Export the model again."
+            ) from error

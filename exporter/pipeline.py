@@ -539,6 +539,7 @@ def _request(ask: _Ask, job: Job, *, searched: bool) -> RequestEntry:
         ffn=job.ffn,
         ffn_sites=dict(job.ffn_sites),
         recover=ask.recover,
+        require_int8_sites=ask.require_int8_sites,
     )
 
 

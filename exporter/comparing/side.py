@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from actx.exporter.bundle import read_bundle, verify
 from actx.exporter.comparing.condition import keyed
-from actx.exporter.documents import parse_json, read_document
+from actx.exporter.documents import first_fault, parse_json, read_document
 from actx.exporter.errors import ActxError
 from actx.exporter.manifest import DriftEntry, LatencyEntry, Manifest, Real
 from actx.exporter.metrics import METRICS
@@ -174,8 +174,7 @@ def _read_json(path: Path, side: Side) -> None:
         else:
             raise _unknown(path, "it has none of their fields")
     except ValidationError as error:
-        first = error.errors()[0]
-        raise _unknown(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise _unknown(path, first_fault(error)) from error
     except ValueError as error:
         raise _unknown(path, str(error)) from error
 

@@ -10,7 +10,6 @@ bench = ["pi", "jetson"]
 
 from __future__ import annotations
 
-import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationError
 
 from actx.exporter.devices.address import SCHEME, Address
-from actx.exporter.documents import read_document
+from actx.exporter.documents import first_fault, read_document
 from actx.exporter.errors import ActxError, UsageError
 
 FILE = Path("devices.toml")
@@ -145,7 +144,7 @@ def _read(file: Path) -> _File:
             f"cannot read {file}", note=str(error.strerror), remedy="Name another with --devices."
         ) from error
     except ValidationError as error:
-        raise _malformed(file, _first(error)) from error
+        raise _malformed(file, first_fault(error)) from error
     except (ValueError, RecursionError) as error:
         raise ActxError(
             f"{file} is no TOML file", note=str(error), remedy="Mend the line that the note names."
@@ -162,13 +161,6 @@ def _check(file: Path, known: _File) -> None:
             raise _malformed(file, f"group {group} names {'a device twice' if names else 'no device'}")
         if unknown := [name for name in names if name not in known.devices]:
             raise _malformed(file, f"group {group} names {unknown[0]}, which is no device")
-
-
-def _first(error: ValidationError) -> str:
-    """Return where the first fault is and what it is."""
-    fault = error.errors()[0]
-    place = ".".join(map(str, fault["loc"]))
-    return f"{place}: {re.sub('^Value error, ', '', fault['msg'])}"
 
 
 def _malformed(file: Path, note: str) -> ActxError:

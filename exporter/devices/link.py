@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from actx.exporter.devices import frames
 from actx.exporter.devices.replies import Hello, Missing, R
 from actx.exporter.devices.runner import BOOTSTRAP
+from actx.exporter.documents import first_fault
 from actx.exporter.errors import ActxError, TargetUnavailable
 
 if TYPE_CHECKING:
@@ -191,8 +192,7 @@ class Link:
         try:
             return kind.model_validate(message)
         except ValidationError as error:
-            fault = error.errors()[0]
-            raise self.strange(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}") from error
+            raise self.strange(first_fault(error)) from error
 
     def _failed(self, message: dict[str, Any]) -> ActxError:
         kind, text, name = (str(message.get(part, "")) for part in ("kind", "error", "name"))

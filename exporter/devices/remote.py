@@ -294,7 +294,7 @@ class RemotePlace:
             done, _ = self._depot.link.call("round", replies.Round, entrants=asked, orders=drawn, most=most)
         except CallFailedError as error:
             what = f"the models failed to run on {self._depot.link.device.name}"
-            raise ActxError(what, note=reason(error.text), remedy="Give --data that they accept.") from error
+            raise ActxError(what, note=reason(error.text), remedy="Give inputs that they accept (--data).") from error
         if {len(done.start), *map(len, done.turns)} != {len(asked)} or {*map(len, done.start)} != {2} or not done.turns:
             raise self._depot.link.strange("it measured another number of models")
         self._during.append(done.conditions)

@@ -59,7 +59,12 @@ def _options(request: RequestEntry) -> Iterator[tuple[str, str | None]]:
     yield from (("--ffn", f"{name}={mode}") for name, mode in request.ffn_sites.items())
     yield from (("--exclude", pattern) for pattern in request.exclude)
     yield from (("--shape", f"{dim}={sizes}") for dim, sizes in request.shapes.items())
-    flags = {"--no-fold": not request.fold, "--even": not request.weighted, "--recover": request.recover}
+    flags = {
+        "--no-fold": not request.fold,
+        "--even": not request.weighted,
+        "--recover": request.recover,
+        "--require-int8-sites": request.require_int8_sites,
+    }
     yield from ((flag, None) for flag, given in flags.items() if given)
     if request.build:
         yield from BuildOptions.from_dict(request.build).arguments()

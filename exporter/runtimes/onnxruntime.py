@@ -324,7 +324,9 @@ def run_error(text: str, feeds: Mapping[str, NDArray[Any]], expected: str) -> Ac
     """Say in our words why ONNX Runtime did not run a model on these feeds, whose inputs are as `expected` says."""
     got = ", ".join(f"{name}:{array.dtype}{list(array.shape)}" for name, array in feeds.items())
     note = f"{reason(text)} (fed {got}; the model's inputs are {expected})"
-    return ActxError("the model failed to run on the data", note=note, remedy="Give --data that the model accepts.")
+    return ActxError(
+        "the model failed to run on the data", note=note, remedy="Give inputs that the model accepts (--data)."
+    )
 
 
 def no_tensor(name: str, kind: str) -> ActxError:

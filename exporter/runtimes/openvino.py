@@ -272,7 +272,9 @@ class OpenVinoSession:
     def _error(self, feeds: Mapping[str, NDArray[Any]], reason: str) -> ActxError:
         got = ", ".join(f"{name}:{array.dtype}{list(array.shape)}" for name, array in feeds.items())
         note = f"{reason} (fed {got}; the model's inputs are {', '.join(map(str, self._inputs))})"
-        return ActxError("the model failed to run on the data", note=note, remedy="Give --data that the model accepts.")
+        return ActxError(
+            "the model failed to run on the data", note=note, remedy="Give inputs that the model accepts (--data)."
+        )
 
 
 @dataclass(frozen=True)

@@ -295,7 +295,7 @@ class EngineSession:
         if array is None or array.dtype != expected:
             got = "nothing" if array is None else array.dtype
             msg = f"input '{name}' of the engine is {expected}"
-            raise ActxError(msg, note=f"got {got}", remedy="Give --data that the model accepts.")
+            raise ActxError(msg, note=f"got {got}", remedy="Give inputs that the model accepts (--data).")
         return array
 
     def _set_profile(self, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -19,7 +19,7 @@ import tempfile
 import warnings
 import zipfile
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
@@ -218,7 +218,30 @@ def look_into_archive(data: bytes, folder: Path) -> None:
         refuse_code(folder / "model.pt2")
 
 
+@cache
+def _one_registry() -> None:
+    """Have torch look up once what it converts with, not for every program: most of the time."""
+    import copy
+
+    import torch._export.utils
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    torch._export.utils._materialize_cpp_cia_ops = cache(torch._export.utils._materialize_cpp_cia_ops)
+
+    read = cache(ONNXRegistry.from_torchlib)
+
+    def shared(**options: Any) -> ONNXRegistry:
+        found = copy.copy(read(**options))
+        found.functions = {
+            target: [*known] for target, known in found.functions.items()
+        }  # to which translations are added
+        return found
+
+    ONNXRegistry.from_torchlib = staticmethod(shared)  # type: ignore[method-assign,assignment]
+
+
 def load_program(data: bytes, folder: Path) -> None:
+    _one_registry()
     _load(data, folder, "model.pt2")
 
 
@@ -365,6 +388,14 @@ _RUNS_CODE = re.compile(
 )
 
 
+@cache
+def _one_command_line() -> None:
+    """Have typer make the commands once, not for every input: two thirds of the time."""
+    import typer.main
+
+    typer.main.get_command = cache(typer.main.get_command)
+
+
 def run_command_line(data: bytes, folder: Path) -> None:
     """One command, an argument per line, on what is no model."""
     from actx.cli import main
@@ -376,6 +407,7 @@ def run_command_line(data: bytes, folder: Path) -> None:
     before, sys.argv = sys.argv, ["actx", *(word.replace("\0", "") for word in words)]
     errors = io.StringIO()
     try:
+        _one_command_line()
         with contextlib.redirect_stderr(errors):
             code = main.run()
     finally:

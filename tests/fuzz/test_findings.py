@@ -249,10 +249,14 @@ def test_a_file_of_the_bundle_with_a_name_that_no_file_has() -> None:
 def test_a_number_that_json_has_not(number: str, tmp_path: Path) -> None:
     """What is read can be written."""
     tree = json.loads(seeds.manifests()[0])
-    for place in ({"max_drift": "HERE"}, {"build": {"a": ["HERE"]}}):
+    places: dict[str, dict[str, Any]] = {
+        "request.max_drift": {"max_drift": "HERE"},
+        "request.build.a.0": {"build": {"a": ["HERE"]}},
+    }
+    for name, place in places.items():
         changed = {**tree, "request": {**tree["request"], **place}}
         (tmp_path / "manifest.json").write_text(json.dumps(changed).replace('"HERE"', number))
-        with pytest.raises(ActxError, match="is no finite number"):
+        with pytest.raises(ActxError, match=f"{name} is no finite number"):
             Manifest.read(tmp_path / "manifest.json")
 
 

@@ -50,7 +50,8 @@ ACTX_EXPORT const char* actx_isas(void);
 /* The rows of the kernel table of an instruction set, one line each: "kernel op"; NULL where it cannot run here. */
 ACTX_EXPORT const char* actx_kernels(const char* isa);
 
-/* Create an operator. `isa` NULL takes the best (or what ACTX_ISA names), `kernel` NULL the best row that fits. */
+/* Create an operator. An attribute that it does not have, by its name and type, is an error. `isa` NULL takes the best (or what
+   ACTX_ISA names), `kernel` NULL the best row that fits. */
 ACTX_EXPORT int actx_op_create(const char* op_type, const ActxAttribute* attributes, size_t attribute_count, const char* isa,
                                const char* kernel, ActxOp** op, char* error, size_t error_size);
 

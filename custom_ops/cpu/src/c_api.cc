@@ -36,48 +36,58 @@ int guarded(const char* op_type, char* error, std::size_t error_size, Body&& bod
 
 class GivenAttributes final : public Attributes {
  public:
-  GivenAttributes(const ActxAttribute* first, std::size_t count) : first_(first), count_(count) {}
+  GivenAttributes(const ActxAttribute* first, std::size_t count) : first_(first), read_(count) {}
 
   std::optional<std::int64_t> integer(const char* name) const override {
-    const ActxAttribute* given = find(name);
-    if (given == nullptr || given->ints == nullptr || given->count != 1) return std::nullopt;
+    const ActxAttribute* given = find(name, [](const ActxAttribute& a) { return a.ints != nullptr && a.count == 1; });
+    if (given == nullptr) return std::nullopt;
     return given->ints[0];
   }
 
   std::optional<float> number(const char* name) const override {
-    const ActxAttribute* given = find(name);
-    if (given == nullptr || given->floats == nullptr || given->count != 1) return std::nullopt;
+    const ActxAttribute* given = find(name, [](const ActxAttribute& a) { return a.floats != nullptr && a.count == 1; });
+    if (given == nullptr) return std::nullopt;
     return given->floats[0];
   }
 
   std::optional<std::string> text(const char* name) const override {
-    const ActxAttribute* given = find(name);
-    if (given == nullptr || given->text == nullptr) return std::nullopt;
+    const ActxAttribute* given = find(name, [](const ActxAttribute& a) { return a.text != nullptr; });
+    if (given == nullptr) return std::nullopt;
     return std::string(given->text, given->count);
   }
 
   std::optional<std::vector<std::int64_t>> integers(const char* name) const override {
-    const ActxAttribute* given = find(name);
-    if (given == nullptr || given->ints == nullptr) return std::nullopt;
+    const ActxAttribute* given = find(name, [](const ActxAttribute& a) { return a.ints != nullptr; });
+    if (given == nullptr) return std::nullopt;
     return std::vector<std::int64_t>(given->ints, given->ints + given->count);
   }
 
   std::optional<std::vector<float>> numbers(const char* name) const override {
-    const ActxAttribute* given = find(name);
-    if (given == nullptr || given->floats == nullptr) return std::nullopt;
+    const ActxAttribute* given = find(name, [](const ActxAttribute& a) { return a.floats != nullptr; });
+    if (given == nullptr) return std::nullopt;
     return std::vector<float>(given->floats, given->floats + given->count);
   }
 
+  // An attribute that no operator asks for is a misspelt one, or has another type than the operator's.
+  void check_all_were_read() const {
+    const auto unread = std::find(read_.begin(), read_.end(), false);
+    if (unread == read_.end()) return;
+    throw Error("there is no attribute '" + std::string(first_[unread - read_.begin()].name) + "' of that type");
+  }
+
  private:
-  const ActxAttribute* find(const char* name) const {
-    const ActxAttribute* end = first_ + count_;
-    const ActxAttribute* given =
-        std::find_if(first_, end, [&](const ActxAttribute& a) { return std::strcmp(a.name, name) == 0; });
-    return given == end ? nullptr : given;
+  template <typename OfType>
+  const ActxAttribute* find(const char* name, OfType&& of_type) const {
+    for (std::size_t i = 0; i < read_.size(); ++i) {
+      if (std::strcmp(first_[i].name, name) != 0) continue;
+      read_[i] = read_[i] || of_type(first_[i]);
+      return of_type(first_[i]) ? &first_[i] : nullptr;
+    }
+    return nullptr;
   }
 
   const ActxAttribute* first_;
-  std::size_t count_;
+  mutable std::vector<bool> read_;  // one for each
 };
 
 // One entry for every input of the op; those that were not given are absent.
@@ -160,7 +170,9 @@ int actx_op_create(const char* op_type, const ActxAttribute* attributes, size_t 
     const actx::OpInfo& info = actx::op_info(op_type);
     const actx::Kernels& kernels = isa == nullptr ? actx::default_kernels() : actx::find_kernels(isa);
     const actx::GivenAttributes given(attributes, attribute_count);
-    *op = new ActxOp{&info, info.create(given, kernels, kernel == nullptr ? "" : kernel)};
+    auto made = info.create(given, kernels, kernel == nullptr ? "" : kernel);
+    given.check_all_were_read();
+    *op = new ActxOp{&info, std::move(made)};
   });
 }
 

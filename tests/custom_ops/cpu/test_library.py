@@ -196,6 +196,13 @@ def test_refuses_an_unknown_op(library: cpu.Library) -> None:
 # --- life and threads ---
 
 
+@pytest.mark.parametrize(("name", "value"), [("knot", [0.0]), ("axis", 1.0), ("degree2", 3)])
+def test_refuses_an_attribute_that_the_op_does_not_have(library: cpu.Library, name: str, value: object) -> None:
+    """An optional one that is misspelt, or has another type, would be its default."""
+    with pytest.raises(ValueError, match=f"there is no attribute '{name}' of that type"):
+        library.create("Spline", {**RELU, name: value})
+
+
 def test_an_operator_is_freed(library: cpu.Library) -> None:
     operator = library.create("Spline", RELU)
     watched = weakref.ref(operator)

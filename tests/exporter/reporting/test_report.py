@@ -182,6 +182,8 @@ def test_every_format_is_the_same_again(quantized: Path, tmp_path: Path, kind: R
 
 def test_the_command_makes_the_same_request(quantized: Path) -> None:
     manifest = Manifest.read(quantized / "manifest.json")
+    flags = dict.fromkeys(("recover", "require_int8_sites"), True)
+    manifest = manifest.model_copy(update={"request": manifest.request.model_copy(update=flags)})
     verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     for command in commands("out", manifest):
         program, verb, *arguments = shlex.split(command)
@@ -193,6 +195,7 @@ def test_the_command_makes_the_same_request(quantized: Path) -> None:
             assert (given["quant"], given["form"], given["max_drift"]) == (asked.quant, asked.form, asked.max_drift)
             assert given["site"] == ["blocks.2.ffn.activation=keep"]
             assert (given["data"], given["held_out"]) == (asked.data, asked.held_out)
+            assert all(given[flag] for flag in flags)
 
 
 # --- the page is one file, and usable ---
