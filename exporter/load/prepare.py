@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes import Sequential
+from onnx_ir.passes import PassBase, Sequential
 from onnx_ir.passes.common import (
     InlinePass,
     LiftConstantsToInitializersPass,
@@ -39,9 +39,9 @@ def prepare(model: ir.Model) -> None:
        functions must not come to more nodes than a model has: each may double them.
     3. Nodes are sorted and names made unique; every value must come from somewhere.
     4. Tensors of Constant nodes become initializers, which may be stored outside the graph.
-    5. Types and shapes are inferred as far as that goes: strict inference gives nothing at all where one node has none.
-    6. Nodes of the standard have the inputs, outputs and attributes that it says. Constants of elementwise ops must fit what
-       they are applied to.
+    5. Nodes of the standard have the inputs, outputs and attributes that it says: onnx infers shapes by them unchecked.
+    6. Types and shapes are inferred as far as that goes: strict inference gives nothing at all where one node has none.
+       Constants of elementwise ops must fit what they are applied to.
     7. Nodes of domain `actx` are checked, and their multipliers become products of their own.
     8. What is computed of known sizes is written as numbers (see `numbers`).
 
@@ -54,26 +54,29 @@ def prepare(model: ir.Model) -> None:
         TopologicalSortPass(),
         NameFixPass(),
         LiftConstantsToInitializersPass(size_limit=0),
-        ShapeInferencePass(check_type=False, strict_mode=False),
     )
     _check_calls(model)
     _align_functions(model)
     register_schemas()
-    try:
-        Sequential(*passes)(model)
-    except Exception as error:
-        cause = error.__cause__ or error
-        raise _invalid(str(cause)) from error
+    _apply(model, *passes)
     for node in model.graph.all_nodes():
         for value in node.inputs:
             if value is not None and not (value.producer() or value.is_graph_input() or value.is_initializer()):
                 raise _invalid(f"node {node.name} takes {value.name}, which nothing gives")
     _check_nodes(model)
+    _apply(model, ShapeInferencePass(check_type=False, strict_mode=False))
     check_parameters(model)
     check_nodes(model)
     split_products(model)
     if fold_numbers(model):
         ShapeInferencePass(check_type=False, strict_mode=False)(model)
+
+
+def _apply(model: ir.Model, *passes: PassBase) -> None:
+    try:
+        Sequential(*passes)(model)
+    except Exception as error:
+        raise _invalid(str(error.__cause__ or error)) from error
 
 
 def _check_calls(model: ir.Model) -> None:
@@ -97,18 +100,29 @@ def _check_calls(model: ir.Model) -> None:
 
 
 def _check_nodes(model: ir.Model) -> None:
-    """6. What holds graphs is left to the runtime: the checker looks for their values in them alone."""
+    """5. What holds graphs is left to the runtime: the checker looks for their values in them alone."""
     context = onnx.checker.C.CheckerContext()
     context.ir_version = max(model.ir_version, onnx.IR_VERSION)
     context.opset_imports = dict(model.opset_imports)
     opset = model.opset_imports.get("", 0)
     for node in model.graph.all_nodes():
-        if node.domain or _schema(node.op_type, opset) is None or any(map(_is_graph, node.attributes.values())):
+        schema = None if node.domain else _schema(node.op_type, opset)
+        if schema is None:
+            continue
+        if graphs := [name for name, attribute in node.attributes.items() if _is_graph(attribute)]:
+            if foreign := [name for name in graphs if name not in schema.attributes]:
+                raise _invalid(f"node {node.name} has an attribute {foreign[0]}, which {node.op_type} has not")
             continue
         try:
             onnx.checker.check_node(ir.to_proto(node), context)
         except Exception as error:
             raise _invalid(str(error)) from error
+        if node.op_type == "Split" and node.attributes.get_int("num_outputs", default=len(node.outputs)) != len(
+            node.outputs
+        ):
+            raise _invalid(
+                f"node {node.name} has {len(node.outputs)} outputs and another number in its attribute num_outputs"
+            )
 
 
 def _is_graph(attribute: ir.Attr) -> bool:

@@ -100,6 +100,29 @@ def test_node_without_its_inputs(tmp_path: Path) -> None:
     refused(model, tmp_path, "the model's graph is invalid")
 
 
+def test_outputs_that_are_not_counted(tmp_path: Path) -> None:
+    """onnx ends the process where it infers their shapes."""
+    model = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("Split", ["x"], ["a", "b", "y"], axis=1, num_outputs=2)],
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", None])],
+        ),
+        opset_imports=[helper.make_opsetid("", 20)],
+    )
+    refused(model, tmp_path, "has 3 outputs and another number in its attribute num_outputs")
+
+
+def test_body_of_what_has_none(tmp_path: Path) -> None:
+    """Nodes with bodies are not checked as others are."""
+    model = gelu()
+    node = next(node for node in model.graph.node if node.op_type == "Gelu")
+    node.input.extend(["x", "x"])
+    node.attribute.append(helper.make_attribute("body", helper.make_graph([], "body", [], [])))
+    refused(model, tmp_path, "has an attribute body, which Gelu has not")
+
+
 def test_attribute_of_another_type(tmp_path: Path) -> None:
     models = (onnx.load_from_string(seed) for seed in seeds.onnx_models())
     model = next(model for model in models if model.graph.node and model.graph.node[0].op_type == "GatedLut")

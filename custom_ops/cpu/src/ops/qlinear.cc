@@ -17,7 +17,7 @@ extern const Kernels k_portable;
 
 namespace {
 
-constexpr std::int64_t kRowsPerBlock = 128;  // of which the inputs stay in the second cache
+constexpr std::int64_t kRowsPerBlock = 120;  // of which the inputs stay in the second cache
 constexpr std::int64_t kProductsPerElement = 32;  // that take as long as an element of the cheapest kernel
 
 // Whether 16 bits hold what a kernel adds in them, 255 at most times four weights of one output: the positive ones of a four

@@ -170,7 +170,7 @@ struct Vector {
 
   // Four products of an output are added in 16 bits before they are widened: a third less work than two, as which
   // multiplications take most of the time.
-  static constexpr int kRows = 4;
+  static constexpr int kRows = 4, kPanels = 1;
   static constexpr bool kNarrowSums = true;
   struct Sums {
     __m256i halves[2];

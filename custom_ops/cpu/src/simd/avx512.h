@@ -190,12 +190,16 @@ struct Vector {
   static void add_pair(PairSums& sums, const std::int16_t* x, const std::int16_t* w) {
     int pair;
     __builtin_memcpy(&pair, x, sizeof pair);
+#ifdef __AVX512VNNI__
+    sums = _mm512_dpwssd_epi32(sums, _mm512_set1_epi32(pair), _mm512_loadu_si512(w));
+#else
     sums = _mm512_add_epi32(sums, _mm512_madd_epi16(_mm512_set1_epi32(pair), _mm512_loadu_si512(w)));
+#endif
   }
   static void store_pairs(std::int32_t* p, PairSums sums) { store_sums(p, sums); }
 
 #ifdef __AVX512VNNI__
-  static constexpr int kRows = 12;
+  static constexpr int kRows = 12, kPanels = 2;
   static constexpr bool kNarrowSums = false;
   static void add_octet(Sums& sums, const std::uint8_t* x, const std::int8_t* w) {
     sums = _mm512_dpbusd_epi32(sums, quad(x), _mm512_loadu_si512(w));
@@ -203,7 +207,7 @@ struct Vector {
   }
 #else
   // As in avx2.h.
-  static constexpr int kRows = 8;
+  static constexpr int kRows = 8, kPanels = 1;
   static constexpr bool kNarrowSums = true;
   static void add_octet(Sums& sums, const std::uint8_t* x, const std::int8_t* w) {
     const __m512i four = _mm512_add_epi16(_mm512_maddubs_epi16(quad(x), _mm512_loadu_si512(w)),

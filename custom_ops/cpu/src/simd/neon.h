@@ -160,7 +160,7 @@ struct Vector {
   }
 
   // Every CPU of the architecture has this; those with dot products are faster with them.
-  static constexpr int kRows = 1;
+  static constexpr int kRows = 1, kPanels = 1;
   static constexpr bool kNarrowSums = false;
   struct Sums {
     int32x4_t outputs[16];  // four partial sums of each

@@ -136,7 +136,7 @@ struct Vector {
   // v * 2^n for the n that is in the low bits of `biased`; both sides are normal numbers.
   static F times_power(F v, F biased) { return from_bits(bits(v) + (bits(biased) << 23)); }
 
-  static constexpr int kRows = 1;
+  static constexpr int kRows = 1, kPanels = 1;
   static constexpr bool kNarrowSums = false;
   struct Sums {
     std::uint32_t outputs[16];
