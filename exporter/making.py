@@ -328,8 +328,7 @@ def _source(job: Job, choices: tuple[Choice, ...], lowered: Lowered) -> Source:
     budget = None if job.max_drift is None else job.scheme_share * job.max_drift
     return Source(
         lowered, table_sites(choices, lowered), job.samples, job.original, job.metric, budget, job.recover,
-        job.calibrator,
-        job.exclude, job.options, job.steps("quantize"),
+        job.calibrator, job.exclude, job.options, tuple(job.with_kernels), job.steps("quantize"),
     )  # fmt: skip
 
 

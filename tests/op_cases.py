@@ -303,6 +303,8 @@ def _linear_shapes() -> Iterator[tuple[str, tuple[Array, ...]]]:
                 yield f"{weights}-{inputs}-{outputs}", linear_inputs(next(seeds), (5,), inputs, outputs, weights)
         for rows in ((), (0,), (1,), (3,), (4,), (13,), (2, 3, 5), (0, 4), (2, 1, 2, 3)):
             yield f"{weights}-{rows}", linear_inputs(next(seeds), rows, 24, 33, weights)
+        # More than the rows that a kernel takes at once, and than it keeps in the cache, with inputs left over.
+        yield f"{weights}-many", linear_inputs(next(seeds), (137,), 13, 33, weights)
     x, w, b, _ = linear_inputs(next(seeds), (4,), 24, 33, "narrow")
     special = np.resize(special_numbers(np.float32), 33)
     yield "special", (x, w, b, special)

@@ -80,6 +80,7 @@ class Source:
         calibrator: a name from `CALIBRATORS`; None leaves it open.
         exclude: regular expressions of names of nodes that stay in floating point.
         options: how models are run.
+        architectures: those whose kernels the bundle carries, beside this machine's.
         progress: called with how much is done and how much there is to do.
     """
 
@@ -93,6 +94,7 @@ class Source:
     calibrator: str | None
     exclude: tuple[str, ...]
     options: RuntimeOptions
+    architectures: tuple[str, ...]
     progress: Progress | None = None
 
     @property

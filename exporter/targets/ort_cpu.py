@@ -72,7 +72,8 @@ class OrtCpu(Target):
             return dynamic_int8(source, runtime)
         if scheme == "int4":
             return int4(source, "matmul_nbits", runtime)
-        return static_int8(source, Style(rows=True, tables=True, own_layers=_has_faster_layers(kernels)), runtime)
+        own_layers = "aarch64" not in source.architectures and _has_faster_layers(kernels)
+        return static_int8(source, Style(rows=True, tables=True, own_layers=own_layers), runtime)
 
     def graph(self, files: Files, options: RuntimeOptions, kernels: bool | None) -> Graph:
         """Return the graph of actx nodes where this machine has the kernels, else the portable one."""
@@ -89,8 +90,8 @@ class OrtCpu(Target):
 
 
 def _has_faster_layers(kernels: Kernels | None) -> bool:
-    """Tell whether our int8 layers are faster here than ONNX Runtime's: with AVX2 and no dot products of codes (VNNI)."""
+    """Tell whether our int8 layers are faster here than ONNX Runtime's: with dot products of codes in AVX-512, or none."""
     if kernels is None:
         return False
     isa = os.environ.get(ISA_VARIABLE) or cpu.load(kernels.library).isas[0]
-    return isa == "avx2" and "avx_vnni" not in cpu_flags()
+    return isa == "avx512vbmi" or (isa == "avx2" and "avx_vnni" not in cpu_flags())

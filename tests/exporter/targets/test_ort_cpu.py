@@ -15,12 +15,13 @@ from actx.exporter.targets import ort_cpu
     [
         ("avx2", {"avx2"}, True),
         ("avx2", {"avx2", "avx_vnni"}, False),
-        ("avx512vbmi", {"avx2", "avx512_vnni"}, False),
+        ("avx512vbmi", {"avx2", "avx_vnni", "avx512_vnni"}, True),
+        ("avx512", {"avx2"}, False),
         ("neon", {"asimd"}, False),
         ("portable", set(), False),
     ],
 )
-def test_layers_are_ours_where_a_cpu_has_no_dot_products(
+def test_layers_are_ours_where_they_are_faster(
     isa: str, flags: set[str], expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(ISA_VARIABLE, isa)
