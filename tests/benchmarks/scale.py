@@ -175,6 +175,7 @@ def verbs(model: Path, out: Path, wanted: Sequence[str], export: Sequence[str]) 
         "inspect": ["inspect", str(model)],
         "export": ["export", str(model), *export, "-o", str(out), "--force"],
         "check": ["check", str(model), str(out)],
+        "profile": ["profile", str(model), str(out)],
     }
     yield from (commands[verb] for verb in wanted)
 
