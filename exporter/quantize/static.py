@@ -22,7 +22,8 @@
    those give codes themselves from which a factor is only moved.
 7. Sums are exact on every CPU: see `params` for weights. Both factors of a product are uint8, which no kernel saturates.
 8. Tables that rows are gathered from have 8 bits (`lookups`).
-9. What is left of an attention between our own layers becomes one op (`attention`).
+9. What is left of an attention between our own layers becomes one op (`attention`); for that a layer that gives queries, keys
+   and values together is taken apart (`packed`).
 10. A constant factor behind a product, such as that of attention, goes into the scale of its first factor.
 """
 
@@ -47,6 +48,7 @@ from actx.exporter.quantize.attention import SOFTMAX, fuse_attention
 from actx.exporter.quantize.lookups import Lookups, find_lookups
 from actx.exporter.quantize.migration import migration
 from actx.exporter.quantize.origin import MOVES, origin
+from actx.exporter.quantize.packed import unpack
 from actx.exporter.quantize.params import QuantParams, WeightCodes
 from actx.exporter.quantize.products import name_of
 from actx.exporter.quantize.ranges import (
@@ -164,6 +166,9 @@ def observe(
     """
     own = model.clone()
     seen = own if observed is None else observed.clone()
+    if settings.style.own_layers:
+        for graph in dict.fromkeys((own, seen)):
+            unpack(graph, settings.exclude)
     steps = _find(own)
     reasons = {step.name: step.reason or _cost(step, settings.style) for step in steps}
     reasons |= {name_of(node): "" for node in find_lookups(own.graph)}

@@ -20,9 +20,10 @@ from actx.exporter.load import load
 from actx.exporter.load.inputs import input_specs
 from actx.exporter.lower import lower
 from actx.exporter.quantize.fused import inspect_fused
+from actx.exporter.quantize.packed import unpack
 from actx.exporter.quantize.ranges import CALIBRATORS, find_range, observe_histograms, params_of
 from actx.exporter.quantize.source import table_sites
-from actx.exporter.quantize.static import Settings, Style, observe, write
+from actx.exporter.quantize.static import EXCLUDED, Settings, Style, observe, write
 from actx.exporter.runtimes.onnxruntime import RuntimeOptions
 from actx.exporter.save import save
 from actx.exporter.targets import find_target
@@ -453,6 +454,71 @@ def test_attention_between_layers_of_ours_is_one_op(mask: str, difference: str, 
     before = run(opened(proto, tmp_path)[0].portable, tmp_path, batch)
     # As above: x, four layers and the factors of two products, of codes of 8 bits.
     assert np.linalg.norm(run(found.model, tmp_path, batch) - before) <= 6 * 7 * 0.5 / 255 * np.linalg.norm(before)
+
+
+def in_one_layer(cut: str) -> onnx.ModelProto:
+    """The same of one layer for queries, keys and values, whose parts are cut out by an op."""
+    graph, rng, size = Graph(20), np.random.default_rng(0), WIDTH // HEADS
+    x = graph.input("x", ["batch", "tokens", WIDTH])
+    matrix = rng.standard_normal((WIDTH, 3 * WIDTH)) / np.sqrt(WIDTH)
+    packed = graph.op("MatMul", x, graph.weight("packed", matrix))
+    packed = graph.op("Add", packed, graph.weight("bias", rng.standard_normal(3 * WIDTH) / 10))
+    if cut == "Split":
+        parts = [
+            graph.op("Reshape", part, np.array([0, 0, HEADS, size]))
+            for part in graph.ops("Split", 3, packed, axis=2, num_outputs=3)
+        ]
+        parts = [graph.op("Transpose", part, perm=[0, 2, 1, 3]) for part in parts]
+    else:
+        turned = graph.op("Reshape", packed, np.array([0, 0, 3, HEADS, size]))
+        turned = graph.op("Transpose", turned, perm=[2, 0, 3, 1, 4])
+        parts = [_third(graph, cut, turned, i) for i in range(3)]
+    query, key, value = parts
+    scores = graph.op("MatMul", query, graph.op("Transpose", key, perm=[0, 1, 3, 2]))
+    mixed = graph.op("MatMul", graph.op("Softmax", scores), value)
+    joined = graph.op("Reshape", graph.op("Transpose", mixed, perm=[0, 2, 1, 3]), np.array([0, 0, WIDTH]))
+    graph.output(graph.op("MatMul", joined, graph.weight("output", matrix[:, :WIDTH])), "y", 3)
+    return graph.model()
+
+
+def _third(graph: Graph, cut: str, turned: str, i: int) -> str:
+    if cut == "Gather":
+        return graph.op("Gather", turned, np.array(i - 3), axis=0)
+    part = graph.op("Slice", turned, *(np.array([number]) for number in (i, i + 1, 0)))
+    return graph.op("Squeeze", part, np.array([0]))
+
+
+@pytest.mark.parametrize("cut", ["Split", "Gather", "Slice"])
+def test_a_layer_of_queries_keys_and_values_is_taken_apart(cut: str, tmp_path: Path) -> None:
+    proto, batch = in_one_layer(cut), {"x": values(2, 7, WIDTH)}
+    found = quantized(proto, tmp_path, Settings(OWN, "minmax"), **batch)
+    kinds = ops(found.model) - Counter({"Identity": 1})
+    assert kinds == {"QuantizeLinear": 1, "QLinear": 3, "QAttention": 1, "QLinearToFloat": 1}
+    before = run(opened(proto, tmp_path)[0].portable, tmp_path, batch)
+    # As above.
+    assert np.linalg.norm(run(found.model, tmp_path, batch) - before) <= 6 * 7 * 0.5 / 255 * np.linalg.norm(before)
+
+
+@pytest.mark.parametrize("cut", ["Split", "Gather", "Slice"])
+def test_layers_taken_apart_compute_the_same(cut: str, tmp_path: Path) -> None:
+    batch = {"x": values(2, 7, WIDTH)}
+    model = opened(in_one_layer(cut), tmp_path)[0].portable
+    before = run(model, tmp_path, batch)
+    unpack(model)
+    assert ops(model)["Add"] == 3
+    assert not {"Split", "Slice"} & ops(model).keys()
+    # Each number is a sum of the same products, which ONNX Runtime may order otherwise.
+    np.testing.assert_allclose(run(model, tmp_path, batch), before, rtol=1e-4, atol=1e-5)
+
+
+def test_a_packed_layer_that_is_excluded_stays_whole(tmp_path: Path) -> None:
+    proto, batch = in_one_layer("Split"), {"x": values(2, 7, WIDTH)}
+    (name,) = [
+        n.name for n in opened(proto, tmp_path)[0].portable.graph if "packed" in {str(v and v.name) for v in n.inputs}
+    ]
+    found = quantized(proto, tmp_path, Settings(OWN, "minmax", exclude=(str(name),)), **batch)
+    assert found.layers[str(name)] == EXCLUDED
+    assert ops(found.model)["Split"] == 1
 
 
 @pytest.mark.parametrize("difference", ["axis", "groups", "residual", "larger mask"])
