@@ -384,7 +384,7 @@ def parse_texts(data: bytes, folder: Path) -> None:
 _VERBS = ("inspect", "export", "build", "check", "profile", "compare", "report", "fit")
 # Options that run code of the user's choice, or start ssh, and files that the user names wherever they are: by design.
 _BY_DESIGN = re.compile(
-    r"\w:\w|ssh:|^demo$|^--device$|^-d$|^--(data|held-out|activations|model|metric|trust|executor)|ray|outside/|/dev/zero"
+    r"\w:\w|ssh:|^demo$|^--device$|^-d$|^--(data|held-out|activations|model|metric|trust|executor)|ray|outside/|/dev/zero|/etc/"
 )
 
 
