@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -118,3 +120,61 @@ def test_the_product_of_experts_is_one_for_each(ends: list[int]) -> None:
     (found,) = InferenceSession(ir.to_proto(model).SerializeToString()).run(None, feeds)
     expected = module(**{name: torch.from_numpy(array) for name, array in feeds.items()})
     np.testing.assert_array_equal(found, expected.detach().numpy())
+
+
+class Attention(nn.Module):
+    """Attention of keys that are computed; what is not said is as by default."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self.settings = settings
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        chosen = mask > 0 if mask is not None and mask.dtype is torch.int32 else mask
+        result: Tensor = nn.functional.scaled_dot_product_attention(
+            query, 2 * key, value, attn_mask=chosen, **self.settings
+        )
+        return result
+
+
+SIZES = {"query": "[rows,4,length,8]", "key": "[rows,4,tokens,8]", "value": "[rows,4,tokens,6]"}
+ATTENTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "plain": ({}, ""),
+    "scale": ({"scale": 0.3}, ""),
+    "causal": ({"is_causal": True}, ""),
+    "mask of numbers": ({}, "float32"),
+    "mask of booleans": ({}, "int32"),
+    "few heads of keys": ({"enable_gqa": True}, ""),
+}
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_attention_is_that_of_torch(name: str) -> None:
+    """For other sizes than it was traced with, and for queries all of whose keys are masked."""
+    settings, masks = ATTENTIONS[name]
+    module = Attention(**settings).eval()
+    heads = 2 if "enable_gqa" in settings else 4
+    texts = [f"{key}:float32{size.replace('4', str(heads)) if key != 'query' else size}" for key, size in SIZES.items()]
+    inputs = [InputSpec.parse(text) for text in [*texts, *([f"mask:{masks}[rows,1,length,tokens]"] if masks else [])]]
+    with quiet():
+        model = to_onnx(PATH, trace(PATH, module, inputs), [spec.name for spec in inputs])
+        apply_specs(model, inputs)
+    session = InferenceSession(ir.to_proto(model).SerializeToString())
+    rng = np.random.default_rng(0)
+    for rows, length, tokens in ((1, 1, 1), (2, 5, 7), (3, 6, 6)):
+        sizes = ((rows, 4, length, 8), (rows, heads, tokens, 8), (rows, heads, tokens, 6))
+        feeds = {key: rng.standard_normal(size).astype(np.float32) for key, size in zip(SIZES, sizes, strict=True)}
+        if masks:
+            mask = rng.standard_normal((rows, 1, length, tokens)).astype(masks)
+            if masks == "int32":
+                mask[0, 0, 0] = 0
+            feeds["mask"] = mask
+        expected = module(*map(torch.from_numpy, feeds.values())).numpy()
+        np.testing.assert_allclose(session.run(None, feeds)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_is_written_in_few_nodes() -> None:
+    inputs = [InputSpec.parse(f"{key}:float32{size}") for key, size in SIZES.items()]
+    with quiet():
+        model = to_onnx(PATH, trace(PATH, Attention().eval(), inputs), list(SIZES))
+    assert Counter(node.op_type for node in model.graph) == {"Mul": 2, "Transpose": 1, "MatMul": 2, "Softmax": 1}
