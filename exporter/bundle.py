@@ -63,7 +63,8 @@ def check_destination(out: Path, *, force: bool) -> None:
     if _taken(out):
         if reason := _irreplaceable(out):
             raise UsageError(
-                f"{out} exists and {reason}", remedy="Choose another place: actx only replaces bundles, as a whole."
+                f"{out} exists and {reason}",
+                remedy="Remove it yourself, or choose another place: actx only replaces bundles, as a whole.",
             )
         if not force:
             raise UsageError(f"{out} exists", remedy="Replace it with --force, or choose another place.")

@@ -151,7 +151,8 @@ def _less_recovery(_: Job, __: Made, culprit: Culprit) -> str:
 
 def _finer_scheme(job: Job, made: Made, culprit: Culprit) -> str:
     layers = {} if made.quantized is None else made.quantized.layers
-    if culprit.node in layers and not layers[culprit.node]:
+    parts = re.compile(rf"{re.escape(culprit.node)}(/\d+)?")  # see `unpack`
+    if any(parts.fullmatch(name) and not reason for name, reason in layers.items()):
         return f"leave it in floating point: --exclude '{re.escape(culprit.node)}'"
     others = [scheme for scheme in job.target.schemes if scheme in {"fp16", "bf16"} and scheme != job.quant]
     scheme = f"--quant {others[0]}" if others else "no --quant"

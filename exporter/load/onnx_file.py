@@ -104,9 +104,9 @@ def _graphs(model: ir.Model) -> Iterator[ir.Graph]:
 
 
 def _is_complete(tensor: ir.TensorProtocol) -> bool:
-    if tensor.dtype is ir.DataType.STRING:
-        return True
     try:
+        if tensor.dtype is ir.DataType.STRING:
+            return tensor.numpy().size == tensor.size
         return len(tensor.tobytes()) == tensor.nbytes
     except Exception:  # noqa: BLE001 - whatever onnx_ir raises of a type, a shape and data that are not of one tensor
         return False

@@ -113,6 +113,8 @@ def _check_nodes(model: ir.Model) -> None:
             if foreign := [name for name in graphs if name not in schema.attributes]:
                 raise _invalid(f"node {node.name} has an attribute {foreign[0]}, which {node.op_type} has not")
             continue
+        if node.op_type == "Constant" and len(node.attributes) != 1:
+            raise _invalid(f"node {node.name} is a Constant with {len(node.attributes)} attributes, not one")
         try:
             onnx.checker.check_node(ir.to_proto(node), context)
         except Exception as error:

@@ -3,7 +3,8 @@
 What is replaced, in the graph that `static` wrote: Q, K and V as codes [B, S, heads * size] that Reshape and Transpose make
 [B, heads, S, size] of, K with its last two axes swapped; the product of Q and K, a mask added to it or not, the softmax of its
 last axis, the product with V; Transpose and Reshape back to [B, S, heads * size], and the QuantizeLinear that alone reads it.
-What differs in any of this stays as it is. The op needs no scale for what the softmax gives.
+What differs in any of this stays as it is. The op needs no scale for what the softmax gives. Before that, a mask that puts the
+least number in the place of scores (`add_masks`) is written as one that is added.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from actx.custom_ops.ops import DOMAIN, OPSET
 from actx.custom_ops.ops.qattention import LARGEST_FACTOR, QAttentionOp
 from actx.exporter.lift.ops import op_of, tensor_of
 from actx.exporter.linear import ADD, MATMUL
-from actx.exporter.lower.emitter import Constants, Emitter
+from actx.exporter.lower.emitter import Constants, Emitter, substitute
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,11 +29,12 @@ if TYPE_CHECKING:
 
     Dim: TypeAlias = int | ir.SymbolicDim
 
-SOFTMAX = ("", "Softmax")
+SOFTMAX, WHERE = ("", "Softmax"), ("", "Where")
 _QUANTIZE, _DEQUANTIZE = ("", "QuantizeLinear"), ("", "DequantizeLinear")
 _RESHAPE, _TRANSPOSE = ("", "Reshape"), ("", "Transpose")
 _HEADS_FIRST, _KEYS_LAST = [0, 2, 1, 3], [0, 2, 3, 1]
 _RANK, _SPLIT_RANK = 3, 4  # of values, and of their heads
+_HIDDEN = -1e30  # scores of it or less have no weight beside any others
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,33 @@ def fuse_attention(model: ir.Model, constants: Constants) -> None:
     """Replace what there is, in place; values need types and shapes."""
     for node in [node for node in model.graph if op_of(node) == SOFTMAX]:
         _fuse(model.graph, node, constants)
+    RemoveUnusedNodesPass()(model)
+
+
+def add_masks(model: ir.Model) -> None:
+    """Write each Where of scores and a number that has no weight as a sum, in place; values need types and shapes."""
+    constants = Constants(model.graph)
+    for node in [node for node in model.graph if op_of(node) == WHERE]:
+        condition, kept, number = node.inputs
+        places = [kept, number]
+        hidden = [tensor_of(value) for value in places]
+        lowest = [
+            tensor is not None and tensor.size == 1 and float(tensor.numpy().item()) <= _HIDDEN for tensor in hidden
+        ]
+        readers = node.outputs[0].consumers()
+        if sum(lowest) != 1 or condition is None or {op_of(reader) for reader in readers} != {SOFTMAX}:
+            continue
+        scores = places[lowest.index(False)]
+        if scores is None or not _equal(scores.shape, node.outputs[0].shape) or scores.dtype is not ir.DataType.FLOAT:
+            continue
+        emit = Emitter(model.graph, constants, node, f"{node.name}/mask", ir.DataType.FLOAT, marked=False)
+        mask = emit.op(
+            "Where",
+            condition,
+            *(value if low else 0.0 for value, low in zip(places, lowest, strict=True)),
+            dtype=ir.DataType.FLOAT,
+        )
+        substitute(node.outputs[0], emit.op("Add", scores, mask))
     RemoveUnusedNodesPass()(model)
 
 

@@ -9,7 +9,6 @@ Only what comes from a layer of its own is multiplied by `actx::QAttention` (see
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,7 +35,7 @@ def unpack(model: ir.Model, exclude: Collection[str] = ()) -> None:
 
     Args:
         model: the graph.
-        exclude: regular expressions; a layer whose whole name one matches stays as it is.
+        exclude: names of layers that stay as they are.
     """
     constants = Constants(model.graph)
     for node in [node for node in model.graph if op_of(node) == _RESHAPE]:
@@ -126,11 +125,7 @@ def _unpack(graph: ir.Graph, split: ir.Node, exclude: Collection[str]) -> None:
     except Refusal:
         return
     name = str(layer.node.name)
-    if (
-        op_of(layer.node) == CONV
-        or not layer.pointwise
-        or any(re.fullmatch(expression, name) for expression in exclude)
-    ):
+    if op_of(layer.node) == CONV or not layer.pointwise or name in exclude:
         return
     for i, (part, columns) in enumerate(zip(parts, np.split(np.arange(ends[-1]), ends[:-1]), strict=True)):
         substitute(part, _layer(graph, layer, columns, f"{name}/{i}"))

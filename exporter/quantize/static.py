@@ -29,6 +29,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -44,7 +45,7 @@ from actx.exporter.errors import UsageError
 from actx.exporter.lift.ops import MICROSOFT, MUL, op_of, tensor_of
 from actx.exporter.linear import ADD, CONV, GEMM, MATMUL
 from actx.exporter.lower.emitter import Constants, Emitter, substitute
-from actx.exporter.quantize.attention import SOFTMAX, fuse_attention
+from actx.exporter.quantize.attention import SOFTMAX, add_masks, fuse_attention
 from actx.exporter.quantize.lookups import Lookups, find_lookups
 from actx.exporter.quantize.migration import migration
 from actx.exporter.quantize.origin import MOVES, origin
@@ -167,8 +168,11 @@ def observe(
     own = model.clone()
     seen = own if observed is None else observed.clone()
     if settings.style.own_layers:
+        names = [step.name for step in _find(own)]
+        whole = {name for pattern in settings.exclude for name in _matching(pattern, names)}
         for graph in dict.fromkeys((own, seen)):
-            unpack(graph, settings.exclude)
+            unpack(graph, whole)
+            add_masks(graph)
     steps = _find(own)
     reasons = {step.name: step.reason or _cost(step, settings.style) for step in steps}
     reasons |= {name_of(node): "" for node in find_lookups(own.graph)}
@@ -350,16 +354,22 @@ def excluded(names: Sequence[str], patterns: Sequence[str]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for pattern in patterns:
-        try:
-            matching = [name for name in names if re.fullmatch(pattern, name)]
-        except re.error as error:
-            what = f"{pattern!r} is no regular expression"
-            raise UsageError(what, note=str(error), remedy="Mask special characters with a backslash.") from error
+        matching = _matching(pattern, names)
         if not matching:
-            note = f"there are {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
-            raise UsageError(f"no layer is named {pattern!r}", note=note, remedy="Take a name from the graph.")
+            near = difflib.get_close_matches(pattern, names, 5, 0.0)
+            note = f"there are {', '.join(near)}{' ...' if len(names) > len(near) else ''}"
+            remedy = "Take a name of a node from the graph; the expression must match the whole of it."
+            raise UsageError(f"no layer is named {pattern!r}", note=note, remedy=remedy)
         found |= dict.fromkeys(matching, EXCLUDED)
     return found
+
+
+def _matching(pattern: str, names: Sequence[str]) -> list[str]:
+    try:
+        return [name for name in names if re.fullmatch(pattern, name)]
+    except re.error as error:
+        what = f"{pattern!r} is no regular expression"
+        raise UsageError(what, note=str(error), remedy="Mask special characters with a backslash.") from error
 
 
 def _nothing(reasons: Mapping[str, str]) -> UsageError:

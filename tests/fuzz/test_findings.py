@@ -114,6 +114,19 @@ def test_outputs_that_are_not_counted(tmp_path: Path) -> None:
     refused(model, tmp_path, "has 3 outputs and another number in its attribute num_outputs")
 
 
+def test_constant_of_no_number(tmp_path: Path) -> None:
+    model = gelu()
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["c"], "c"))
+    model.graph.node.append(helper.make_node("Add", ["c", model.graph.input[0].name], ["unread"], "last"))
+    refused(model, tmp_path, "is a Constant with 0 attributes")
+
+
+def test_text_that_is_not_there(tmp_path: Path) -> None:
+    model = gelu()
+    model.graph.initializer.append(TensorProto(name="text", data_type=TensorProto.STRING, int32_data=[1]))
+    refused(model, tmp_path, "is damaged")
+
+
 def test_body_of_what_has_none(tmp_path: Path) -> None:
     """Nodes with bodies are not checked as others are."""
     model = gelu()

@@ -416,7 +416,14 @@ def by_heads(difference: str = "", mask: list[Any] | None = None) -> onnx.ModelP
         keys = graph.op("Transpose", keys, perm=[0, 1, 3, 2])
     scores = graph.op("MatMul", split(query, [0, 2, 1, 3]), keys)
     scores = graph.op("Mul", scores, np.float32((WIDTH // HEADS) ** -0.5))
-    if mask is not None:
+    if difference.startswith("Where"):
+        chosen = graph.op("Greater", graph.input("mask", mask or []), np.float32(0))
+        lowest = np.float32(-np.inf if "inf" in difference else np.finfo(np.float32).min)
+        if "not" in difference:
+            scores = graph.op("Where", graph.op("Not", chosen), lowest, scores)
+        else:
+            scores = graph.op("Where", chosen, scores, lowest)
+    elif mask is not None:
         scores = graph.op("Add", graph.input("mask", mask), scores)
     weights = graph.op("Softmax", scores, axis=2 if difference == "axis" else -1)
     mixed = graph.op("MatMul", weights, split(value, [0, 2, 1, 3]))
@@ -453,6 +460,22 @@ def test_attention_between_layers_of_ours_is_one_op(mask: str, difference: str, 
     assert set(found.layers.values()) == {""}
     before = run(opened(proto, tmp_path)[0].portable, tmp_path, batch)
     # As above: x, four layers and the factors of two products, of codes of 8 bits.
+    assert np.linalg.norm(run(found.model, tmp_path, batch) - before) <= 6 * 7 * 0.5 / 255 * np.linalg.norm(before)
+
+
+@pytest.mark.parametrize("difference", ["Where", "Where not", "Where inf"])
+@pytest.mark.parametrize("mask", ["of keys", "of all"])
+def test_a_mask_in_the_place_of_scores_is_as_one_that_is_added(difference: str, mask: str, tmp_path: Path) -> None:
+    dims = [{"batch": 2, "tokens": 7}.get(dim, dim) for dim in MASKS[mask] or []]
+    numbers = np.random.default_rng(3).standard_normal(dims)
+    numbers[..., 0] = 1  # a key that counts
+    batch = {"x": values(2, 7, WIDTH), "mask": numbers.astype(np.float32)}
+    proto = by_heads(difference, MASKS[mask])
+    found = quantized(proto, tmp_path, Settings(OWN, "minmax"), **batch)
+    assert ops(found.model)["QAttention"] == 1
+    assert not {"MatMul", "Softmax"} & ops(found.model).keys()
+    before = run(opened(proto, tmp_path)[0].portable, tmp_path, batch)
+    # As above.
     assert np.linalg.norm(run(found.model, tmp_path, batch) - before) <= 6 * 7 * 0.5 / 255 * np.linalg.norm(before)
 
 
