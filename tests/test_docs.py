@@ -73,7 +73,7 @@ OF_OTHERS = frozenset(
         *("--arch", "--isa"),  # python -m actx.custom_ops.cpu.build
         *("--activation", "--epochs", "--ffn", "--norm"),  # python -m actx.models.train
         *("--dynamic", "--forms", "--networks", "--nodes", "--olive", "--only", "--optimum"),  # the benchmarks
-        *("--parameters", "--precision", "--rounds"),
+        *("--parameters", "--precision", "--rounds", "--verbs"),
         *("--save-inputs", "--load-outputs"),  # polygraphy run
         "--slow",  # pytest
         "--system-site-packages",  # python -m venv
