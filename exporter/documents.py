@@ -47,7 +47,7 @@ def parse_json(text: str | bytes, *, finite: bool = False) -> Any:
     """
     try:
         content = json.loads(text)
-        number = next(_not_finite(content, ""), None) if finite else None
+        number = next(not_finite(content), None) if finite else None
     except RecursionError as error:
         msg = "it is nested too deep"
         raise ValueError(msg) from error
@@ -57,13 +57,13 @@ def parse_json(text: str | bytes, *, finite: bool = False) -> Any:
     return content
 
 
-def _not_finite(value: Any, place: str) -> Iterator[str]:
-    """Give the places of NaN and infinities."""
+def not_finite(value: Any, place: str = "") -> Iterator[str]:
+    """Give the places of NaN and infinities in values as JSON has them."""
     if isinstance(value, float) and not math.isfinite(value):
         yield place.lstrip(".") or "it"
-    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
     for name, part in parts:
-        yield from _not_finite(part, f"{place}.{name}")
+        yield from not_finite(part, f"{place}.{name}")
 
 
 def first_fault(error: ValidationError) -> str:

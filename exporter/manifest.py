@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from actx.exporter.documents import first_fault, parse_json, read_document
+from actx.exporter.documents import first_fault, not_finite, parse_json, read_document
 from actx.exporter.errors import ActxError
 
 if TYPE_CHECKING:
@@ -530,8 +530,12 @@ class Manifest(_Strict):
                 remedy="Export the model again.",
             )
         try:
-            return cls.model_validate(content)
+            found = cls.model_validate(content)
         except ValidationError as error:
             raise ActxError(
                 f"{path} is not a valid manifest", note=first_fault(error), remedy="Export the model again."
             ) from error
+        if (number := next(not_finite(found.model_dump()), None)) is not None:  # of text that Python takes for a number
+            note = f"{number} is no finite number"
+            raise ActxError(f"{path} is not a valid manifest", note=note, remedy="Export the model again.")
+        return found

@@ -296,6 +296,14 @@ def test_a_number_that_json_has_not(number: str, tmp_path: Path) -> None:
             Manifest.read(tmp_path / "manifest.json")
 
 
+def test_an_infinity_in_the_place_of_a_number() -> None:
+    """Text that Python takes for a number is none that can be written."""
+    tree = json.loads(seeds.manifests()[0])
+    tree["latency"]["original"]["mean"] = "inf"
+    with pytest.raises(ActxError, match=r"latency\.original\.mean"):
+        Manifest.parse(tree, Path("manifest.json"))
+
+
 # --- data and text ---
 
 
