@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_ir as ir
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,9 +83,8 @@ def attention(
     Returns:
         [B, H, L, F].
     """
-    import onnx_ir as ir  # noqa: PLC0415 - as below
     from onnxscript import opset20  # noqa: PLC0415 - slow to import
-    from onnxscript.function_libs.torch_lib.ops.nn import aten_scaled_dot_product_attention  # noqa: PLC0415 - as above
+    from onnxscript.function_libs.torch_lib.ops.nn import aten_scaled_dot_product_attention  # noqa: PLC0415 - slow to import
 
     op: Any = opset20  # typed for values, and these are symbols
     size = query.shape[-1]

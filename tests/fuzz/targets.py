@@ -237,6 +237,7 @@ def _one_registry() -> None:
         }  # to which translations are added
         return found
 
+    # A class method there: mypy takes no other function in its place.
     ONNXRegistry.from_torchlib = staticmethod(shared)  # type: ignore[method-assign,assignment]
 
 
